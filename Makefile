@@ -1,0 +1,41 @@
+# Each target sets up what it needs in .venv, once. PYTHON=... picks another interpreter.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test lint clean
+
+# A version manager's shim may exist and still fail, so each candidate has to run, be new enough
+# and be able to make an environment with pip in it. Looked for only when .venv is made.
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON = $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 8 | sed 's/^/make /'
+
+train: .venv/.ready ## train the default recipe on CIFAR-10 (ARGS="--set epochs=4" adds options)
+	@if [ -z "$$LEANRES_DATA" ] && [ -d ../shared/cifar10 ]; then \
+		LEANRES_DATA=../shared/cifar10; export LEANRES_DATA; fi; \
+	exec .venv/bin/leanres train --data auto $(ARGS)
+
+test: .venv/.ready ## run the tests (ARGS="tests/evaluation -x" adds options)
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/.ready ## check style, format and types
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp comes last, so an interrupted setup is taken up again. A .venv that runs is kept.
+.venv/.ready: pyproject.toml constraints.txt
+	@.venv/bin/python -c '$(FITS)' 2>/dev/null || { \
+		python="$(PYTHON)"; test -n "$$python" || { \
+		echo "no Python 3.11 or newer with venv found: install one, or name it: make PYTHON=..." >&2; \
+		exit 1; }; \
+		"$$python" -m venv --clear .venv; }
+	@echo "installing into .venv (once, a minute or two)"
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

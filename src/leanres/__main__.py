@@ -1,0 +1,5 @@
+"""`python -m leanres` is `leanres`."""
+
+from leanres.cli import main
+
+main()

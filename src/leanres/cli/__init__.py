@@ -1,0 +1,75 @@
+"""The command line: parse, one library call, print. Torch is imported by the command that runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from leanres.cli import data, evaluate, models, train
+from leanres.errors import UserError
+from leanres.version import __version__
+
+app = typer.Typer(
+    name="leanres",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS = (
+    models.models,
+    models.summary,
+    data.data,
+    train.recipes,
+    train.train,
+    train.resume,
+    evaluate.evaluate,
+    evaluate.predict,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"leanres {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Small residual networks for small images: design, train, examine, ship."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 the user's mistake, 130 and 143 stopped."""
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except UserError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # `leanres models | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        # What the parser refuses knows its own exit code and how to say it.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message(), error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    one_line = " ".join(message.split())
+    print(f"leanres: {one_line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,146 @@
+"""`leanres evaluate`, `leanres predict`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from leanres.cli.data import DATA, PATH, STRICT, load
+from leanres.cli.train import DEVICE, THREADS
+from leanres.errors import UserError
+
+TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
+
+
+def evaluate(
+    target: Path = TARGET,
+    data: str = DATA,
+    path: Path | None = PATH,
+    strict: bool = STRICT,
+    split: str = typer.Option("test", help="test, val or train."),
+    tta: str = typer.Option("flip-shift", help="none, flip or flip-shift, beside the plain one."),
+    device: str = DEVICE,
+    threads: int = THREADS,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Measure a trained network: accuracy, NLL, ECE, per class, confusion."""
+    from leanres import predict as predictors
+    from leanres.evaluation.inference import TTA
+
+    TTA[tta]
+    predictor = _load(target, device, threads)
+    dataset = load(data, path, predictor.preprocess.size, strict)
+    chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    if split not in chosen:
+        raise UserError(f"split {split!r}: give test, val or train")
+    images = chosen[split]
+    if images is None:
+        raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
+    result = predictor.evaluate(images, tta) | {"split": split}
+    assert isinstance(predictor, predictors.Predictor)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _print(result, images.classes)
+
+
+def _load(target: Path, device: str, threads: int) -> Any:
+    import torch
+
+    from leanres.predict import load as load_predictor
+
+    if threads:
+        torch.set_num_threads(threads)
+    return load_predictor(target, device)
+
+
+def _print(result: dict[str, Any], classes: tuple[str, ...]) -> None:
+    from rich.table import Table
+
+    from leanres.cli.console import console
+    from leanres.evaluation.metrics import wilson_interval
+
+    n = result["n"]
+    low, high = wilson_interval(round(result["accuracy"] * n), n)
+    out = console()
+    out.print(
+        f"{result['split']} accuracy {100 * result['accuracy']:.2f} % of {n:,} (95 % interval"
+        f" {100 * low:.2f} to {100 * high:.2f}), {100 * result['accuracy_tta']:.2f} % with"
+        f" {result['tta']} augmentation\nNLL {result['nll']:.4f} nats, ECE"
+        f" {100 * result['ece']:.2f} %, {result['params']:,} params"
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("class", "accuracy %", *classes):
+        table.add_column(title, justify="left" if title == "class" else "right", no_wrap=True)
+    for name, share, row in zip(classes, result["per_class"], result["confusion"], strict=True):
+        shown = "-" if share is None else f"{100 * share:.2f}"
+        table.add_row(name, shown, *(str(count) if count else "." for count in row))
+    out.print("rows: true class; columns: predicted")
+    out.print(table)
+
+
+def predict(
+    target: Path = TARGET,
+    files: list[Path] = typer.Argument(help="Image files, or folders of them."),
+    top: int = typer.Option(3, min=1, help="Classes to show per image."),
+    tta: str = typer.Option("none", help="none, flip or flip-shift."),
+    as_csv: Path | None = typer.Option(None, "--csv", help="Write ID,Labels to this file."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
+    strict: bool = STRICT,
+    device: str = DEVICE,
+    threads: int = THREADS,
+) -> None:
+    """Name what is in images: the likeliest classes and how sure the network is."""
+    from leanres.evaluation.inference import TTA
+    from leanres.predict import Prediction, find_images
+
+    TTA[tta]
+    predictor = _load(target, device, threads)
+    top = min(top, len(predictor.preprocess.classes))
+    outcomes = list(predictor.predict(find_images(files), tta, top))
+    good = [o for o in outcomes if isinstance(o, Prediction)]
+    bad = [o for o in outcomes if not isinstance(o, Prediction)]
+    for o in bad:
+        if strict or not good:
+            raise UserError(f"{o.path} cannot be read: {o.reason}")
+        typer.echo(f"note: {o.path} cannot be read: {o.reason}; skipped", err=True)
+    if as_csv is not None:
+        _write_csv(as_csv, good)
+    elif as_json:
+        for o in good:
+            ranked = [{"class": c, "prob": p} for c, p in zip(o.classes, o.probs, strict=True)]
+            typer.echo(json.dumps({"path": str(o.path), "top": ranked}))
+    else:
+        _print_predictions(good)
+
+
+def _write_csv(path: Path, predictions: list[Any]) -> None:
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["ID", "Labels"])
+            writer.writerows([p.path.stem, p.classes[0]] for p in predictions)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    typer.echo(f"{len(predictions)} predictions written to {path}")
+
+
+def _print_predictions(predictions: list[Any]) -> None:
+    from rich.table import Table
+
+    from leanres.cli.console import console
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("sure", justify="right")
+    table.add_column("then")
+    for p in predictions:
+        others = zip(p.classes[1:], p.probs[1:], strict=True)
+        then = ", ".join(f"{name} {100 * prob:.1f} %" for name, prob in others)
+        table.add_row(str(p.path), p.classes[0], f"{100 * p.probs[0]:.1f} %", then)
+    console().print(table)

@@ -1,0 +1,218 @@
+"""`leanres train`, `leanres resume`, `leanres recipes`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from leanres.cli.data import PATH, SIZE, STRICT, load
+from leanres.errors import NotFoundError, UserError
+
+if TYPE_CHECKING:
+    from leanres.data.split import Dataset
+    from leanres.training.engine import Engine
+    from leanres.training.recipe import Recipe
+    from leanres.training.run import Run
+
+DEVICE = typer.Option("auto", help="auto, cpu, cuda, or cuda:1.")
+THREADS = typer.Option(0, min=0, help="CPU threads; 0: one per core.")
+TTA = typer.Option("flip-shift", help="Test-time augmentation beside the plain figure.")
+JSON = typer.Option(False, "--json", help="Print the result as JSON; progress goes to stderr.")
+
+
+def recipes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+    """List the recipes, each as its difference from the default one."""
+    from leanres.training.recipe import RECIPES, Recipe
+
+    default = Recipe().to_dict()
+    for name, recipe in RECIPES.items():
+        plain = recipe.to_dict()
+        if as_json:
+            typer.echo(json.dumps({"name": name, **plain}))
+            continue
+        changed = {k: v for k, v in plain.items() if v != default[k]} if name != "speed" else plain
+        settings = ", ".join(f"{k} = {json.dumps(v)}" for k, v in changed.items())
+        typer.echo(f"{name}: {settings}")
+
+
+def train(
+    recipe: str = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file."),
+    out: Path | None = typer.Option(None, help="Run folder; default: runs/RECIPE-1, -2, …"),
+    data: str = typer.Option(
+        "cifar10", help="cifar10, digits, a folder with one per class, or auto (see the README)."
+    ),
+    path: Path | None = PATH,
+    size: int = SIZE,
+    strict: bool = STRICT,
+    settings: list[str] = typer.Option(
+        [], "--set", help="Change a setting: --set lr=0.2 (repeatable)."
+    ),
+    epochs: int | None = typer.Option(None, help="Short for --set epochs=N."),
+    seed: int | None = typer.Option(None, help="Short for --set seed=N."),
+    model: str | None = typer.Option(None, help="Short for --set model=NAME."),
+    device: str = DEVICE,
+    threads: int = THREADS,
+    tta: str = TTA,
+    as_json: bool = JSON,
+) -> None:
+    """Train a network and measure it on the test split; the run folder holds everything."""
+    from leanres.evaluation.inference import TTA as KINDS
+    from leanres.training import run as runs
+    from leanres.training.recipe import from_dict, load_recipe, parse_setting
+
+    KINDS[tta]  # an unknown name is an error now, not after the training
+    changes = dict(map(parse_setting, settings))
+    changes |= {
+        key: value
+        for key, value in (("epochs", epochs), ("seed", seed), ("model", model))
+        if value is not None
+    }
+    chosen = from_dict(changes, load_recipe(recipe))
+    engine = _engine(device, chosen.precision, chosen.compiled, threads)
+    clock = time.perf_counter()
+    dataset, fallen_back = _load(data, path, size, strict)
+    if fallen_back and recipe == "speed":
+        recipe, chosen = "digits", from_dict(changes, load_recipe("digits"))
+    _say(f"data ready in {time.perf_counter() - clock:.1f} s", as_json)
+    folder = out or _next_folder(Path(recipe).stem)
+    origin = {
+        "command": " ".join(["leanres", *sys.argv[1:]]),
+        "data": "digits" if fallen_back else "cifar10" if data == "auto" else data,
+        "path": None if path is None else str(path.resolve()),
+        "size": size,
+    }
+    with runs.Stop() as stop:
+        run = runs.create(folder, chosen, dataset, engine, origin)
+        _train(run, stop, tta, as_json)
+
+
+def resume(
+    folder: Path = typer.Argument(metavar="RUN", help="The run folder."),
+    epochs: int | None = typer.Option(None, min=1, help="Go on to this many epochs in all."),
+    data: str | None = typer.Option(None, help="As in train; default: what the run was given."),
+    path: Path | None = PATH,
+    device: str = DEVICE,
+    threads: int = THREADS,
+    tta: str = TTA,
+    as_json: bool = JSON,
+) -> None:
+    """Go on with a run that was stopped or killed, or extend a finished one (--epochs)."""
+    from leanres.evaluation.inference import TTA as KINDS
+    from leanres.training import run as runs
+
+    KINDS[tta]
+
+    def dataset(info: dict[str, Any]) -> Dataset:
+        known = info["origin"]
+        return load(data or known["data"], path or _path(known), known["size"])
+
+    def engine(info: dict[str, Any]) -> Engine:
+        known = info["hardware"]
+        chosen = known["device"] if device == "auto" else device
+        return _engine(chosen, known["precision"], known["compiled"], threads or known["threads"])
+
+    with runs.Stop() as stop:
+        run = runs.reopen(folder, dataset, engine, epochs)
+        for note in run.notes:
+            typer.echo(f"note: {note}", err=True)
+        if run.state.step == run.plan.total and "result" in run.info:
+            raise UserError(
+                f"{folder} is finished ({run.recipe.epochs} epochs): --epochs N extends it"
+            )
+        _train(run, stop, tta, as_json)
+
+
+def _path(known: dict[str, Any]) -> Path | None:
+    return Path(known["path"]) if known.get("path") else None
+
+
+def _engine(device: str, precision: str, compiled: bool | None, threads: int) -> Engine:
+    import torch
+
+    from leanres.training.engine import detect, keep_freed_memory
+
+    if threads:
+        torch.set_num_threads(threads)
+    engine = detect(device, precision, compiled)
+    if engine.device == "cpu":
+        keep_freed_memory()
+    return engine
+
+
+def _load(data: str, path: Path | None, size: int, strict: bool) -> tuple[Dataset, bool]:
+    """The data set, and whether "auto" had to fall back on the digits."""
+    if data != "auto":
+        return load(data, path, size, strict), False
+    try:
+        return load("cifar10", path), False
+    except NotFoundError:
+        typer.echo(
+            "CIFAR-10 is not here and could not be downloaded: training on the embedded digits"
+            " instead (set LEANRES_DATA to a folder with CIFAR-10)",
+            err=True,
+        )
+        return load("digits", None), True
+
+
+def _next_folder(name: str) -> Path:
+    number = 1
+    while Path("runs", f"{name}-{number}").exists():
+        number += 1
+    return Path("runs", f"{name}-{number}")
+
+
+def _say(line: str, as_json: bool) -> None:
+    typer.echo(line, err=as_json)
+
+
+def _train(run: Run, stop: Any, tta: str, as_json: bool) -> None:
+    from leanres.cli.live import Live
+    from leanres.training import run as runs
+
+    _say(_headline(run), as_json)
+    with Live(run, stderr=as_json) as live:
+        for row in runs.epochs(run, stop, live.step):
+            live.row(row)
+    if stop.signal:
+        _say(f"stopped at step {run.state.step} of {run.plan.total}, saved", as_json)
+        _say(f"go on with: leanres resume {run.folder}", as_json)
+        raise typer.Exit(128 + stop.signal)
+    result = runs.finish(run, tta)
+    if as_json:
+        typer.echo(json.dumps({"run": str(run.folder), **result}))
+    else:
+        _print_result(run, result)
+
+
+def _headline(run: Run) -> str:
+    params = sum(p.numel() for p in run.state.model.parameters())
+    e, r = run.engine, run.recipe
+    val = f" + {len(run.val):,} val" if run.val is not None else ""
+    return (
+        f"{r.model} ({params / 1e6:.2f} M params) on {len(run.train):,} images{val} of"
+        f" {run.dataset.name}, {r.epochs} epochs of {run.plan.steps_per_epoch} steps, {e.device}"
+        f" {e.precision}{', compiled' if e.compiled else ''}, seed {r.seed} -> {run.folder}"
+    )
+
+
+def _print_result(run: Run, result: dict[str, Any]) -> None:
+    folder = run.folder
+    if result["split"]:
+        n = result["n"]
+        typer.echo(
+            f"{result['split']} accuracy {100 * result['accuracy']:.2f} %"
+            f" ({round(n * result['accuracy']):,} of {n:,}),"
+            f" {100 * result['accuracy_tta']:.2f} % with {result['tta']} augmentation; NLL"
+            f" {result['nll']:.3f}, ECE {100 * result['ece']:.1f} %;"
+            f" trained in {result['train_seconds']:.0f} s"
+        )
+    typer.echo(f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json")
+    typer.echo(
+        f"next: leanres evaluate {folder} | leanres predict {folder} IMAGES | leanres resume"
+        f" {folder} --epochs {2 * run.recipe.epochs}"
+    )

@@ -1,0 +1,1 @@
+"""Images in memory: sources -> splits of uint8 tensors -> augmented batches."""

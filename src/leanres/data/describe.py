@@ -1,0 +1,155 @@
+"""What a data set holds: sizes, balance, pixel statistics, duplicates, and sample pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from leanres.data.split import Dataset, Split, channel_stats
+from leanres.errors import UserError
+
+MAX_PAIRS = 5  # of equal images that a description names
+_GAP, _ZOOM, _FONT_PX = 2, 2, 15
+
+
+@dataclass(frozen=True)
+class SplitDescription:
+    """One split in figures; `mean` and `std` per channel, of pixels in [0, 1]."""
+
+    num_images: int
+    size: tuple[int, int]  # height, width in pixels
+    per_class: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images of `second` that equal one of `first` in every pixel, whatever their labels.
+
+    Within one split (`first == second`), images that equal an earlier one. `pairs` holds the first
+    few positions (in `first`, in `second`).
+    """
+
+    first: str
+    second: str
+    count: int
+    pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A data set in figures: `dataclasses.asdict` of it goes to JSON as it is."""
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    splits: dict[str, SplitDescription]
+    duplicates: tuple[Duplicates, ...]  # within each split, then across each two
+    notes: tuple[str, ...]
+
+
+def describe(dataset: Dataset) -> Description:
+    """Count, measure and compare the splits that the data set has."""
+    named = (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
+    splits = {name: split for name, split in named if split is not None}
+    names = list(splits)
+    compared = [(name, name) for name in names]
+    compared += [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return Description(
+        dataset.name,
+        dataset.source,
+        dataset.train.classes,
+        {name: _describe_split(split) for name, split in splits.items()},
+        tuple(_duplicates(splits, first, second) for first, second in compared),
+        dataset.notes,
+    )
+
+
+def _describe_split(split: Split) -> SplitDescription:
+    counts = torch.bincount(split.labels, minlength=len(split.classes)).tolist()
+    height, width = split.images.shape[2:]
+    return SplitDescription(
+        len(split),
+        (height, width),
+        dict(zip(split.classes, counts, strict=True)),
+        *channel_stats(split),
+        split.fingerprint,
+    )
+
+
+def _duplicates(splits: dict[str, Split], first: str, second: str) -> Duplicates:
+    """Compare by digest: two images of one BLAKE2b-256 are equal in every pixel."""
+    seen: dict[bytes, int] = {}
+    for i, key in enumerate(_keys(splits[first])):
+        seen.setdefault(key, i)
+    keys = enumerate(_keys(splits[second]))
+    pairs = [(seen[key], j) for j, key in keys if key in seen]
+    if first == second:
+        pairs = [(i, j) for i, j in pairs if i != j]
+    return Duplicates(first, second, len(pairs), tuple(pairs[:MAX_PAIRS]))
+
+
+def _keys(split: Split) -> list[bytes]:
+    return [row.tobytes() for row in split.digests]
+
+
+def sample_grid(split: Split, per_class: int = 10, seed: int = 0) -> Image.Image:
+    """A picture of random images: one row a class, its name on the left, twice the size. RGB."""
+    if per_class < 1:
+        raise UserError(f"{per_class} images per class; give at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(split), generator=generator)
+    labels = split.labels.cpu()[shuffled]
+    rows = [shuffled[labels == label][:per_class] for label in range(len(split.classes))]
+    pixels = split.images.cpu()
+    bands = [_band([_tile(image) for image in pixels[row]], per_class, pixels) for row in rows]
+    return _with_names(np.concatenate(bands), split.classes, len(bands[0]))
+
+
+def _band(tiles: list[NDArray[np.uint8]], columns: int, images: Tensor) -> NDArray[np.uint8]:
+    """Tiles side by side, white where there are too few. (H, W, 3)."""
+    height, width = (_ZOOM * side + _GAP for side in images.shape[2:])
+    band = np.full((height, columns * width, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        band[: height - _GAP, i * width : (i + 1) * width - _GAP] = tile
+    return band
+
+
+def _tile(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) uint8 -> (2H, 2W, 3), each pixel twice as large."""
+    return image.permute(1, 2, 0).numpy().repeat(_ZOOM, 0).repeat(_ZOOM, 1)
+
+
+def _with_names(grid: NDArray[np.uint8], names: tuple[str, ...], row_px: int) -> Image.Image:
+    """The grid on white with a margin, each row's name right-aligned on its left."""
+    font = ImageFont.load_default(_FONT_PX)
+    left = int(max(font.getlength(name) for name in names)) + 24
+    canvas = Image.new("RGB", (left + grid.shape[1] + 10, grid.shape[0] + 20), "white")
+    canvas.paste(Image.fromarray(grid), (left, 10))
+    draw = ImageDraw.Draw(canvas)
+    for row, name in enumerate(names):
+        middle = 10 + row * row_px + (row_px - _GAP) // 2
+        draw.text((left - 10, middle), name, fill="#333333", font=font, anchor="rm")
+    return canvas
+
+
+def batch_grid(images: Tensor, columns: int = 16) -> Image.Image:
+    """A picture of a batch, (N, 3, H, W) uint8 or float in [0, 1], in reading order. RGB."""
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images) or columns < 1:
+        shape = tuple(images.shape)
+        raise UserError(f"images of {shape} in {columns} columns; give (N, 3, H, W), 1 or more")
+    pixels = images.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    tiles = [_tile(image) for image in pixels]
+    wide = min(columns, len(tiles))
+    rows = [tiles[i : i + wide] for i in range(0, len(tiles), wide)]
+    grid = np.concatenate([_band(row, wide, pixels) for row in rows])
+    return Image.fromarray(grid[:-_GAP, :-_GAP])

@@ -1,0 +1,165 @@
+"""Split: images, labels and class names in memory, with a fingerprint; Dataset: its splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leanres.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images at rest: uint8 (N, 3, H, W), labels int64 (N,), one name per class.
+
+    Raises UserError where shapes, types or labels do not fit each other.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+        _check_labels(self.labels, self.images, len(self.classes))
+        if len(set(self.classes)) != len(self.classes):
+            raise UserError(f"class names repeat: {', '.join(self.classes)}; give each its own")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        """One 32-byte BLAKE2b digest per image, of its pixels alone. (N, 32) uint8."""
+        pixels = self.images.cpu().numpy().reshape(len(self), -1)
+        joined = b"".join(hashlib.blake2b(row.data, digest_size=32).digest() for row in pixels)
+        return np.frombuffer(joined, np.uint8).reshape(len(self), 32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal sha256 that knows every pixel, label and class name, but not the order.
+
+        Scheme: each image gives a record of 40 bytes, BLAKE2b-256 of its pixels (C, H, W) and then
+        its label as little-endian int64; sha256 runs over the line "C H W", the class names (one
+        a line) and the records in sorted order. BLAKE2b for the rows because it takes 0.3 s for
+        50,000 CIFAR images on one core, where sha256 took 0.5 s.
+        """
+        labels = self.labels.cpu().numpy().astype("<i8").view(np.uint8).reshape(-1, 8)
+        records = np.concatenate([self.digests, labels], axis=1).view("V40").ravel()
+        shape = " ".join(str(side) for side in self.images.shape[1:])
+        head = "\n".join((shape, *self.classes, "")).encode()
+        return hashlib.sha256(head + b"".join(sorted(records.tolist()))).hexdigest()
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split with its tensors on `device`."""
+        return Split(self.images.to(device), self.labels.to(device), self.classes)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Split:
+        """The images at `indices` (M,), in that order, as a split of their own."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        return Split(self.images[chosen], self.labels[chosen], self.classes)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a source gives: the splits that it has, and what the user should be told about them."""
+
+    name: str
+    train: Split
+    val: Split | None
+    test: Split | None
+    notes: tuple[str, ...] = ()  # "3 hidden files skipped": one line each, for people
+    source: str = ""  # where the images came from, for people
+
+
+def _check_images(images: Tensor) -> None:
+    """uint8 (N, 3, H, W), contiguous, not empty."""
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] != 3:
+        raise UserError(f"images are {images.dtype} of shape {shape}; give uint8 of (N, 3, H, W)")
+    if 0 in shape:
+        raise UserError(f"images have shape {shape}: there is none; give at least one image")
+    if not images.is_contiguous():
+        raise UserError("images are not contiguous in memory; pass images.contiguous()")
+
+
+def _check_labels(labels: Tensor, images: Tensor, num_classes: int) -> None:
+    """int64 (N,), on the device of the images, each in [0, num_classes)."""
+    shape = tuple(labels.shape)
+    if labels.dtype != torch.int64 or shape != (len(images),):
+        came, fits = f"{labels.dtype} of shape {shape}", f"int64 of shape ({len(images)},)"
+        raise UserError(f"labels are {came}; give {fits}, one per image")
+    if labels.device != images.device:
+        raise UserError(f"images are on {images.device}, labels on {labels.device}; use one device")
+    low, high = (int(bound) for bound in torch.aminmax(labels))
+    if low < 0 or high >= num_classes:
+        raise UserError(
+            f"labels run from {low} to {high}, but {num_classes} class names allow 0 to "
+            f"{num_classes - 1}; give one name per class"
+        )
+
+
+def stratified_split(split: Split, num_val: int = 5000, seed: int = 0) -> tuple[Split, Split]:
+    """Cut `num_val` images off for validation; every class keeps its share. -> (train, val).
+
+    The choice depends on the pixels, `num_val` and `seed`, not on the order of the images: the
+    same CIFAR-10 read from another kind of file gives the same validation set. Both parts keep
+    the order they had. UserError where a class would be left without an image in either part.
+    """
+    labels = split.labels.cpu().numpy()
+    counts = np.bincount(labels, minlength=len(split.classes))
+    quotas = _quotas(counts.tolist(), num_val, split.classes)
+    order = np.argsort(split.digests.copy().view("V32").ravel(), kind="stable")
+    shuffled = order[_permutation(len(split), seed)]
+    by_class = [shuffled[labels[shuffled] == label] for label in range(len(quotas))]
+    val = np.sort(np.concatenate([own[:n] for own, n in zip(by_class, quotas, strict=True)]))
+    train = np.setdiff1d(np.arange(len(split)), val, assume_unique=True)
+    return split.subset(torch.from_numpy(train)), split.subset(torch.from_numpy(val))
+
+
+def _permutation(n: int, seed: int) -> NDArray[np.int64]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator).numpy()
+
+
+def _quotas(counts: list[int], num_val: int, classes: tuple[str, ...]) -> list[int]:
+    """How many of each class go to validation: its share, at least 1, at least 1 left over."""
+    few = [name for name, count in zip(classes, counts, strict=True) if count < 2]
+    if few:
+        raise UserError(f"class {few[0]!r} has fewer than 2 images: too few to cut val off train")
+    total, lowest = sum(counts), len(counts)
+    if not lowest <= num_val <= total - lowest:
+        fits = f"between {lowest} and {total - lowest}, so that no class is empty"
+        raise UserError(f"cannot cut {num_val} images off {total} in {lowest} classes; give {fits}")
+    quotas = [min(max(count * num_val // total, 1), count - 1) for count in counts]
+    while sum(quotas) != num_val:
+        step = 1 if sum(quotas) < num_val else -1
+        room = [i for i, (c, q) in enumerate(zip(counts, quotas, strict=True)) if 1 <= q + step < c]
+        # The class that is farthest below (or above) its exact share moves first.
+        gaps = {i: step * (counts[i] * num_val - quotas[i] * total) for i in room}
+        quotas[max(room, key=lambda i: gaps[i])] += step
+    return quotas
+
+
+def channel_stats(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation per channel, of pixels in [0, 1]. -> (3,), (3,).
+
+    Every pixel is counted by value and the sums are of integers: the figures are exact and do not
+    depend on order, device or precision.
+    """
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for chunk in torch.split(split.images, 1000):
+        for channel in range(3):
+            counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
+    n = split.images[:, 0].numel()
+    totals = [sum(v * c for v, c in enumerate(row)) for row in counts.tolist()]
+    squares = [sum(v * v * c for v, c in enumerate(row)) for row in counts.tolist()]
+    variances = [(n * s - t * t) / (n * 255) ** 2 for t, s in zip(totals, squares, strict=True)]
+    return tuple(t / (n * 255) for t in totals), tuple(v**0.5 for v in variances)

@@ -1,0 +1,114 @@
+"""Logits of a network over uint8 images, with or without test-time augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leanres.errors import UserError
+from leanres.tables import Table
+
+Views = Iterator[tuple[Tensor, float]]  # (N, C, H, W) like the batch, and its share of the mean
+
+
+def plain(images: Tensor) -> Views:
+    """The batch (N, C, H, W) itself."""
+    yield images, 1.0
+
+
+def flip(images: Tensor) -> Views:
+    """The batch (N, C, H, W) and its left-right mirror, half each."""
+    yield from _pair(images, 1.0)
+
+
+def flip_shift(images: Tensor) -> Views:
+    """The mirror pair, and those of the batch shifted by 1 px to either corner: 1/2, 1/4, 1/4.
+
+    As the speed records count it (Jordan 2024, arXiv:2404.00498, sec. 3.5): reflect-pad by 1,
+    crop at (0, 0) and at (2, 2). Images must be at least 2 px wide and high.
+    """
+    yield from _pair(images, 0.5)
+    h, w = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    for corner in (0, 2):
+        yield from _pair(padded[:, :, corner : corner + h, corner : corner + w], 0.25)
+
+
+def _pair(images: Tensor, weight: float) -> Views:
+    yield images, weight / 2
+    yield images.flip(3), weight / 2
+
+
+TTA: Table[Callable[[Tensor], Views]] = Table(
+    "test-time augmentation", {"none": plain, "flip": flip, "flip-shift": flip_shift}
+)
+
+
+def predict_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    tta: str = "none",
+    batch_size: int = 500,
+    autocast: AbstractContextManager[object] | None = None,
+) -> Tensor:
+    """Logits (N, K) float32 on the model's device of `images` (N, C, H, W) uint8 on any device.
+
+    `normalize` takes a uint8 batch on the model's device and gives the floats the model eats;
+    `autocast` is entered once, around everything. The model answers in eval mode and is left in
+    the mode, module by module, that it came in. An unknown `tta`, no image or a batch size below
+    1 is a `UserError`; anything but uint8 of four dimensions a `ValueError`.
+    """
+    views = TTA[tta]
+    _check(images, batch_size)
+    device = _device(model)
+    with _evaluating(model), torch.inference_mode(), autocast or nullcontext():
+        parts = [
+            _mean_logits(model, views(normalize(chunk.to(device))))
+            for chunk in torch.split(images, batch_size)
+        ]
+    # joined outside inference mode, the result is an ordinary tensor that autograd accepts
+    return torch.cat(parts)
+
+
+def _mean_logits(model: nn.Module, views: Views) -> Tensor:
+    total: Tensor | None = None
+    for view, weight in views:
+        logits = model(view.contiguous(memory_format=torch.channels_last)).float() * weight
+        total = logits if total is None else total + logits
+    assert total is not None, "an entry of TTA gave no view"
+    return total
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within, every module's own mode after: part of a model may be frozen in eval."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the model's first weight (or buffer) lives; the CPU for a model without any."""
+    weights = chain(model.parameters(), model.buffers())
+    return next((weight.device for weight in weights), torch.device("cpu"))
+
+
+def _check(images: Tensor, batch_size: int) -> None:
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        form = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
+        raise ValueError(f"images {form}: give uint8 of shape (N, C, H, W), not yet normalised")
+    if not len(images):
+        raise UserError("no images: give at least one to predict")
+    if batch_size < 1:
+        raise UserError(f"a batch size of {batch_size}: give 1 or more")

@@ -1,0 +1,180 @@
+"""The conv-pool residual networks after DavidNet: resnet-custom and custom-resnet.
+
+The originals end in log-softmax; these return raw logits. Log-softmax of a log-softmax is itself,
+so cross-entropy and argmax are the same to rounding, and every network here has one contract.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leanres.errors import UserError
+from leanres.models import check_whole, whole_tuple
+from leanres.tables import Table
+
+
+@dataclass(frozen=True)
+class DavidNetConfig:
+    """resnet-custom: four conv-pool layers, residual pairs at the second and fourth width.
+
+    `reading` "described" is the network as its document has it; "as-built" as its code ran: the
+    third layer unpadded with a 3x3 pool, the fourth without pool. Raises `UserError`.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of each layer
+    reading: str = "described"
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _widths(self.widths, 4))
+        READINGS[self.reading]  # an unknown name lists the known ones
+        check_whole("num_classes", self.num_classes, least=2)
+
+    def build(self) -> nn.Module:
+        """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
+        return DavidNet(self)
+
+
+@dataclass(frozen=True)
+class BranchNetConfig:
+    """custom-resnet: layers one and three add two parallel branches of the same input.
+
+    At 32x32 the layers give 15x15, 6x6 and 2x2 maps; all convolutions have a bias. `UserError`
+    for settings that do not fit.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the stem and of each layer
+    head_width: int = 256  # channels between the two 1x1 convolutions
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _widths(self.widths, 4))
+        check_whole("head_width", self.head_width)
+        check_whole("num_classes", self.num_classes, least=2)
+
+    def build(self) -> nn.Module:
+        """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
+        return BranchNet(self)
+
+
+def _widths(values: object, count: int) -> tuple[int, ...]:
+    widths = whole_tuple("widths", values)
+    if len(widths) != count:
+        raise UserError(f"{len(widths)} widths: this network has {count} layers, give {count}")
+    return widths
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the two readings of resnet-custom differ; a pool of 1 leaves the map as it is."""
+
+    padding3: int
+    pool3: int
+    pool4: int
+
+
+READINGS: Table[Reading] = Table(
+    "reading", {"described": Reading(1, 2, 2), "as-built": Reading(0, 3, 1)}
+)
+
+
+class Residual(nn.Module):
+    """x + inner(x), with no ReLU after the sum. (N, C, H, W) -> same."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = images + self.inner(images)
+        return out
+
+
+class GlobalMaxPool(nn.Module):
+    """The largest value of each channel, a 4x4 pool for 32x32: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.max_pool2d(images, (images.shape[-2], images.shape[-1]))
+
+
+class DavidNet(nn.Module):
+    """The network of a `DavidNetConfig`. After D. Page, How to Train Your ResNet, 2018."""
+
+    def __init__(self, config: DavidNetConfig) -> None:
+        super().__init__()
+        w1, w2, w3, w4 = config.widths
+        reading = READINGS[config.reading]
+        self.stem = _layer(3, w1)
+        self.layer1 = nn.Sequential(_layer(w1, w2, pool=2), _pair(w2))
+        self.layer2 = _layer(w2, w3, padding=reading.padding3, pool=reading.pool3)
+        self.layer3 = nn.Sequential(_layer(w3, w4, pool=reading.pool4), _pair(w4))
+        self.pool = GlobalMaxPool()
+        self.linear = nn.Linear(w4, config.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float (N, 3, H, W) -> raw logits (N, num_classes)."""
+        maps = self.layer3(self.layer2(self.layer1(self.stem(images))))
+        logits: Tensor = self.linear(self.pool(maps).flatten(1))
+        return logits
+
+
+def _layer(width_in: int, width: int, *, padding: int = 1, pool: int = 1) -> nn.Sequential:
+    """C, max-pool where `pool` is above 1, BN, ReLU."""
+    conv = nn.Conv2d(width_in, width, 3, 1, padding, bias=False)
+    pools = (nn.MaxPool2d(pool),) if pool > 1 else ()
+    return nn.Sequential(conv, *pools, nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _pair(width: int) -> Residual:
+    return Residual(nn.Sequential(*_layer(width, width), *_layer(width, width)))
+
+
+class Branches(nn.Module):
+    """wide(x) + deep(x): X and R of custom-resnet, run in this order on the same input."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.wide = _pooled(width_in, width)
+        self.deep = _strided(width_in, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.add(self.wide(images), self.deep(images))
+
+
+class BranchNet(nn.Module):
+    """The network of a `BranchNetConfig`."""
+
+    def __init__(self, config: BranchNetConfig) -> None:
+        super().__init__()
+        w0, w1, w2, w3 = config.widths
+        self.stem = nn.Sequential(nn.Conv2d(3, w0, 3, 1, 1), nn.BatchNorm2d(w0), nn.ReLU())
+        self.layer1 = Branches(w0, w1)
+        self.layer2 = _pooled(w1, w2)
+        self.layer3 = Branches(w2, w3)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Sequential(
+            nn.Conv2d(w3, config.head_width, 1), nn.Conv2d(config.head_width, config.num_classes, 1)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float (N, 3, H, W) -> raw logits (N, num_classes)."""
+        maps = self.layer3(self.layer2(self.layer1(self.stem(images))))
+        logits: Tensor = self.head(self.pool(maps)).flatten(1)
+        return logits
+
+
+def _pooled(width_in: int, width: int) -> nn.Sequential:
+    """X(i -> o): C(3, 1, 1), a 4x4 max-pool of stride 2, BN, ReLU."""
+    conv = nn.Conv2d(width_in, width, 3, 1, 1)
+    return nn.Sequential(conv, nn.MaxPool2d(4, 2), nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _strided(width_in: int, width: int) -> nn.Sequential:
+    """R(i -> o): C(3, 1, 0), BN, ReLU, C(2, 2, 0), BN, ReLU."""
+    first = (nn.Conv2d(width_in, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+    second = (nn.Conv2d(width, width, 2, 2), nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(*first, *second)

@@ -1,0 +1,227 @@
+"""Staged residual networks: a config in, a network out.
+
+He et al. 2015, arXiv:1512.03385; Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leanres.errors import UserError
+from leanres.models import check_share, check_whole, whole_tuple
+from leanres.tables import Table
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Shape of a staged residual network; each stage after the first halves the map.
+
+    A shortcut that changes shape is a 1x1 convolution ("projection") or He's parameter-free
+    option A ("pad": every second pixel, zero channels added). `init` "kaiming" draws convolutions
+    and the Linear from a normal of variance 2 / fan-out with bias 0; "kaiming-convs" leaves the
+    Linear's weights as PyTorch draws them. Raises `UserError` for settings that do not fit.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64)  # channels of each stage
+    depths: tuple[int, ...] = (3, 3, 3)  # residual blocks of each stage
+    stem_width: int | None = None  # channels of the stem; None: as the first stage
+    stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 stride 2 and a max-pool
+    block: str = "basic"  # "wide": pre-activation
+    shortcut: str = "projection"
+    dropout: float = 0.0  # before the Linear
+    block_dropout: float = 0.0  # between the two convolutions of a wide block
+    init: str = "pytorch"
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", whole_tuple("widths", self.widths))
+        object.__setattr__(self, "depths", whole_tuple("depths", self.depths))
+        _check_stages(self)
+        for table, name in (
+            (STEMS, self.stem),
+            (BLOCKS, self.block),
+            (SHORTCUTS, self.shortcut),
+            (INITS, self.init),
+        ):
+            table[name]  # an unknown name lists the known ones
+        check_share("dropout", self.dropout)
+        check_share("block_dropout", self.block_dropout)
+        if self.block_dropout and self.block != "wide":
+            raise UserError("block_dropout needs block='wide': the basic block has no dropout")
+        check_whole("num_classes", self.num_classes, least=2)
+
+    def build(self) -> nn.Module:
+        """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
+        return ResNet(self)
+
+
+def _check_stages(config: ResNetConfig) -> None:
+    widths, depths = config.widths, config.depths
+    if len(widths) != len(depths):
+        raise UserError(
+            f"{len(widths)} widths but {len(depths)} depths: give one of each per stage"
+        )
+    if config.stem_width is not None:
+        check_whole("stem_width", config.stem_width)
+    chain = (config.stem_width or widths[0], *widths)
+    if config.shortcut == "pad" and any(after < before for before, after in pairwise(chain)):
+        raise UserError(
+            f"shortcut 'pad' cannot narrow {chain}: use widths that never fall, or 'projection'"
+        )
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al. 2015, sec. 4.2: every `stride`-th pixel, new channels zero.
+
+    (N, width_in, H, W) -> (N, width_out, H/stride, W/stride); no parameters.
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.added = stride, width_out - width_in
+
+    def forward(self, images: Tensor) -> Tensor:
+        kept = images[:, :, :: self.stride, :: self.stride]
+        return F.pad(kept, (0, 0, 0, 0, 0, self.added))
+
+
+class BasicBlock(nn.Module):
+    """C BN ReLU C BN, plus the shortcut, then ReLU. He et al. 2015, fig. 2."""
+
+    def __init__(self, width_in: int, width: int, stride: int, config: ResNetConfig) -> None:
+        super().__init__()
+        self.conv1 = _conv3(width_in, width, stride)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv2 = _conv3(width, width)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width:
+            self.shortcut = SHORTCUTS[config.shortcut](width_in, width, stride)
+            if config.shortcut == "projection":
+                self.shortcut = nn.Sequential(self.shortcut, nn.BatchNorm2d(width))
+        self.relu2 = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = self.relu1(self.norm1(self.conv1(images)))
+        inner = self.norm2(self.conv2(inner))
+        out: Tensor = self.relu2(inner + self.shortcut(images))
+        return out
+
+
+class WideBlock(nn.Module):
+    """BN ReLU C BN ReLU dropout C, plus the shortcut. Zagoruyko & Komodakis 2016, fig. 1d.
+
+    Where the shape changes, the shortcut starts from the activated input and has no batch norm.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int, config: ResNetConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(width_in)
+        self.relu1 = nn.ReLU()
+        self.conv1 = _conv3(width_in, width, stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.ReLU()
+        self.dropout = nn.Dropout(config.block_dropout)
+        self.conv2 = _conv3(width, width)
+        changes = stride != 1 or width_in != width
+        make = SHORTCUTS[config.shortcut]
+        self.shortcut = make(width_in, width, stride) if changes else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        active = self.relu1(self.norm1(images))
+        inner = self.dropout(self.relu2(self.norm2(self.conv1(active))))
+        kept = images if self.shortcut is None else self.shortcut(active)
+        out: Tensor = self.conv2(inner) + kept
+        return out
+
+
+class ResNet(nn.Module):
+    """Stem, stages of residual blocks, average pool, dropout, Linear: the network of a config."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        widths = (config.stem_width or config.widths[0], *config.widths)
+        wide = config.block == "wide"
+        self.stem = STEMS[config.stem](widths[0], not wide)
+        self.stages = nn.Sequential(
+            *(_stage(i, *pair, config) for i, pair in enumerate(pairwise(widths)))
+        )
+        self.norm = nn.Sequential(*_norm_relu(widths[-1])) if wide else nn.Identity()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(widths[-1], config.num_classes)
+        INITS[config.init](self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float (N, 3, H, W) -> raw logits (N, num_classes)."""
+        pooled = self.pool(self.norm(self.stages(self.stem(images))))
+        logits: Tensor = self.linear(self.dropout(pooled.flatten(1)))
+        return logits
+
+
+def _stage(index: int, width_in: int, width: int, config: ResNetConfig) -> nn.Sequential:
+    block = BLOCKS[config.block]
+    first = block(width_in, width, 2 if index else 1, config)
+    rest = (block(width, width, 1, config) for _ in range(config.depths[index] - 1))
+    return nn.Sequential(first, *rest)
+
+
+def _conv3(width_in: int, width: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+
+
+def _norm_relu(width: int) -> tuple[nn.Module, nn.Module]:
+    return nn.BatchNorm2d(width), nn.ReLU()
+
+
+def _cifar_stem(width: int, activate: bool) -> nn.Sequential:
+    return nn.Sequential(_conv3(3, width), *(_norm_relu(width) if activate else ()))
+
+
+def _imagenet_stem(width: int, activate: bool) -> nn.Sequential:
+    conv = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+    return nn.Sequential(conv, *(_norm_relu(width) if activate else ()), nn.MaxPool2d(3, 2, 1))
+
+
+def _projection(width_in: int, width: int, stride: int) -> nn.Module:
+    return nn.Conv2d(width_in, width, 1, stride, bias=False)
+
+
+def _init_kaiming(network: nn.Module) -> None:
+    _init_convs(network)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _init_convs(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+STEMS: Table[Callable[[int, bool], nn.Module]] = Table(
+    "stem", {"cifar": _cifar_stem, "imagenet": _imagenet_stem}
+)
+BLOCKS: Table[Callable[[int, int, int, ResNetConfig], nn.Module]] = Table(
+    "block", {"basic": BasicBlock, "wide": WideBlock}
+)
+SHORTCUTS: Table[Callable[[int, int, int], nn.Module]] = Table(
+    "shortcut", {"projection": _projection, "pad": PadShortcut}
+)
+INITS: Table[Callable[[nn.Module], None]] = Table(
+    "init",
+    {
+        "pytorch": lambda network: None,
+        "kaiming": _init_kaiming,
+        "kaiming-convs": _init_convs,
+    },
+)

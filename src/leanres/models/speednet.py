@@ -1,0 +1,105 @@
+"""The speed network: a frozen whitening layer, three conv-pool stages, a scaled linear head.
+
+In the spirit of the CIFAR-10 speed records (arXiv:2404.00498): few wide layers, pooling early,
+BN without scale, filters that start as a partial identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from leanres.errors import UserError
+
+
+@dataclass(frozen=True)
+class SpeedNetConfig:
+    """Shape of the speed network for images of at least 16x16 pixels."""
+
+    widths: tuple[int, ...] = (64, 256, 256)  # channels of each stage
+    whiten_px: int = 2  # side of the whitening patches
+    residual: bool = False  # add each stage's pooled map to its second convolution's output
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise UserError(f"widths {self.widths}: give at least one stage, each 1 or wider")
+
+    def build(self) -> nn.Module:
+        """The network, from torch's global generator."""
+        return SpeedNet(self)
+
+
+class SpeedNet(nn.Module):
+    """(N, 3, H, W) normalised -> logits (N, K). Call `whiten_` before training."""
+
+    def __init__(self, config: SpeedNetConfig) -> None:
+        super().__init__()
+        patch = 3 * config.whiten_px**2
+        self.stem = nn.Conv2d(3, 2 * patch, config.whiten_px)
+        self.stem.weight.requires_grad_(False)
+        nn.init.zeros_(_bias(self.stem))
+        self.stem_act = nn.ReLU(inplace=True)
+        widths = (2 * patch, *config.widths)
+        self.stages = nn.Sequential(
+            *(Stage(i, o, config.residual) for i, o in pairwise(widths))
+        )
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.head = nn.Linear(widths[-1], config.num_classes, bias=False)
+        # Logits start small: with label smoothing a confident start costs the first epoch.
+        nn.init.normal_(self.head.weight, std=1 / widths[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stages(self.stem_act(self.stem(images)))
+        logits: Tensor = self.head(self.pool(x).flatten(1))
+        return logits
+
+    @torch.no_grad()
+    def whiten_(self, images: Tensor, eps: float = 5e-4) -> None:
+        """Set the first layer to the whitening of the images' patches, and its negative.
+
+        images: (N, 3, H, W) normalised float, a few thousand. Source: Page, "How to train your
+        ResNet", part 8; eps from arXiv:2404.00498.
+        """
+        k = self.stem.kernel_size[0]
+        patches = images.unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5).flatten(3)
+        patches = patches.flatten(0, 2).double()  # (patches, 3 k k)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + eps).sqrt()).T.reshape(-1, 3, k, k)
+        self.stem.weight.copy_(torch.cat((filters, -filters)))
+
+
+class Stage(nn.Module):
+    """conv, 2x2 max-pool, BN, ReLU, conv, BN, ReLU: (N, i, H, W) -> (N, o, H // 2, W // 2)."""
+
+    def __init__(self, i: int, o: int, residual: bool) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv(i, o), _norm(o)
+        self.conv2, self.norm2 = _conv(o, o), _norm(o)
+        self.pool, self.act = nn.MaxPool2d(2), nn.ReLU(inplace=True)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm1(self.pool(self.conv1(x))))
+        y: Tensor = self.norm2(self.conv2(x))
+        return self.act(y + x if self.residual else y)
+
+
+def _conv(i: int, o: int) -> nn.Conv2d:
+    conv = nn.Conv2d(i, o, 3, padding=1, bias=False)
+    nn.init.dirac_(conv.weight.data[:i])  # a partial identity: early layers pass images on
+    return conv
+
+
+def _norm(width: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(width, eps=1e-6, momentum=0.2)
+    norm.weight.requires_grad_(False)  # the next filters' norm is reset by Muon: scale is idle
+    return norm
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias

@@ -1,0 +1,178 @@
+"""What the hardware offers: device, precision, memory format, compilation, a warm allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from leanres.errors import UserError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+_MMAP_MAX, _TRIM_THRESHOLD, _HUGE_PAGE_ADVICE = -4, -1, 14  # malloc.h, mman.h
+_HUGE_PAGE = 2 << 20
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how arithmetic happens; every field is resolved, none is "auto"."""
+
+    device: str
+    precision: str  # of convolutions and matrix products; weights stay float32
+    compiled: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The arithmetic's type."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module on the device, channels last (in place, as nn.Module.to is)."""
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def forward(self, model: nn.Module) -> nn.Module:
+        """What to call for a training step: the model, compiled where that pays."""
+        return torch.compile(model) if self.compiled else model  # type: ignore[return-value]
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock reads finished work."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def detect(device: str = "auto", precision: str = "auto", compiled: bool | None = None) -> Engine:
+    """The engine for this machine; arguments that are not "auto" or None are kept as given.
+
+    bfloat16 where the hardware multiplies it (CUDA, AMX, AVX512-BF16): elsewhere its emulation
+    is slower than float32 (four times on an AVX-512 Xeon). Compilation on CUDA only: on two cores
+    the eager speed network ran 1.2 to 1.4 times faster than the compiled one (docs/log.md).
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
+    kind = _resolve_device(device)
+    fast = kind.type == "cuda" or (kind.type == "cpu" and cpu_multiplies_bfloat16())
+    chosen = precision if precision != "auto" else "bfloat16" if fast else "float32"
+    compiled = kind.type == "cuda" if compiled is None else compiled
+    return Engine(str(kind), chosen, compiled)
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device {device!r} is not usable here ({str(error).splitlines()[0]}): give auto, cpu"
+            " or cuda"
+        ) from None
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has AMX tiles or AVX512-BF16."""
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or can.get("amx_tile") or can.get("avx512_bf16"))
+
+
+def keep_freed_memory(reserve_gib: float = 6.0) -> str:
+    """Make glibc keep large freed tensors, on huge pages where the kernel lends them.
+
+    By default each is unmapped on free and faulted in again, page by page: 40 % of a training
+    epoch on a two-core Xeon. Returns what was done; elsewhere than glibc it does nothing.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return "left alone (not glibc)"
+    libc = ctypes.CDLL(None)
+    # No separate mapping for any block; the heap's end never goes back.
+    if not (libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)):
+        return "left alone (mallopt refused)"
+    return "kept, huge pages" if _reserve_huge_pages(libc, reserve_gib) else "kept"
+
+
+def _reserve_huge_pages(libc: ctypes.CDLL, gib: float) -> bool:
+    # One untouched block at the heap's end, advised, then freed: it costs address space only,
+    # and every later tensor is cut from it. A re-exec with GLIBC_TUNABLES would do the same.
+    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = int(min(gib * 2**30, free_bytes / 2))
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(size)
+    if not block:
+        return False
+    start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+    done = libc.madvise(start, size - 2 * _HUGE_PAGE, _HUGE_PAGE_ADVICE)
+    libc.free(block)
+    return bool(done == 0)
+
+
+def matrix_rate(engine: Engine, n: int = 4096, dtype: torch.dtype = torch.bfloat16) -> float:
+    """TFLOP/s of an n x n x n product in `dtype`: best of two after a small warm-up."""
+    a = torch.ones(n, n, dtype=dtype, device=engine.device)
+    a[:64] @ a
+    best = 0.0
+    for _ in range(2):
+        engine.synchronize()
+        start = time.perf_counter()
+        a @ a
+        engine.synchronize()
+        best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e12)
+    return best
+
+
+def hardware(engine: Engine) -> dict[str, object]:
+    """What a claim about speed must name: processor, cores, memory, versions, engine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    cuda = torch.device(engine.device).type == "cuda"
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory, 1),
+        "gpu": torch.cuda.get_device_name(engine.device) if cuda else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **asdict(engine),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class Normalize(nn.Module):
+    """Bytes to what a network reads: (x / 255 - mean) / std per channel.
+
+    (N, C, H, W) uint8, or float in [0, 255] -> float32 of the same shape, channels last.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("shift", 255 * torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        floats = images.to(torch.float32, memory_format=torch.channels_last)
+        return (floats - self.shift) * self.scale

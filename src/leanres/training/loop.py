@@ -1,0 +1,207 @@
+"""TrainState, steps(), train(): the loop, which knows neither files nor terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from leanres.data.augment import Draw, augment, generator
+from leanres.data.split import Split
+from leanres.evaluation.inference import predict_logits
+from leanres.models import ModelConfig
+from leanres.models.zoo import resolve
+from leanres.training.engine import Engine, Normalize
+from leanres.training.optim import OPTIMIZERS, lr_factor, set_lr_
+from leanres.training.recipe import Plan, Recipe
+
+CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
+Row = dict[str, Any]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; the message says at which step."""
+
+
+class StepResult(NamedTuple):
+    """What a step found, still on the device: mean loss (), correct predictions ()."""
+
+    loss: Tensor
+    correct: Tensor
+
+
+@dataclass
+class TrainState:
+    """All that changes while training; with the recipe and the data it decides what follows."""
+
+    model: nn.Module
+    optimizers: list[Optimizer]
+    ema: AveragedModel | None
+    step: int = 0
+    history: list[Row] = field(default_factory=list)  # one row per finished epoch
+    losses: list[Tensor] = field(default_factory=list)  # of the running epoch, one per step
+    correct: list[Tensor] = field(default_factory=list)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to evaluate: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module  # type: ignore[no-any-return]
+
+
+def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
+    """The recipe's network with one output per class."""
+    return replace(resolve(recipe.model), num_classes=len(classes))
+
+
+def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) -> TrainState:
+    """A fresh state: the network (its stem whitened, if it has such), optimizers, average."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = network_config(recipe, train.classes).build()
+    if hasattr(model, "whiten_"):
+        model.whiten_(normalize.to("cpu")(train.images[:5000].cpu()))
+    model = engine.place(model)
+    normalize.to(engine.device)
+    ema = None
+    if recipe.ema:
+        average = get_ema_multi_avg_fn(recipe.ema)
+        ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return TrainState(model, OPTIMIZERS[recipe.optimizer](model, recipe), ema)
+
+
+def steps(
+    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
+) -> Iterator[StepResult]:
+    """Run optimizer steps from `state.step` to the plan's end, yielding after each.
+
+    `train` lies on the engine's device. Order and augmentation are drawn from (seed, epoch,
+    step), so where one starts does not matter. No step waits for the device.
+    """
+    plan = Plan(recipe, len(train))
+    forward = engine.forward(state.model)
+    state.model.train()
+    order = torch.empty(0)
+    while state.step < plan.total:
+        epoch, position = divmod(state.step, plan.steps_per_epoch)
+        if position == 0 or not len(order):
+            order = torch.randperm(len(train), generator=generator(recipe.seed, epoch))
+            order = order.to(train.images.device)
+        indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
+        inputs = normalize(_augmented(train, indices, recipe, epoch, position))
+        inputs = shrink(inputs, plan.scale(state.step))
+        if state.step >= plan.freeze_stem:
+            freeze_stem_(state.model)
+        set_lr_(state.optimizers, lr_factor(recipe.schedule, state.step, plan.total, plan.warmup))
+        result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
+        state.step += 1
+        yield result
+
+
+def _augmented(train: Split, indices: Tensor, recipe: Recipe, epoch: int, step: int) -> Tensor:
+    images = train.images[indices]
+    rng = generator(recipe.seed, epoch, step + 1, device=images.device)
+    return augment(images, recipe.augment, Draw(rng, indices, epoch, recipe.seed))
+
+
+def shrink(images: Tensor, scale: float) -> Tensor:
+    """(N, C, H, W) float -> (N, C, scale H, scale W), antialiased, channels last."""
+    if scale == 1:
+        return images
+    side = [round(scale * s) for s in images.shape[2:]]
+    small = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
+def freeze_stem_(model: nn.Module) -> None:
+    """Train `model.stem` no further: no gradient flows to it, which also saves its backward."""
+    stem = getattr(model, "stem", None)
+    if isinstance(stem, nn.Module):
+        for p in stem.parameters():
+            p.requires_grad_(False)
+            p.grad = None
+
+
+def _update(
+    state: TrainState,
+    forward: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    engine: Engine,
+) -> StepResult:
+    with engine.autocast():
+        logits = forward(inputs)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
+    return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum())
+
+
+def train(
+    state: TrainState,
+    data: Split,
+    recipe: Recipe,
+    normalize: Normalize,
+    engine: Engine,
+    val: Split | None = None,
+    watch: Callable[[TrainState], bool] = lambda state: True,
+) -> Iterator[Row]:
+    """Train from `state` to the recipe's end, yielding one row of metrics per epoch.
+
+    `watch(state)` is called after each step; False ends the generator there, between two steps,
+    with everything in `state`. Raises NonFiniteLossError.
+    """
+    plan = Plan(recipe, len(data))
+    for result in steps(state, data, recipe, normalize, engine):
+        state.losses.append(result.loss)
+        state.correct.append(result.correct)
+        ended = state.step % plan.steps_per_epoch == 0
+        if ended or state.step % CHECK_EVERY == 0:
+            check_finite(state)
+        if ended:
+            state.history.append(_row(state, plan, normalize, engine, val))
+            yield state.history[-1]
+        if not watch(state):
+            return
+
+
+def check_finite(state: TrainState) -> None:
+    """Raise NonFiniteLossError naming the first bad step of the running epoch."""
+    if not state.losses:
+        return
+    bad = (~torch.stack(state.losses).isfinite()).nonzero()
+    if len(bad):
+        step = state.step - len(state.losses) + int(bad[0]) + 1
+        raise NonFiniteLossError(f"the loss is {float(state.losses[int(bad[0])])} at step {step}")
+
+
+def _row(
+    state: TrainState, plan: Plan, normalize: Normalize, engine: Engine, val: Split | None
+) -> Row:
+    seen = len(state.losses) * plan.batch_size
+    row: Row = {
+        "epoch": state.step // plan.steps_per_epoch,
+        "step": state.step,
+        "lr": state.optimizers[0].param_groups[0]["lr"],
+        "train_loss": float(torch.stack(state.losses).mean()),
+        "train_accuracy": float(torch.stack(state.correct).sum()) / seen,
+    }
+    state.losses, state.correct = [], []
+    if val is not None:
+        logits = predict_logits(
+            state.averaged, val.images, normalize=normalize, autocast=engine.autocast()
+        )
+        row["val_loss"] = float(F.cross_entropy(logits, val.labels))
+        row["val_accuracy"] = float((logits.argmax(1) == val.labels).float().mean())
+        state.model.train()
+    return row

@@ -1,0 +1,264 @@
+"""Recipe: every setting of a training run, its check, its JSON and TOML; RECIPES."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from leanres.data.augment import AUGMENTS, Step
+from leanres.errors import UserError
+from leanres.models.zoo import MODELS
+from leanres.tables import Table, unknown
+from leanres.training.engine import PRECISIONS
+from leanres.training.optim import OPTIMIZERS, SCHEDULES
+
+SPEED_AUGMENT: tuple[Step, ...] = (
+    ("alternating_flip", {}),
+    ("crop", {"padding": 2, "mode": "reflect"}),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a run's outcome. Rates are for the mean loss of a batch.
+
+    Epochs and shares of training are converted to optimizer steps once, in `Plan`.
+    """
+
+    model: str = "speednet"
+    epochs: int = 7
+    batch_size: int = 500
+    augment: tuple[Step, ...] = SPEED_AUGMENT
+    # (share of training, scale): from that share on, images are shrunk to that scale of their
+    # side; small images are cheap, and the early epochs learn what can be seen in them.
+    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.625), (2 / 7, 0.8125), (4 / 7, 1.0))
+    label_smoothing: float = 0.2
+    optimizer: str = "muon"
+    lr: float = 0.12  # of the filters (muon), or of everything
+    momentum: float = 0.8
+    nesterov: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
+    weight_decay: float = 0.004
+    decay_all: bool = True  # False: biases and norm scales are not decayed
+    bias_lr: float = 80.0  # muon only: biases (BN's scale with the loss's mean, hence the size)
+    head_lr: float = 0.02  # muon only: the classifier
+    bias_momentum: float = 0.85  # muon only: of biases and classifier
+    schedule: str = "linear"
+    warmup: float = 0.0  # share of training
+    freeze_stem_at: float = 3 / 7  # share of training after which `model.stem` is fixed; 1: never
+    ema: float = 0.0  # decay per step of the averaged weights; 0: none
+    val: int = 0  # images held out of train, stratified, to choose by; 0: train on all
+    precision: str = "auto"
+    compiled: bool | None = None  # None: where it pays
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"{name} = {value}: give a value from {low:g} to {high:g}")
+        shares = [share for share, _ in self.resolution]
+        fits = all(0 <= share < 1 and 0.25 <= scale <= 1 for share, scale in self.resolution)
+        if shares != sorted(shares) or not fits:
+            raise UserError(
+                f"resolution = {self.resolution}: give [share, scale] pairs, shares rising from"
+                " 0 to below 1, scales from 0.25 to 1"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` takes it back."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "batch_size": (1, 65_536),
+    "label_smoothing": (0, 0.99),
+    "lr": (1e-12, 1e3),
+    "momentum": (0, 0.9999),
+    "weight_decay": (0, 10),
+    "bias_lr": (1e-12, 1e6),
+    "head_lr": (1e-12, 1e3),
+    "bias_momentum": (1e-6, 0.9999),
+    "warmup": (0, 0.99),
+    "freeze_stem_at": (0, 1),
+    "ema": (0, 0.999999),
+    "val": (0, 10**9),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def _check_names(recipe: Recipe) -> None:
+    tables: tuple[tuple[Table[Any], str], ...] = (
+        (MODELS, recipe.model),
+        (OPTIMIZERS, recipe.optimizer),
+        (SCHEDULES, recipe.schedule),
+        *((AUGMENTS, name) for name, _ in recipe.augment),
+    )
+    for table, name in tables:
+        table[name]  # an unknown name raises
+    if recipe.precision not in PRECISIONS:
+        raise UserError(f"precision = {recipe.precision!r}: give one of {', '.join(PRECISIONS)}")
+
+
+def from_dict(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
+    """A recipe from plain settings over `base`; unknown keys and wrong types are errors."""
+    base = Recipe() if base is None else base
+    known = [f.name for f in fields(Recipe)]
+    for key in settings:
+        if key not in known:
+            raise UserError(unknown("setting", key, known))
+    hints = get_type_hints(Recipe)
+    return replace(base, **{k: _as(hints[k], k, v) for k, v in settings.items()})
+
+
+def _as(kind: Any, key: str, value: Any) -> Any:
+    if key == "augment":
+        return tuple(_step(step) for step in _sequence(key, value))
+    if key == "resolution":
+        return tuple(_pair(key, pair) for pair in _sequence(key, value))
+    if key == "betas":
+        return _pair(key, value)
+    if key == "compiled" and value is None:
+        return None
+    kind = bool if key == "compiled" else kind
+    whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
+    if whole or (kind is int and isinstance(value, float) and value.is_integer()):
+        return kind(value)
+    if type(value) is not kind:
+        raise UserError(f"{key} = {value!r}: give {_ARTICLES[kind]}")
+    return value
+
+
+_ARTICLES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a name",
+}
+
+
+def _sequence(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{key} = {value!r}: give a list")
+    return list(value)
+
+
+def _pair(key: str, value: Any) -> tuple[float, float]:
+    match _sequence(key, value):
+        case [int() | float() as a, int() | float() as b]:
+            return (float(a), float(b))
+    raise UserError(f"{key}: {value!r} is not a pair of numbers")
+
+
+def _step(step: Any) -> Step:
+    if isinstance(step, str):
+        return (step, {})
+    match list(step) if isinstance(step, (list, tuple)) else step:
+        case [str(name), dict(settings)]:
+            return (name, settings)
+    raise UserError(f"augment step {step!r}: give a name or [name, {{setting = value}}]")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """ "lr=0.2" -> ("lr", 0.2): the value is TOML, or a bare word."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"setting {text!r}: give key=value, as in lr=0.2")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A named recipe, or a TOML file of settings (its key `base` names the recipe it changes)."""
+    if not name_or_path.endswith(".toml"):
+        return RECIPES[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise UserError(f"recipe file {path} does not exist")
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe file {path} is not TOML: {error}") from None
+    return from_dict(settings, RECIPES[settings.pop("base", "speed")])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe counted in optimizer steps for a training split of a given size."""
+
+    recipe: Recipe
+    images: int
+    batch_size: int = field(init=False)
+    steps_per_epoch: int = field(init=False)
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A split smaller than a batch trains on one batch; else the last, partial one is left
+        # out, another part of the data each epoch.
+        batch = min(self.recipe.batch_size, self.images)
+        object.__setattr__(self, "batch_size", batch)
+        object.__setattr__(self, "steps_per_epoch", self.images // batch)
+        object.__setattr__(self, "total", self.recipe.epochs * (self.images // batch))
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the lr's rise."""
+        return round(self.recipe.warmup * self.total)
+
+    @property
+    def freeze_stem(self) -> int:
+        """The step from which on the stem is fixed."""
+        return round(self.recipe.freeze_stem_at * self.total)
+
+    def scale(self, step: int) -> float:
+        """The share of an image's side that is trained on at `step`."""
+        scale = 1.0
+        for share, at in self.recipe.resolution:
+            if step >= round(share * self.total):
+                scale = at
+        return scale
+
+
+RECIPES: Table[Recipe] = Table(
+    "recipe",
+    {
+        # The main job: 94 % in the fewest seconds (results/, docs/log.md).
+        "speed": Recipe(),
+        # Handwritten digits: no mirroring, and small batches for 1,437 images.
+        "digits": Recipe(
+            epochs=12,
+            batch_size=64,
+            augment=(("crop", {"padding": 2}),),
+            resolution=(),
+            lr=0.05,
+            bias_lr=10.0,
+            val=180,
+        ),
+        # He et al. 2015, section 4.2, in epochs, with a cosine for the three steps.
+        "plain-sgd": Recipe(
+            model="resnet20",
+            epochs=30,
+            batch_size=128,
+            augment=(("crop", {"padding": 4}), ("flip", {})),
+            resolution=(),
+            label_smoothing=0.0,
+            optimizer="sgd",
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup=0.05,
+            freeze_stem_at=1.0,
+            val=5000,
+        ),
+    },
+)

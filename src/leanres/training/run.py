@@ -1,0 +1,357 @@
+"""A run: its folder from the first step to the final evaluation, and back after a kill."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from leanres.version import __version__
+from leanres.data.split import Dataset, Split, channel_stats, stratified_split
+from leanres.errors import UserError
+from leanres.evaluation.inference import predict_logits
+from leanres.evaluation.metrics import measure
+from leanres.models import ModelConfig
+from leanres.training import checkpoint
+from leanres.training.checkpoint import CheckpointError, write_bytes
+from leanres.training.engine import Engine, Normalize, hardware
+from leanres.training.loop import (
+    NonFiniteLossError,
+    Row,
+    TrainState,
+    check_finite,
+    network_config,
+    start,
+    train,
+)
+from leanres.training.recipe import Plan, Recipe, from_dict
+from leanres.training.weights import Preprocess, save_weights
+
+INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
+WEIGHTS, CHECKPOINTS, PREDICTIONS = "model.safetensors", "checkpoint", "predictions.parquet"
+
+
+@dataclass
+class Run:
+    """A run folder and what is in memory of it. Make it with `create` or `reopen`."""
+
+    folder: Path
+    recipe: Recipe
+    dataset: Dataset
+    engine: Engine
+    train: Split
+    val: Split | None
+    state: TrainState
+    preprocess: Preprocess
+    normalize: Normalize
+    info: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    times: list[Row] = field(default_factory=list)  # seconds and images/s per epoch
+
+    @property
+    def plan(self) -> Plan:
+        """The recipe in steps."""
+        return Plan(self.recipe, len(self.train))
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's shape."""
+        return network_config(self.recipe, self.train.classes)
+
+
+class Stop:
+    """While entered, the first Ctrl-C or SIGTERM is remembered instead of raised.
+
+    `signal` is its number, 0 if none came. A second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> Stop:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def create(
+    folder: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    engine: Engine,
+    origin: dict[str, Any] | None = None,
+) -> Run:
+    """Start a run in a folder that does not exist yet, or is empty.
+
+    `origin` goes into run.json as it is: what `reopen`'s loader needs to find the data again.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} exists already: `leanres resume {folder}` goes on with it, --out names"
+            " another folder"
+        )
+    run = _prepare(folder, recipe, dataset, engine)
+    run.info = _describe(run) | {"origin": origin or {}}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {folder}: {error.strerror}") from None
+    _write_info(run)
+    _save(run)  # step 0: whatever happens from here on, `resume` has something to go on from
+    return run
+
+
+def reopen(
+    folder: Path,
+    load: Callable[[dict[str, Any]], Dataset],
+    engine: Callable[[dict[str, Any]], Engine],
+    epochs: int | None = None,
+) -> Run:
+    """A run as its newest sound checkpoint left it; `epochs` extends (or shortens) its recipe.
+
+    `load` and `engine` get run.json's content and give data and engine. UserError where the
+    data is not what the run was trained on.
+    """
+    info = read_info(folder)
+    recipe = from_dict(info["recipe"])
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    run = _prepare(folder, recipe, load(info), engine(info))
+    now, then = _fingerprints(run), info["data"]["fingerprints"]
+    if now["train"] != then["train"] or now["test"] != then["test"]:
+        raise UserError(
+            f"{folder} was trained on other data (train {then['train'][:12]}, now"
+            f" {now['train'][:12]}): give the same with --data and --path"
+        )
+    run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
+    if run.state.step > run.plan.total:
+        raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
+    run.info = info | {"recipe": recipe.to_dict()}
+    if run.state.step < run.plan.total:
+        run.info.pop("result", None)
+    run.times = [t for t in _read_rows(folder / TIMES) if t["step"] <= run.state.step]
+    _write_info(run)
+    return run
+
+
+def _prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> Run:
+    split, val = dataset.train, dataset.val
+    if recipe.val and val is None:
+        split, val = stratified_split(split, recipe.val)
+    mean, std = channel_stats(split)
+    preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes)
+    normalize = Normalize(mean, std)
+    state = start(recipe, split, normalize, engine)
+    val = None if val is None else val.to(engine.device)
+    split = split.to(engine.device)
+    return Run(folder, recipe, dataset, engine, split, val, state, preprocess, normalize, info={})
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The content of run.json; UserError where the folder is no run."""
+    try:
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no {INFO}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / INFO} is damaged: {error}") from None
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{folder / INFO} is damaged: not a JSON object")
+    return info
+
+
+def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterator[Row]:
+    """Train to the end or to the stop, saving after each epoch and at the stop.
+
+    Yields each epoch's row with its `seconds` and `images_per_s`. A loss that is not finite is a
+    UserError that names the step; the checkpoint before it stays the newest.
+    """
+
+    def go_on(state: TrainState) -> bool:
+        watch(state)
+        return not stop.signal
+
+    clock = time.perf_counter() - run.info.pop("unfinished_seconds", 0.0)
+    rows = train(run.state, run.train, run.recipe, run.normalize, run.engine, run.val, watch=go_on)
+    try:
+        for row in rows:
+            now = time.perf_counter()
+            seconds, clock = now - clock, now
+            run.times.append(_time(run, row, seconds))
+            _save(run)
+            yield row | run.times[-1]
+        if run.state.losses:  # stopped within an epoch
+            check_finite(run.state)
+            run.info["unfinished_seconds"] = time.perf_counter() - clock
+            _write_info(run)
+            _save(run)
+    except NonFiniteLossError as error:
+        kept = checkpoint.saved(run.folder / CHECKPOINTS)
+        raise UserError(
+            f"{error}: stopped; the last good checkpoint is {kept[0] if kept else 'none'}"
+            ' (a lower lr, or precision = "float32", may help)'
+        ) from None
+
+
+def _time(run: Run, row: Row, seconds: float) -> Row:
+    images = run.plan.steps_per_epoch * run.plan.batch_size
+    return {
+        "epoch": row["epoch"],
+        "step": row["step"],
+        "seconds": round(seconds, 3),
+        "images_per_s": round(images / seconds, 1),
+    }
+
+
+def _save(run: Run) -> None:
+    checkpoint.save(run.folder / CHECKPOINTS, run.state)
+    # Timings are kept apart: the metrics of a resumed run equal the uninterrupted run's.
+    write_bytes(run.folder / METRICS, _json_lines(run.state.history))
+    write_bytes(run.folder / TIMES, _json_lines(run.times))
+    write_bytes(run.folder / TABLE, _csv(run))
+
+
+def _json_lines(rows: list[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _csv(run: Run) -> bytes:
+    times = {t["epoch"]: t for t in run.times}
+    rows = [row | times.get(row["epoch"], {}) for row in run.state.history]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _read_rows(path: Path) -> list[Row]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []  # timings are for people; without them a run goes on all the same
+
+
+def finish(run: Run, tta: str = "flip-shift") -> dict[str, Any]:
+    """Write the weights, read the test split once, and record the result.
+
+    Returns run.json's `result`. Without a test split val is measured, and the result says so.
+    """
+    network = run.state.averaged
+    save_weights(run.folder / WEIGHTS, network, run.config, run.preprocess)
+    name, split = ("test", run.dataset.test) if run.dataset.test else ("val", run.val)
+    result: dict[str, Any] = {"split": None, "params": _count(run)}
+    if split is not None:
+        logits, logits_tta = (_logits(run, split, kind) for kind in ("none", tta))
+        result |= score(logits, logits_tta, split, tta) | {"split": name}
+        write_predictions(run.folder / PREDICTIONS, logits, split)
+    result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
+    run.info["result"] = result
+    run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
+    _write_info(run)
+    return result
+
+
+def _count(run: Run) -> int:
+    return sum(p.numel() for p in run.state.model.parameters())
+
+
+def _logits(run: Run, split: Split, tta: str) -> Tensor:
+    return predict_logits(
+        run.state.averaged,
+        split.images,
+        normalize=run.normalize,
+        tta=tta,
+        autocast=run.engine.autocast(),
+    ).cpu()
+
+
+def score(logits: Tensor, logits_tta: Tensor, split: Split, tta: str) -> dict[str, Any]:
+    """The figures of an evaluation: everything without augmentation, accuracy also with it."""
+    measured = measure(logits, split.labels.cpu())
+    return measured.to_dict() | {
+        "accuracy_tta": measure(logits_tta, split.labels.cpu()).accuracy,
+        "tta": tta,
+    }
+
+
+def write_predictions(path: Path, logits: Tensor, split: Split) -> None:
+    """A parquet table: index, label, predicted, confidence and one probability per class."""
+    probs = logits.softmax(1).numpy().astype(np.float32)
+    columns = {
+        "index": np.arange(len(probs)),
+        "label": split.labels.cpu().numpy(),
+        "predicted": probs.argmax(1),
+        "confidence": probs.max(1),
+    } | {f"p_{name}": probs[:, k] for k, name in enumerate(split.classes)}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    return {
+        "leanres": __version__,
+        "commit": _commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "recipe": run.recipe.to_dict(),
+        "preprocess": asdict(run.preprocess),
+        "data": {
+            "name": run.dataset.name,
+            "source": run.dataset.source,
+            "train": len(run.train),
+            "val": 0 if run.val is None else len(run.val),
+            "test": 0 if run.dataset.test is None else len(run.dataset.test),
+            "fingerprints": _fingerprints(run),
+        },
+        "hardware": hardware(run.engine),
+    }
+
+
+def _fingerprints(run: Run) -> dict[str, str | None]:
+    test = run.dataset.test
+    return {
+        "train": run.dataset.train.fingerprint,
+        "test": None if test is None else test.fingerprint,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, "+changes" if it was edited."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        words = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "."])
+        head, changes = (
+            subprocess.run(
+                [*git, *w], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            for w in words
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("+changes" if changes.strip() else "")
+
+
+def _write_info(run: Run) -> None:
+    write_bytes(run.folder / INFO, json.dumps(run.info, indent=1).encode())

@@ -1,0 +1,30 @@
+"""What every test shares: real data where there is some, and a cache of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# a test's tensors are small: more threads than two only wait for each other
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def cifar_path() -> Path | None:
+    """The folder of real CIFAR-10: $LEANRES_DATA, else ../shared/cifar10, else None."""
+    path = Path(os.environ.get("LEANRES_DATA") or ROOT.parent / "shared" / "cifar10")
+    return path.resolve() if path.exists() else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache; CIFAR-10 is decoded once a session at most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEANRES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from leanres.data.split import Split, channel_stats, stratified_split
+from leanres.errors import UserError
+
+NAMES = ("cat", "dog", "owl")
+
+
+def make_split(counts: tuple[int, ...] = (20, 30, 50), seed: int = 0) -> Split:
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=rng)]
+    images = torch.randint(256, (len(labels), 3, 6, 5), generator=rng, dtype=torch.uint8)
+    return Split(images, labels, NAMES[: len(counts)])
+
+
+IMAGES, LABELS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "classes", "words"),
+    [
+        (IMAGES.float(), LABELS, ("a", "b"), "torch.float32"),
+        (IMAGES[:, :1], LABELS, ("a", "b"), r"\(2, 1, 4, 4\)"),
+        (IMAGES[0], LABELS, ("a", "b"), r"\(3, 4, 4\)"),
+        (IMAGES[:0], LABELS[:0], ("a", "b"), "at least one image"),
+        (IMAGES.transpose(2, 3)[:, :, :, ::2], LABELS, ("a", "b"), "contiguous"),
+        (IMAGES, LABELS.int(), ("a", "b"), "torch.int32"),
+        (IMAGES, LABELS[:1], ("a", "b"), r"int64 of shape \(2,\)"),
+        (IMAGES, LABELS, ("a",), "one name per class"),
+        (IMAGES, -LABELS, ("a", "b"), "from -1 to 0"),
+        (IMAGES, LABELS, ("a", "a"), "class names repeat"),
+    ],
+)
+def test_a_split_whose_parts_do_not_fit_is_refused_in_one_line(images, labels, classes, words):
+    with pytest.raises(UserError, match=words) as caught:
+        Split(images, labels, classes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subset_holds_the_chosen_images_in_the_chosen_order():
+    split = make_split()
+    part = split.subset([7, 3])
+    assert len(part) == 2
+    assert torch.equal(part.images, torch.stack([split.images[7], split.images[3]]))
+    assert part.labels.tolist() == [split.labels[7], split.labels[3]]
+    assert part.classes == split.classes
+
+
+def test_a_split_moves_to_a_device_whole():
+    moved = make_split().to("cpu")
+    assert moved.images.device == moved.labels.device == torch.device("cpu")
+    assert moved.fingerprint == make_split().fingerprint
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_the_images():
+    split = make_split()
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(5))
+    assert split.subset(order).fingerprint == split.fingerprint
+
+
+def test_the_fingerprint_knows_every_pixel_label_name_shape_and_repetition():
+    split = make_split()
+    pixel, label = split.images.clone(), split.labels.clone()
+    pixel[41, 2, 3, 1] ^= 1
+    label[41] = (label[41] + 1) % 3
+    # Two images that swap their labels keep both multisets: the pairing must count.
+    i, j = int((split.labels == 0).nonzero()[0]), int((split.labels == 1).nonzero()[0])
+    swapped = split.labels.clone()
+    swapped[i], swapped[j] = split.labels[j], split.labels[i]
+    variants = [
+        Split(pixel, split.labels, NAMES),
+        Split(split.images, label, NAMES),
+        Split(split.images, swapped, NAMES),
+        Split(split.images, split.labels, ("cat", "dog", "emu")),
+        Split(split.images.reshape(-1, 3, 5, 6), split.labels, NAMES),
+        split.subset([*range(len(split)), 0]),
+    ]
+    assert len({split.fingerprint, *(variant.fingerprint for variant in variants)}) == 7
+
+
+def test_every_class_keeps_its_share_in_a_stratified_split():
+    train, val = stratified_split(make_split((200, 300, 500)), num_val=100)
+    assert torch.bincount(val.labels).tolist() == [20, 30, 50]
+    assert torch.bincount(train.labels).tolist() == [180, 270, 450]
+
+
+def test_shares_that_are_no_whole_numbers_still_add_up_and_leave_no_class_out():
+    train, val = stratified_split(make_split((2, 31, 67)), num_val=10)
+    counts = torch.bincount(val.labels).tolist()
+    assert sum(counts) == 10
+    assert counts[0] == 1
+    assert counts[1] in (3, 4)
+    assert counts[2] in (6, 7)
+    assert len(train) == 90
+
+
+def test_a_stratified_split_uses_each_image_once_and_keeps_the_order():
+    split = make_split()
+    train, val = stratified_split(split, num_val=20)
+    rows = [image.numpy().tobytes() for image in split.images]
+    parts = [[rows.index(image.numpy().tobytes()) for image in p.images] for p in (train, val)]
+    assert sorted(parts[0] + parts[1]) == list(range(100))
+    assert parts == [sorted(part) for part in parts]
+
+
+def test_a_stratified_split_depends_on_the_seed_alone():
+    split = make_split()
+    first, again = (stratified_split(split, 20, seed=3)[1] for _ in range(2))
+    other = stratified_split(split, 20, seed=4)[1]
+    assert torch.equal(first.images, again.images)
+    assert first.fingerprint != other.fingerprint
+
+
+def test_the_same_images_in_another_order_give_the_same_validation_set():
+    split = make_split()
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(9))
+    one, other = stratified_split(split, 20)[1], stratified_split(split.subset(order), 20)[1]
+    assert one.fingerprint == other.fingerprint
+
+
+def test_the_random_state_of_torch_is_left_alone():
+    before = torch.random.get_rng_state()
+    stratified_split(make_split(), 20)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_val", [-1, 0, 2, 98, 100, 5000])
+def test_a_cut_that_would_empty_a_class_is_refused_and_says_what_fits(num_val):
+    with pytest.raises(UserError, match="between 3 and 97"):
+        stratified_split(make_split(), num_val)
+
+
+def test_a_class_with_one_image_cannot_be_split():
+    with pytest.raises(UserError, match="'cat' has fewer than 2"):
+        stratified_split(make_split((1, 30, 50)), 20)
+
+
+def test_channel_statistics_are_the_exact_mean_and_population_deviation():
+    split = make_split()
+    pixels = split.images.numpy().astype(np.float64) / 255
+    mean, std = channel_stats(split)
+    np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-13)
+    np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-12)
+
+
+def test_a_constant_channel_has_no_deviation_at_all():
+    images = torch.full((1500, 3, 8, 8), 77, dtype=torch.uint8)
+    mean, std = channel_stats(Split(images, torch.arange(1500) % 2, ("a", "b")))
+    assert mean == (77 / 255,) * 3
+    assert std == (0.0,) * 3

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from leanres.data.sources import load
+from leanres.data.split import Dataset
+from leanres.training.engine import Engine
+from leanres.training.recipe import Recipe
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine("cpu", "float32", compiled=False)
+
+
+@pytest.fixture
+def small() -> Recipe:
+    """Exercises every phase (shrunk images, frozen stem, EMA, mirror) in 12 steps."""
+    return Recipe(
+        epochs=2,
+        batch_size=200,
+        resolution=((0.0, 0.5), (0.5, 1.0)),
+        augment=(("alternating_flip", {}), ("crop", {"padding": 2}), ("cutout", {"size": 6})),
+        ema=0.8,
+        val=200,
+        bias_lr=10.0,
+    )

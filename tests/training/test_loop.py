@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leanres.data.augment import Draw, alternating_flip, crop, generator
+from leanres.data.split import Split, channel_stats
+from leanres.models.speednet import SpeedNet, SpeedNetConfig
+from leanres.training.engine import Engine, Normalize
+from leanres.training.loop import NonFiniteLossError, start, steps, train
+from leanres.training.muon import Muon
+from leanres.training.recipe import Plan, Recipe
+
+
+def fresh(recipe: Recipe, split: Split, engine: Engine):
+    normalize = Normalize(*channel_stats(split))
+    return start(recipe, split, normalize, engine), normalize
+
+
+def bare_losses(split: Split, epochs: int, batch: int, seed: int) -> list[float]:
+    """The speed recipe written out flat, with nothing of the framework but its kernels."""
+    mean, std = channel_stats(split)
+    shift = 255 * torch.tensor(mean).view(-1, 1, 1)
+    scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
+    torch.manual_seed(seed)
+    net = SpeedNet(SpeedNetConfig(num_classes=len(split.classes)))
+    first = split.images[:5000].to(torch.float32, memory_format=torch.channels_last)
+    net.whiten_((first - shift) * scale)
+    net.to(memory_format=torch.channels_last)
+    filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
+    rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
+    muon = Muon(filters, lr=0.12, momentum=0.8)
+    groups = [
+        {"params": rest, "lr": 80.0, "weight_decay": 0.004 / 80},
+        {"params": [net.head.weight], "lr": 0.02, "weight_decay": 0.004 / 0.02},
+    ]
+    sgd = torch.optim.SGD(groups, 80.0, 0.85, nesterov=True)
+    per_epoch = len(split) // batch
+    total, losses = epochs * per_epoch, []
+    for step in range(total):
+        epoch, i = divmod(step, per_epoch)
+        order = torch.randperm(len(split), generator=generator(seed, epoch))
+        chosen = order[i * batch : (i + 1) * batch]
+        draw = Draw(generator(seed, epoch, i + 1), chosen, epoch, seed)
+        images = crop(alternating_flip(split.images[chosen], draw), draw, 2, "reflect")
+        x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
+        if step < round(total * 4 / 7):
+            side = round((0.625 if step < round(total * 2 / 7) else 0.8125) * 32)
+            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+        if step == round(total * 3 / 7):
+            net.stem.bias.requires_grad_(False)
+            net.stem.bias.grad = None
+        for optimizer, lrs in ((muon, [0.12]), (sgd, [80.0, 0.02])):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * (1 - step / total)
+        loss = F.cross_entropy(
+            net(x.contiguous(memory_format=torch.channels_last)),
+            split.labels[chosen],
+            label_smoothing=0.2,
+        )
+        loss.backward()
+        for optimizer in (muon, sgd):
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, engine):
+    recipe = Recipe(epochs=7, batch_size=350, seed=3)
+    state, normalize = fresh(recipe, digits.train, engine)
+    losses = [float(r.loss) for r in steps(state, digits.train, recipe, normalize, engine)]
+    assert len(losses) == 28
+    assert losses == bare_losses(digits.train, 7, 350, 3)
+
+
+def test_a_run_learns_and_its_rows_add_up(digits, engine, small):
+    recipe = replace(small, epochs=4, batch_size=100, resolution=(), ema=0.0)
+    state, normalize = fresh(recipe, digits.train, engine)
+    rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [14, 28, 42, 56]
+    assert rows[-1]["val_accuracy"] > 0.8
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert all(0 <= row["train_accuracy"] <= 1 for row in rows)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(digits, engine, small):
+    def weights(seed: int) -> torch.Tensor:
+        recipe = replace(small, seed=seed)
+        state, normalize = fresh(recipe, digits.train, engine)
+        list(steps(state, digits.train, recipe, normalize, engine))
+        return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_starting_draws_nothing_from_the_global_generator(digits, engine, small):
+    before = torch.random.get_rng_state()
+    fresh(small, digits.train, engine)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, engine, small):
+    recipe = replace(small, augment=(), resolution=(), epochs=2, batch_size=300)
+    state, normalize = fresh(recipe, digits.train, engine)
+    seen: list[torch.Tensor] = []
+
+    class Recorder(nn.Module):
+        def forward(self, images):
+            seen.append(images.detach())
+            return normalize(images)
+
+    list(steps(state, digits.train, recipe, Recorder(), engine))
+    epochs = [torch.cat(seen[i : i + 4]).flatten(1) for i in (0, 4)]
+    for epoch in epochs:
+        assert len(epoch.unique(dim=0)) > 1150  # of 1,200; the digits hold a few equal images
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_the_stem_stops_training_where_the_recipe_says_so(digits, engine, small):
+    recipe = replace(small, freeze_stem_at=0.5)
+    state, normalize = fresh(recipe, digits.train, engine)
+    biases = []
+    for _ in steps(state, digits.train, recipe, normalize, engine):
+        biases.append(state.model.stem.bias.detach().clone())
+    half = Plan(recipe, len(digits.train)).freeze_stem
+    assert 0 < half < len(biases)
+    assert not torch.equal(biases[0], biases[half - 1])
+    assert all(torch.equal(b, biases[half - 1]) for b in biases[half:])
+
+
+def test_the_average_follows_the_weights_with_its_decay(digits, engine, small):
+    state, normalize = fresh(small, digits.train, engine)
+    expected = None
+    for _ in steps(state, digits.train, small, normalize, engine):
+        now = state.model.head.weight.detach().clone()
+        expected = now if expected is None else 0.8 * expected + 0.2 * now
+    assert torch.allclose(state.averaged.head.weight, expected, atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(digits, engine, small):
+    state, normalize = fresh(small, digits.train, engine)
+
+    class Poison(nn.Module):
+        def forward(self, images):
+            return normalize(images) * (float("nan") if state.step == 3 else 1.0)
+
+    with pytest.raises(NonFiniteLossError, match="nan at step 4"):
+        list(train(state, digits.train, small, Poison(), engine))
+
+
+def test_the_watcher_stops_between_two_steps(digits, engine, small):
+    state, normalize = fresh(small, digits.train, engine)
+    rows = train(
+        state, digits.train, small, normalize, engine, watch=lambda s: s.step < 3
+    )
+    assert list(rows) == []
+    assert state.step == 3
+    assert len(state.losses) == 3
+
+
+def test_bfloat16_trains_with_float32_weights(digits, small):
+    engine = Engine("cpu", "bfloat16", compiled=False)
+    recipe = replace(small, epochs=3, batch_size=100, resolution=())
+    state, normalize = fresh(recipe, digits.train, engine)
+    rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
+    assert {p.dtype for p in state.model.parameters()} == {torch.float32}
+    assert rows[-1]["val_accuracy"] > 0.6

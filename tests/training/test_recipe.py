@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from leanres.errors import UserError
+from leanres.training.recipe import RECIPES, Plan, Recipe, from_dict, load_recipe, parse_setting
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_json(name):
+    recipe = RECIPES[name]
+    assert from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_phase_of_every_recipe_is_reached(name):
+    recipe = RECIPES[name]
+    plan = Plan(recipe, 50_000)
+    scales = {plan.scale(step) for step in range(plan.total)}
+    assert scales == ({scale for _, scale in recipe.resolution} or {1.0})
+    if recipe.freeze_stem_at < 1:
+        assert 0 < plan.freeze_stem < plan.total
+    if recipe.warmup:
+        assert 0 < plan.warmup < plan.total
+
+
+def test_the_last_phase_trains_at_full_size():
+    plan = Plan(RECIPES["speed"], 50_000)
+    assert plan.scale(plan.total - 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("lr=0.2", ("lr", 0.2)),
+        ("epochs=3", ("epochs", 3)),
+        ("model=resnet20", ("model", "resnet20")),
+        ('model="resnet20"', ("model", "resnet20")),
+        ("nesterov=false", ("nesterov", False)),
+        ('augment=[["crop", {padding = 4}], "flip"]', ("augment", [["crop", {"padding": 4}], "flip"])),
+    ],
+)
+def test_settings_are_toml_or_bare_words(text, setting):
+    assert parse_setting(text) == setting
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lerning_rate": 1}, "learning|lr"),
+        ({"label_smothing": 0.1}, "did you mean 'label_smoothing'"),
+        ({"model": "resnet21"}, "did you mean 'resnet2"),
+        ({"optimizer": "sdg"}, "did you mean 'sgd'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"augment": ["crp"]}, "did you mean 'crop'"),
+        ({"augment": 3}, "give a list"),
+        ({"augment": [3]}, "augment step 3"),
+        ({"epochs": 0}, "epochs = 0: give a value from 1"),
+        ({"epochs": 2.5}, "whole number"),
+        ({"lr": "high"}, "give a number"),
+        ({"lr": -1}, "lr = -1"),
+        ({"lr": float("nan")}, "lr = nan"),
+        ({"label_smoothing": 1}, "label_smoothing"),
+        ({"nesterov": 1}, "true or false"),
+        ({"betas": [0.9]}, "pair"),
+        ({"resolution": [[0.5, 1.0], [0.2, 0.5]]}, "shares rising"),
+        ({"resolution": [[0.0, 0.01]]}, "scales"),
+        ({"precision": "fp8"}, "bfloat16"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        from_dict(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_toml_file_changes_the_recipe_that_it_names(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "plain-sgd"\nlr = 0.05\naugment = ["flip"]\n')
+    expected = replace(RECIPES["plain-sgd"], lr=0.05, augment=(("flip", {}),))
+    assert load_recipe(str(file)) == expected
+
+
+@pytest.mark.parametrize(("content", "message"), [("lr = ", "not TOML"), ("x = 1", "no setting")])
+def test_a_bad_toml_file_is_named(tmp_path, content, message):
+    file = tmp_path / "mine.toml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(file))
+
+
+def test_a_missing_toml_file_and_an_unknown_recipe_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.toml does not exist"):
+        load_recipe(str(tmp_path / "gone.toml"))
+    with pytest.raises(UserError, match="did you mean 'speed'"):
+        load_recipe("sped")
+
+
+def test_a_split_smaller_than_a_batch_is_one_batch():
+    plan = Plan(Recipe(epochs=3, batch_size=500), 120)
+    assert (plan.batch_size, plan.steps_per_epoch, plan.total) == (120, 1, 3)
