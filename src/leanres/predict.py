@@ -82,7 +82,7 @@ class Predictor:
         size = self.preprocess.size
         outcomes = list(read_image_or_reason(paths, size))
         arrays = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-        probs = iter(())
+        probs: Iterator[Tensor] = iter(())
         if arrays:
             images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
             probs = iter(self.logits(images, tta).softmax(1))

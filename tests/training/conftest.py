@@ -4,6 +4,7 @@ import pytest
 
 from leanres.data.sources import load
 from leanres.data.split import Dataset
+from leanres.models.speednet import SpeedNetConfig
 from leanres.training.engine import Engine
 from leanres.training.recipe import Recipe
 
@@ -22,6 +23,7 @@ def engine() -> Engine:
 def small() -> Recipe:
     """Exercises every phase (shrunk images, frozen stem, EMA, mirror) in 12 steps."""
     return Recipe(
+        model=SpeedNetConfig((8, 16, 16)),
         epochs=2,
         batch_size=200,
         resolution=((0.0, 0.5), (0.5, 1.0)),

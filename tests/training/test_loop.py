@@ -27,7 +27,7 @@ def bare_losses(split: Split, epochs: int, batch: int, seed: int) -> list[float]
     shift = 255 * torch.tensor(mean).view(-1, 1, 1)
     scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
     torch.manual_seed(seed)
-    net = SpeedNet(SpeedNetConfig(num_classes=len(split.classes)))
+    net = SpeedNet(SpeedNetConfig((16, 32), num_classes=len(split.classes)))
     first = split.images[:5000].to(torch.float32, memory_format=torch.channels_last)
     net.whiten_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
@@ -71,7 +71,7 @@ def bare_losses(split: Split, epochs: int, batch: int, seed: int) -> list[float]
 
 
 def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, engine):
-    recipe = Recipe(epochs=7, batch_size=350, seed=3)
+    recipe = Recipe(model=SpeedNetConfig((16, 32)), epochs=7, batch_size=350, seed=3)
     state, normalize = fresh(recipe, digits.train, engine)
     losses = [float(r.loss) for r in steps(state, digits.train, recipe, normalize, engine)]
     assert len(losses) == 28
@@ -126,9 +126,8 @@ def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, engin
 def test_the_stem_stops_training_where_the_recipe_says_so(digits, engine, small):
     recipe = replace(small, freeze_stem_at=0.5)
     state, normalize = fresh(recipe, digits.train, engine)
-    biases = []
-    for _ in steps(state, digits.train, recipe, normalize, engine):
-        biases.append(state.model.stem.bias.detach().clone())
+    run = steps(state, digits.train, recipe, normalize, engine)
+    biases = [state.model.stem.bias.detach().clone() for _ in run]
     half = Plan(recipe, len(digits.train)).freeze_stem
     assert 0 < half < len(biases)
     assert not torch.equal(biases[0], biases[half - 1])
@@ -157,9 +156,7 @@ def test_a_loss_that_is_not_finite_names_its_step(digits, engine, small):
 
 def test_the_watcher_stops_between_two_steps(digits, engine, small):
     state, normalize = fresh(small, digits.train, engine)
-    rows = train(
-        state, digits.train, small, normalize, engine, watch=lambda s: s.step < 3
-    )
+    rows = train(state, digits.train, small, normalize, engine, watch=lambda s: s.step < 3)
     assert list(rows) == []
     assert state.step == 3
     assert len(state.losses) == 3

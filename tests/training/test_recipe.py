@@ -40,7 +40,7 @@ def test_the_last_phase_trains_at_full_size():
         ("model=resnet20", ("model", "resnet20")),
         ('model="resnet20"', ("model", "resnet20")),
         ("nesterov=false", ("nesterov", False)),
-        ('augment=[["crop", {padding = 4}], "flip"]', ("augment", [["crop", {"padding": 4}], "flip"])),
+        ('augment=[["crop", {padding = 4}]]', ("augment", [["crop", {"padding": 4}]])),
     ],
 )
 def test_settings_are_toml_or_bare_words(text, setting):

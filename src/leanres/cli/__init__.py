@@ -63,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 0
     except Exception as error:
         # What the parser refuses knows its own exit code and how to say it.
-        if not hasattr(error, "format_message"):
+        message = getattr(error, "format_message", None)
+        if message is None:
             raise
-        _fail(error.format_message(), error.exit_code)
+        _fail(message(), getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
 
 

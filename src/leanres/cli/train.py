@@ -16,7 +16,6 @@ from leanres.errors import NotFoundError, UserError
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
     from leanres.training.engine import Engine
-    from leanres.training.recipe import Recipe
     from leanres.training.run import Run
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, or cuda:1.")
@@ -192,9 +191,10 @@ def _train(run: Run, stop: Any, tta: str, as_json: bool) -> None:
 def _headline(run: Run) -> str:
     params = sum(p.numel() for p in run.state.model.parameters())
     e, r = run.engine, run.recipe
+    name = r.model if isinstance(r.model, str) else "own network"
     val = f" + {len(run.val):,} val" if run.val is not None else ""
     return (
-        f"{r.model} ({params / 1e6:.2f} M params) on {len(run.train):,} images{val} of"
+        f"{name} ({params / 1e6:.2f} M params) on {len(run.train):,} images{val} of"
         f" {run.dataset.name}, {r.epochs} epochs of {run.plan.steps_per_epoch} steps, {e.device}"
         f" {e.precision}{', compiled' if e.compiled else ''}, seed {r.seed} -> {run.folder}"
     )

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from leanres.errors import UserError
+from leanres.models import check_whole, whole_tuple
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class SpeedNetConfig:
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1:
-            raise UserError(f"widths {self.widths}: give at least one stage, each 1 or wider")
+        object.__setattr__(self, "widths", whole_tuple("widths", self.widths))
+        check_whole("whiten_px", self.whiten_px)
+        check_whole("num_classes", self.num_classes, least=2)
 
     def build(self) -> nn.Module:
         """The network, from torch's global generator."""
@@ -44,9 +45,7 @@ class SpeedNet(nn.Module):
         nn.init.zeros_(_bias(self.stem))
         self.stem_act = nn.ReLU(inplace=True)
         widths = (2 * patch, *config.widths)
-        self.stages = nn.Sequential(
-            *(Stage(i, o, config.residual) for i, o in pairwise(widths))
-        )
+        self.stages = nn.Sequential(*(Stage(i, o, config.residual) for i, o in pairwise(widths)))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(widths[-1], config.num_classes, bias=False)
         # Logits start small: with label smoothing a confident start costs the first epoch.
@@ -85,7 +84,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm1(self.pool(self.conv1(x))))
         y: Tensor = self.norm2(self.conv2(x))
-        return self.act(y + x if self.residual else y)
+        out: Tensor = self.act(y + x if self.residual else y)
+        return out
 
 
 def _conv(i: int, o: int) -> nn.Conv2d:

@@ -151,7 +151,8 @@ def pack(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     if state.ema is not None:
         tensors |= {f"ema.{name}": t for name, t in state.ema.state_dict().items()}
-    groups, scalars = [], []
+    groups: list[Any] = []
+    scalars: list[dict[str, dict[str, Any]]] = []
     for i, optimizer in enumerate(state.optimizers):
         plain = optimizer.state_dict()
         groups.append(plain["param_groups"])
@@ -165,7 +166,7 @@ def pack(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors |= {"running.losses": torch.stack(state.losses)}
         tensors |= {"running.correct": torch.stack(state.correct)}
     meta = {"step": state.step, "history": state.history, "groups": groups, "scalars": scalars}
-    return tensors, meta
+    return tensors, json.loads(json.dumps(meta))
 
 
 def _entries(state: dict[int, dict[str, Any]]) -> Iterator[tuple[int, str, Any]]:

@@ -16,6 +16,7 @@ from leanres.data.augment import Draw, augment, generator
 from leanres.data.split import Split
 from leanres.evaluation.inference import predict_logits
 from leanres.models import ModelConfig
+from leanres.models.speednet import SpeedNet
 from leanres.models.zoo import resolve
 from leanres.training.engine import Engine, Normalize
 from leanres.training.optim import OPTIMIZERS, lr_factor, set_lr_
@@ -51,7 +52,7 @@ class TrainState:
     @property
     def averaged(self) -> nn.Module:
         """The network to evaluate: the averaged one where there is one."""
-        return self.model if self.ema is None else self.ema.module  # type: ignore[no-any-return]
+        return self.model if self.ema is None else self.ema.module
 
 
 def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
@@ -64,13 +65,13 @@ def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = network_config(recipe, train.classes).build()
-    if hasattr(model, "whiten_"):
-        model.whiten_(normalize.to("cpu")(train.images[:5000].cpu()))
+    if isinstance(model, SpeedNet):
+        model.whiten_(normalize.cpu()(train.images[:5000].cpu()))
     model = engine.place(model)
     normalize.to(engine.device)
     ema = None
     if recipe.ema:
-        average = get_ema_multi_avg_fn(recipe.ema)
+        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
         ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     return TrainState(model, OPTIMIZERS[recipe.optimizer](model, recipe), ema)
 

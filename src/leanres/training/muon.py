@@ -22,7 +22,8 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + torch.addmm(b * gram, gram, gram, alpha=c) @ x
-    return x.T if matrix.size(0) > matrix.size(1) else x
+    result: Tensor = x.T if matrix.size(0) > matrix.size(1) else x
+    return result
 
 
 class Muon(Optimizer):

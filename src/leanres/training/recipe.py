@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 
 from leanres.data.augment import AUGMENTS, Step
 from leanres.errors import UserError
-from leanres.models.zoo import MODELS
+from leanres.models import ModelConfig
+from leanres.models.zoo import MODELS, config_from_dict, config_to_dict
 from leanres.tables import Table, unknown
 from leanres.training.engine import PRECISIONS
 from leanres.training.optim import OPTIMIZERS, SCHEDULES
@@ -29,7 +30,7 @@ class Recipe:
     Epochs and shares of training are converted to optimizer steps once, in `Plan`.
     """
 
-    model: str = "speednet"
+    model: str | ModelConfig = "speednet"  # of MODELS, or a config of one's own
     epochs: int = 7
     batch_size: int = 500
     augment: tuple[Step, ...] = SPEED_AUGMENT
@@ -72,7 +73,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` takes it back."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        own = {} if isinstance(self.model, str) else {"model": config_to_dict(self.model)}
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | own))
         return plain
 
 
@@ -96,7 +98,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def _check_names(recipe: Recipe) -> None:
     tables: tuple[tuple[Table[Any], str], ...] = (
-        (MODELS, recipe.model),
+        *(((MODELS, recipe.model),) if isinstance(recipe.model, str) else ()),
         (OPTIMIZERS, recipe.optimizer),
         (SCHEDULES, recipe.schedule),
         *((AUGMENTS, name) for name, _ in recipe.augment),
@@ -119,6 +121,8 @@ def from_dict(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe
 
 
 def _as(kind: Any, key: str, value: Any) -> Any:
+    if key == "model":
+        return _model(value)
     if key == "augment":
         return tuple(_step(step) for step in _sequence(key, value))
     if key == "resolution":
@@ -142,6 +146,14 @@ _ARTICLES = {
     bool: "true or false",
     str: "a name",
 }
+
+
+def _model(value: Any) -> str | ModelConfig:
+    if isinstance(value, Mapping):
+        return config_from_dict(value)
+    if isinstance(value, str):
+        return value
+    raise UserError(f"model = {value!r}: give a name or {{family = ..., widths = ...}}")
 
 
 def _sequence(key: str, value: Any) -> list[Any]:

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from leanres.version import __version__
 from leanres.data.split import Dataset, Split, channel_stats, stratified_split
 from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
@@ -39,6 +38,7 @@ from leanres.training.loop import (
 )
 from leanres.training.recipe import Plan, Recipe, from_dict
 from leanres.training.weights import Preprocess, save_weights
+from leanres.version import __version__
 
 INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
 WEIGHTS, CHECKPOINTS, PREDICTIONS = "model.safetensors", "checkpoint", "predictions.parquet"
@@ -139,10 +139,10 @@ def reopen(
         recipe = replace(recipe, epochs=epochs)
     run = _prepare(folder, recipe, load(info), engine(info))
     now, then = _fingerprints(run), info["data"]["fingerprints"]
-    if now["train"] != then["train"] or now["test"] != then["test"]:
+    if now != then:
         raise UserError(
-            f"{folder} was trained on other data (train {then['train'][:12]}, now"
-            f" {now['train'][:12]}): give the same with --data and --path"
+            f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
+            " with --data and --path"
         )
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
     if run.state.step > run.plan.total:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
-from leanres.version import __version__
 from leanres.models.zoo import config_from_dict, config_to_dict
 from leanres.training.checkpoint import CheckpointError, write_bytes
+from leanres.version import __version__
 
 KEY = "leanres"
 

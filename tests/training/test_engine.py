@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from leanres.errors import UserError
+from leanres.training.engine import Normalize, cpu_multiplies_bfloat16, detect, hardware
+
+
+def test_auto_takes_bfloat16_only_where_the_hardware_multiplies_it():
+    engine = detect("cpu")
+    assert engine.precision == ("bfloat16" if cpu_multiplies_bfloat16() else "float32")
+    assert not engine.compiled
+
+
+def test_what_is_asked_for_is_kept():
+    engine = detect("cpu", "bfloat16", compiled=True)
+    assert (engine.device, engine.precision, engine.compiled) == ("cpu", "bfloat16", True)
+    assert engine.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "cpu,1"])
+def test_a_device_that_is_not_there_is_one_line(device):
+    with pytest.raises(UserError, match="is not usable here") as caught:
+        detect(device)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_precision_lists_the_known_ones():
+    with pytest.raises(UserError, match="auto, float32, bfloat16"):
+        detect("cpu", "fp8")
+
+
+def test_normalize_equals_numpy_and_is_channels_last():
+    images = torch.randint(256, (5, 3, 7, 6), dtype=torch.uint8)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    result = Normalize(mean, std)(images)
+    pixels = images.numpy().astype(np.float64) / 255
+    oracle = (pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(result.numpy(), oracle, atol=1e-6)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert images.dtype == torch.uint8
+
+
+def test_hardware_says_what_a_claim_needs():
+    facts = hardware(detect("cpu"))
+    assert facts["cpu"]
+    assert facts["torch"] == torch.__version__
+    assert facts["precision"] in ("float32", "bfloat16")
+
+
+def test_the_allocator_keeps_freed_memory_and_page_faults_stop():
+    """A process of its own: the setting is for good."""
+    code = (
+        "import resource, sys, torch\n"
+        "from leanres.training.engine import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': said = keep_freed_memory(0.5)\n"
+        "def churn(): [torch.ones(16 << 20).sum() for _ in range(3)]\n"
+        "churn()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "churn()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        mode: int(subprocess.check_output([sys.executable, "-c", code, mode]))
+        for mode in ("plain", "kept")
+    }
+    assert faults["plain"] > 40_000  # three tensors of 16,384 pages
+    assert faults["kept"] < faults["plain"] / 100

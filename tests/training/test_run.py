@@ -1,0 +1,244 @@
+"""Runs as processes: killed, stopped, resumed, extended; the folder afterwards."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+from leanres.training import run as runs
+from leanres.training.checkpoint import CheckpointError, saved
+from leanres.training.loop import TrainState
+
+SETTINGS = [
+    "model={family='speednet', widths=[8, 16]}",
+    "batch_size=100",
+    "ema=0.9",
+    "resolution=[[0.0, 0.5], [0.5, 1.0]]",
+    'augment=["alternating_flip", ["crop", {padding = 2}]]',
+    "val=100",
+]
+
+
+def command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "leanres", *map(str, words)]
+
+
+def train_command(out: Path, epochs: int = 6) -> list[str]:
+    sets = [word for s in SETTINGS for word in ("--set", s)]
+    where = ["--data", "digits", "--out", str(out), "--epochs", str(epochs), "--threads", "1"]
+    return command("train", "speed", *where, *sets)
+
+
+def run_process(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """sha256 of what a run's outcome is: weights, metric rows, and the whole last state."""
+    files = [folder / runs.WEIGHTS, folder / runs.METRICS, folder / runs.PREDICTIONS]
+    files += [saved(folder / runs.CHECKPOINTS)[0] / "state.safetensors"]
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run_process(train_command(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
+    uninterrupted, tmp_path
+):
+    folder, rng = tmp_path / "run", random.Random(7)
+    words = train_command(folder)
+    for kill in range(3):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        steps = wait_for_steps(folder, after=kill, process=process)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"it ended before the kill, {steps=}"
+        words = command("resume", folder, "--threads", "1")
+    done = run_process(words)
+    assert done.returncode == 0, done.stderr
+    assert digest(folder) == digest(uninterrupted)
+
+
+def wait_for_steps(folder: Path, after: int, process: subprocess.Popen[bytes]) -> list[str]:
+    """Until a checkpoint of more than `after` epochs is there."""
+    for _ in range(6000):
+        names = [p.name for p in saved(folder / runs.CHECKPOINTS)]
+        if (names and int(names[0]) > 13 * after) or process.poll() is not None:
+            return names
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint within a minute")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_run(
+    uninterrupted, tmp_path, number, code
+):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        train_command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(folder, 1, process)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    assert "saved" in out
+    assert f"leanres resume {folder}" in out
+    assert "Traceback" not in err
+    assert run_process(command("resume", folder, "--threads", "1")).returncode == 0
+    assert digest(folder) == digest(uninterrupted)
+
+
+def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, engine, small):
+    def upto(folder: Path, last: int | None) -> runs.Run:
+        run = runs.create(folder, small, digits, engine)
+
+        def watch(state: TrainState) -> None:
+            if state.step == last:
+                stop.signal = signal.SIGTERM
+
+        with runs.Stop() as stop:
+            list(runs.epochs(run, stop, watch))
+        return run
+
+    whole = upto(tmp_path / "whole", None)
+    stopped = upto(tmp_path / "stopped", 8)
+    assert saved(tmp_path / "stopped" / runs.CHECKPOINTS)[0].name == "00000008"
+    assert len(stopped.state.losses) == 2
+    resumed = runs.reopen(tmp_path / "stopped", lambda _: digits, lambda _: engine)
+    with runs.Stop() as stop:
+        list(runs.epochs(resumed, stop, lambda state: None))
+    assert resumed.state.history == whole.state.history
+
+
+def test_the_folder_holds_what_the_readme_says(uninterrupted):
+    names = {p.name for p in uninterrupted.iterdir()}
+    assert names == {
+        "run.json",
+        "metrics.jsonl",
+        "metrics.csv",
+        "times.jsonl",
+        "model.safetensors",
+        "checkpoint",
+        "predictions.parquet",
+    }
+    info = json.loads((uninterrupted / "run.json").read_text())
+    assert info["recipe"]["epochs"] == 6
+    assert info["data"]["train"] == 1337
+    assert info["data"]["val"] == 100
+    assert info["hardware"]["device"] == "cpu"
+    assert info["test_reads"] == 1
+    assert len(info["data"]["fingerprints"]["train"]) == 64
+    rows = list(csv.DictReader((uninterrupted / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == list("123456")
+    assert float(rows[-1]["images_per_s"]) > 0
+
+
+def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    again = run_process(command("resume", folder))
+    assert again.returncode == 2
+    assert "--epochs N extends it" in again.stderr
+    done = run_process(command("resume", folder, "--epochs", "8", "--json"))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    assert (folder / "metrics.jsonl").read_text().startswith(before)
+    info = json.loads((folder / "run.json").read_text())
+    assert info["recipe"]["epochs"] == 8
+    assert info["test_reads"] == 2
+    assert json.loads(done.stdout)["n"] == 360
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path, digits, engine, small):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("x")
+    with pytest.raises(UserError, match="exists already"):
+        runs.create(tmp_path / "run", small, digits, engine)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+
+def test_resuming_on_other_data_is_refused(tmp_path, digits, engine, small):
+    runs.create(tmp_path / "run", small, digits, engine)
+    other = replace(digits, train=digits.train.subset(range(1000)))
+    with pytest.raises(UserError, match="trained on other data"):
+        runs.reopen(tmp_path / "run", lambda _: other, lambda _: engine)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digits, engine, small):
+    recipe = replace(small, epochs=3, optimizer="sgd", lr=1000.0, warmup=0.4)
+    run = runs.create(tmp_path / "run", recipe, digits, engine)
+    with runs.Stop() as stop, pytest.raises(UserError, match=r"nan|inf") as caught:
+        list(runs.epochs(run, stop, lambda state: None))
+    assert "at step" in str(caught.value)
+    again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine)
+    assert all(p.isfinite().all() for p in again.state.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is no run folder"), ("{", "damaged"), ("[]", "not a JSON object")],
+)
+def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        runs.read_info(tmp_path)
+
+
+def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, engine, small):
+    dataset = Dataset("digits", digits.train, None, None)
+    run = runs.create(tmp_path / "run", replace(small, epochs=1), dataset, engine)
+    with runs.Stop() as stop:
+        list(runs.epochs(run, stop, lambda state: None))
+    result = runs.finish(run)
+    assert (result["split"], result["n"]) == ("val", 200)
+    assert run.info["test_reads"] == 0
+
+
+def test_predictions_are_what_the_weights_say(uninterrupted, digits):
+    from leanres.predict import load
+
+    table = pq.read_table(uninterrupted / "predictions.parquet")
+    probs = torch.tensor([table[f"p_{k}"].to_pylist() for k in range(10)]).T
+    expected = load(uninterrupted).logits(digits.test.images).softmax(1)
+    assert torch.allclose(probs, expected, atol=1e-5)
+    assert table["label"].to_pylist() == digits.test.labels.tolist()
+    accuracy = json.loads((uninterrupted / "run.json").read_text())["result"]["accuracy"]
+    assert accuracy == pytest.approx((probs.argmax(1) == digits.test.labels).double().mean())
+
+
+def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, engine, small, monkeypatch):
+    run = runs.create(tmp_path / "run", small, digits, engine)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with runs.Stop() as stop, pytest.raises(CheckpointError, match="No space left on device"):
+        list(runs.epochs(run, stop, lambda state: None))
+    monkeypatch.undo()
+    assert runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine).state.step == 0
