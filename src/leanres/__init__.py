@@ -1,5 +1,35 @@
-"""leanres: small residual networks for small images."""
+"""leanres: small residual networks for small images: design, train, examine, ship.
+
+Names are imported when first used, so that `import leanres` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
 
 from leanres.version import __version__
 
-__all__ = ["__version__"]
+_HOMES = {
+    "Dataset": "leanres.data.split",
+    "Split": "leanres.data.split",
+    "load_data": "leanres.data.sources:load",
+    "MODELS": "leanres.models.zoo",
+    "summarize": "leanres.models.budget",
+    "RECIPES": "leanres.training.recipe",
+    "Recipe": "leanres.training.recipe",
+    "detect": "leanres.training.engine",
+    "fit": "leanres.training.run",
+    "load_predictor": "leanres.predict:load",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'leanres' has no attribute {name!r}")
+    module, _, own = _HOMES[name].partition(":")
+    return getattr(import_module(module), own or name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

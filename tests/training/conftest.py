@@ -30,5 +30,4 @@ def small() -> Recipe:
         augment=(("alternating_flip", {}), ("crop", {"padding": 2}), ("cutout", {"size": 6})),
         ema=0.8,
         val=200,
-        bias_lr=10.0,
     )

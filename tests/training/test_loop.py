@@ -1,18 +1,17 @@
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from leanres.data.augment import Draw, alternating_flip, crop, generator
 from leanres.data.split import Split, channel_stats
-from leanres.models.speednet import SpeedNet, SpeedNetConfig
+from leanres.models.speednet import SpeedNetConfig
 from leanres.training.engine import Engine, Normalize
 from leanres.training.loop import NonFiniteLossError, start, steps, train
-from leanres.training.muon import Muon
 from leanres.training.recipe import Plan, Recipe
 
 
@@ -21,53 +20,13 @@ def fresh(recipe: Recipe, split: Split, engine: Engine):
     return start(recipe, split, normalize, engine), normalize
 
 
-def bare_losses(split: Split, epochs: int, batch: int, seed: int) -> list[float]:
-    """The speed recipe written out flat, with nothing of the framework but its kernels."""
-    mean, std = channel_stats(split)
-    shift = 255 * torch.tensor(mean).view(-1, 1, 1)
-    scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
-    torch.manual_seed(seed)
-    net = SpeedNet(SpeedNetConfig((16, 32), num_classes=len(split.classes)))
-    first = split.images[:5000].to(torch.float32, memory_format=torch.channels_last)
-    net.whiten_((first - shift) * scale)
-    net.to(memory_format=torch.channels_last)
-    filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
-    rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
-    muon = Muon(filters, lr=0.12, momentum=0.8)
-    groups = [
-        {"params": rest, "lr": 80.0, "weight_decay": 0.004 / 80},
-        {"params": [net.head.weight], "lr": 0.02, "weight_decay": 0.004 / 0.02},
-    ]
-    sgd = torch.optim.SGD(groups, 80.0, 0.85, nesterov=True)
-    per_epoch = len(split) // batch
-    total, losses = epochs * per_epoch, []
-    for step in range(total):
-        epoch, i = divmod(step, per_epoch)
-        order = torch.randperm(len(split), generator=generator(seed, epoch))
-        chosen = order[i * batch : (i + 1) * batch]
-        draw = Draw(generator(seed, epoch, i + 1), chosen, epoch, seed)
-        images = crop(alternating_flip(split.images[chosen], draw), draw, 2, "reflect")
-        x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
-        if step < round(total * 4 / 7):
-            side = round((0.625 if step < round(total * 2 / 7) else 0.8125) * 32)
-            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-        if step == round(total * 3 / 7):
-            net.stem.bias.requires_grad_(False)
-            net.stem.bias.grad = None
-        for optimizer, lrs in ((muon, [0.12]), (sgd, [80.0, 0.02])):
-            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                group["lr"] = lr * (1 - step / total)
-        loss = F.cross_entropy(
-            net(x.contiguous(memory_format=torch.channels_last)),
-            split.labels[chosen],
-            label_smoothing=0.2,
-        )
-        loss.backward()
-        for optimizer in (muon, sgd):
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+def bare_losses(*arguments) -> list[float]:
+    """benchmarks/bare_loop.py: the speed recipe with nothing of the framework but its kernels."""
+    file = Path(__file__).resolve().parents[2] / "benchmarks" / "bare_loop.py"
+    spec = importlib.util.spec_from_file_location("bare_loop", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [loss.item() for loss in module.losses(*arguments)]
 
 
 def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, engine):
@@ -75,11 +34,11 @@ def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, engine
     state, normalize = fresh(recipe, digits.train, engine)
     losses = [float(r.loss) for r in steps(state, digits.train, recipe, normalize, engine)]
     assert len(losses) == 28
-    assert losses == bare_losses(digits.train, 7, 350, 3)
+    assert losses == bare_losses(digits.train, (16, 32), 7, 350, 3, False)
 
 
 def test_a_run_learns_and_its_rows_add_up(digits, engine, small):
-    recipe = replace(small, epochs=4, batch_size=100, resolution=(), ema=0.0)
+    recipe = replace(small, epochs=4, batch_size=100, augment=(), resolution=(), ema=0.0)
     state, normalize = fresh(recipe, digits.train, engine)
     rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -164,7 +123,7 @@ def test_the_watcher_stops_between_two_steps(digits, engine, small):
 
 def test_bfloat16_trains_with_float32_weights(digits, small):
     engine = Engine("cpu", "bfloat16", compiled=False)
-    recipe = replace(small, epochs=3, batch_size=100, resolution=())
+    recipe = replace(small, epochs=4, batch_size=100, augment=(), resolution=(), ema=0.0)
     state, normalize = fresh(recipe, digits.train, engine)
     rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}

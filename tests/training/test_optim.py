@@ -84,7 +84,9 @@ def test_sgd_equals_pytorchs_own_with_the_recipes_settings():
 
 
 def test_biases_and_norm_scales_are_not_decayed_where_the_recipe_says_so():
-    (optimizer,) = OPTIMIZERS["sgd"](network(), Recipe(optimizer="sgd", lr=0.1, decay_all=False))
+    (optimizer,) = OPTIMIZERS["sgd"](
+        network(), Recipe(optimizer="sgd", lr=0.1, weight_decay=0.004, decay_all=False)
+    )
     decays = {p.ndim: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decays == {4: 0.004, 2: 0.004, 1: 0.0}
 

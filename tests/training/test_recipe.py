@@ -52,7 +52,7 @@ def test_settings_are_toml_or_bare_words(text, setting):
     [
         ({"lerning_rate": 1}, "learning|lr"),
         ({"label_smothing": 0.1}, "did you mean 'label_smoothing'"),
-        ({"model": "resnet21"}, "did you mean 'resnet2"),
+        ({"model": "resnet21"}, "did you mean 'resnet"),
         ({"optimizer": "sdg"}, "did you mean 'sgd'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"augment": ["crp"]}, "did you mean 'crop'"),

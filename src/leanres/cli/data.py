@@ -40,7 +40,9 @@ def _progress() -> Iterator[Any]:
     from leanres.cli.console import console
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    out = console(stderr=True)
+    # Not drawn where nobody watches: even an empty bar leaves a blank line in a log.
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def hear(what: str, done: int, total: int) -> None:

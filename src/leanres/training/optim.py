@@ -33,8 +33,6 @@ class OptimSettings(Protocol):
     def bias_lr(self) -> float: ...
     @property
     def head_lr(self) -> float: ...
-    @property
-    def bias_momentum(self) -> float: ...
 
 
 Groups = dict[str, list[Tensor]]
@@ -76,16 +74,17 @@ def _adamw(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
 
 
 def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
+    # AdamW for what is no filter: its steps have the size of the lr at any width, while SGD wants
+    # biases at 30,000 times the classifier's lr on one network and diverges there on the next.
     parts = parameter_groups(model)
-    # SGD multiplies decay by lr: dividing here makes weight_decay the share lost per step.
     groups = [
-        {"params": parts["rest"], "lr": s.bias_lr, "weight_decay": s.weight_decay / s.bias_lr},
-        {"params": parts["matrices"], "lr": s.head_lr, "weight_decay": s.weight_decay / s.head_lr},
+        {"params": parts["rest"], "lr": s.bias_lr},
+        {"params": parts["matrices"], "lr": s.head_lr},
     ]
-    sgd = torch.optim.SGD(
-        [g for g in groups if g["params"]], s.bias_lr, s.bias_momentum, nesterov=True
+    others = torch.optim.AdamW(
+        [g for g in groups if g["params"]], betas=s.betas, weight_decay=s.weight_decay
     )
-    return [Muon(parts["filters"], s.lr, s.momentum), sgd]
+    return [Muon(parts["filters"], s.lr, s.momentum), others]
 
 
 OPTIMIZERS: Table[Callable[[nn.Module, OptimSettings], list[Optimizer]]] = Table(

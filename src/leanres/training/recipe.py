@@ -42,12 +42,11 @@ class Recipe:
     lr: float = 0.12  # of the filters (muon), or of everything
     momentum: float = 0.8
     nesterov: bool = True
-    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw
-    weight_decay: float = 0.004
+    betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
+    weight_decay: float = 0.0
     decay_all: bool = True  # False: biases and norm scales are not decayed
-    bias_lr: float = 80.0  # muon only: biases (BN's scale with the loss's mean, hence the size)
-    head_lr: float = 0.02  # muon only: the classifier
-    bias_momentum: float = 0.85  # muon only: of biases and classifier
+    bias_lr: float = 0.01  # muon only: biases and norms, by AdamW
+    head_lr: float = 0.01  # muon only: the classifier, by AdamW
     schedule: str = "linear"
     warmup: float = 0.0  # share of training
     freeze_stem_at: float = 3 / 7  # share of training after which `model.stem` is fixed; 1: never
@@ -85,9 +84,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr": (1e-12, 1e3),
     "momentum": (0, 0.9999),
     "weight_decay": (0, 10),
-    "bias_lr": (1e-12, 1e6),
+    "bias_lr": (1e-12, 1e3),
     "head_lr": (1e-12, 1e3),
-    "bias_momentum": (1e-6, 0.9999),
     "warmup": (0, 0.99),
     "freeze_stem_at": (0, 1),
     "ema": (0, 0.999999),
@@ -251,8 +249,6 @@ RECIPES: Table[Recipe] = Table(
             batch_size=64,
             augment=(("crop", {"padding": 2}),),
             resolution=(),
-            lr=0.05,
-            bias_lr=10.0,
             val=180,
         ),
         # He et al. 2015, section 4.2, in epochs, with a cosine for the three steps.

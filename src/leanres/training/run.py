@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +27,7 @@ from leanres.evaluation.metrics import measure
 from leanres.models import ModelConfig
 from leanres.training import checkpoint
 from leanres.training.checkpoint import CheckpointError, write_bytes
-from leanres.training.engine import Engine, Normalize, hardware
+from leanres.training.engine import Engine, Normalize, detect, hardware
 from leanres.training.loop import (
     NonFiniteLossError,
     Row,
@@ -82,7 +83,9 @@ class Stop:
         self.signal = 0
 
     def __enter__(self) -> Stop:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()  # others get no signals
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,6 +215,23 @@ def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterato
             f"{error}: stopped; the last good checkpoint is {kept[0] if kept else 'none'}"
             ' (a lower lr, or precision = "float32", may help)'
         ) from None
+
+
+def fit(
+    folder: Path | str, recipe: Recipe, dataset: Dataset, engine: Engine | None = None
+) -> dict[str, Any]:
+    """Train `recipe` on `dataset` into a new run folder, measure it once, return the result.
+
+    The result is run.json's: accuracy, accuracy_tta, nll, ece, per_class, confusion, n and more.
+    Ctrl-C saves and raises KeyboardInterrupt; `leanres resume FOLDER` goes on.
+    """
+    with Stop() as stop:
+        run = create(Path(folder), recipe, dataset, engine or detect())
+        for _ in epochs(run, stop, lambda state: None):
+            pass
+        if stop.signal:
+            raise KeyboardInterrupt
+        return finish(run)
 
 
 def _time(run: Run, row: Row, seconds: float) -> Row:

@@ -1,0 +1,65 @@
+"""What the framework costs: steps() against the bare loop, interleaved in one process.
+
+    python benchmarks/overhead.py [--steps 30] [--data cifar10]
+
+Both run the same kernels on the same draws; the ratio of their median step times is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+from bare_loop import losses
+
+from leanres.data.sources import load
+from leanres.data.split import channel_stats
+from leanres.training.engine import Normalize, detect, keep_freed_memory
+from leanres.training.loop import start, steps
+from leanres.training.recipe import RECIPES
+
+
+def timed(iterator: Iterator[torch.Tensor]) -> Iterator[tuple[float, float]]:
+    """(seconds, loss) of each step."""
+    while True:
+        begun = time.perf_counter()
+        loss = next(iterator, None)
+        if loss is None:
+            return
+        yield time.perf_counter() - begun, float(loss)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--data", default="cifar10")
+    args = parser.parse_args()
+    keep_freed_memory()
+    train, recipe, engine = load(args.data).train, RECIPES["speed"], detect("cpu")
+    normalize = Normalize(*channel_stats(train))
+    state = start(recipe, train, normalize, engine)
+    ours = (r.loss for r in steps(state, train, recipe, normalize, engine))
+    bare = losses(
+        train,
+        (64, 256, 256),
+        recipe.epochs,
+        recipe.batch_size,
+        recipe.seed,
+        engine.precision == "bfloat16",
+    )
+    pairs = list(zip(range(args.steps + 3), timed(ours), timed(bare), strict=False))[3:]
+    assert all(a[1] == b[1] for _, a, b in pairs), "the losses differ"
+    medians = [statistics.median(p[i][0] for p in pairs) for i in (1, 2)]
+    ratios = sorted(a[0] / b[0] for _, a, b in pairs)
+    print(
+        f"{len(pairs)} steps each, losses equal to the last bit: framework"
+        f" {1e3 * medians[0]:.0f} ms, bare loop {1e3 * medians[1]:.0f} ms, median of the"
+        f" pairwise ratios {statistics.median(ratios):.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
