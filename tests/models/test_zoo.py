@@ -143,7 +143,7 @@ def test_an_unknown_model_is_answered_with_the_nearest():
         ({"family": "resnet", "width": [4]}, "no resnet setting 'width'; did you mean 'widths'?"),
         ({"family": "resnet", "widths": [4], "depths": []}, "depths is ()"),
         ({"family": "davidnet", "widths": None}, "widths is None"),
-        ({"family": "speednet", "widths": 3}, "speednet"),
+        ({"family": "speednet", "widths": 3}, "widths is 3"),
     ],
 )
 def test_a_foreign_description_is_refused_in_one_line(values, message):

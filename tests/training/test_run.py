@@ -189,7 +189,7 @@ def test_resuming_on_other_data_is_refused(tmp_path, digits, engine, small):
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digits, engine, small):
-    recipe = replace(small, epochs=3, optimizer="sgd", lr=1000.0, warmup=0.4)
+    recipe = replace(small, epochs=5, optimizer="sgd", lr=1000.0, weight_decay=10.0)
     run = runs.create(tmp_path / "run", recipe, digits, engine)
     with runs.Stop() as stop, pytest.raises(UserError, match=r"nan|inf") as caught:
         list(runs.epochs(run, stop, lambda state: None))
