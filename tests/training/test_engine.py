@@ -17,6 +17,18 @@ def test_auto_takes_bfloat16_only_where_the_hardware_multiplies_it():
     assert not engine.compiled
 
 
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True), ("avx512f avx512_vnni", False)],
+)
+def test_the_kernels_flags_decide(monkeypatch, flags, fast):
+    text = f"processor : 0\nmodel name : A CPU: 2 GHz\nflags : fpu {flags} sse\n"
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _: text)
+    assert cpu_multiplies_bfloat16() is fast
+    assert detect("cpu").precision == ("bfloat16" if fast else "float32")
+    assert hardware(detect("cpu"))["cpu"] == "A CPU: 2 GHz"
+
+
 def test_what_is_asked_for_is_kept():
     engine = detect("cpu", "bfloat16", compiled=True)
     assert (engine.device, engine.precision, engine.compiled) == ("cpu", "bfloat16", True)

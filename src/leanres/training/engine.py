@@ -85,9 +85,8 @@ def _resolve_device(device: str) -> torch.device:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has AMX tiles or AVX512-BF16."""
-    can = torch.cpu.get_capabilities()
-    return bool(can.get("amx_bf16") or can.get("amx_tile") or can.get("avx512_bf16"))
+    """Whether this CPU says that it has AMX tiles or AVX512-BF16 (Linux; elsewhere False)."""
+    return bool({"amx_bf16", "avx512_bf16"} & set(_cpu_line("flags").split()))
 
 
 def keep_freed_memory(reserve_gib: float = 6.0) -> str:
@@ -141,7 +140,7 @@ def hardware(engine: Engine) -> dict[str, object]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cuda = torch.device(engine.device).type == "cuda"
     return {
-        "cpu": _cpu_name(),
+        "cpu": _cpu_line("model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(memory, 1),
         "gpu": torch.cuda.get_device_name(engine.device) if cuda else None,
@@ -151,12 +150,14 @@ def hardware(engine: Engine) -> dict[str, object]:
     }
 
 
-def _cpu_name() -> str:
+def _cpu_line(key: str) -> str:
+    """The first line of /proc/cpuinfo with that key; "" where there is none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
 
 
 class Normalize(nn.Module):

@@ -61,6 +61,7 @@ class Run:
     info: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     times: list[Row] = field(default_factory=list)  # seconds and images/s per epoch
+    carried_s: float = 0.0  # spent on the running epoch before a stop
 
     @property
     def plan(self) -> Plan:
@@ -151,6 +152,7 @@ def reopen(
     if run.state.step > run.plan.total:
         raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
     run.info = info | {"recipe": recipe.to_dict()}
+    run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if run.state.step < run.plan.total:
         run.info.pop("result", None)
     run.times = [t for t in _read_rows(folder / TIMES) if t["step"] <= run.state.step]
@@ -195,7 +197,7 @@ def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterato
         watch(state)
         return not stop.signal
 
-    clock = time.perf_counter() - run.info.pop("unfinished_seconds", 0.0)
+    clock = time.perf_counter() - run.carried_s
     rows = train(run.state, run.train, run.recipe, run.normalize, run.engine, run.val, watch=go_on)
     try:
         for row in rows:
