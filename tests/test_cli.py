@@ -203,6 +203,7 @@ def test_train_auto_says_in_one_line_that_it_falls_back_on_the_digits(
         (["train", "--set", "lr"], ["give key=value"]),
         (["train", "--set", "lr=-1"], ["lr = -1"]),
         (["train", "--set", "model=resnet21"], ["did you mean 'resnet"]),
+        (["train", "--measure", "train"], ["give test or val"]),
         (["train", "--tta", "flop"], ["did you mean 'flip'"]),
         (["train", "--device", "gpu"], ["'gpu' is not usable here"]),
         (["train", "--data", "mnist"], ["no data source 'mnist'"]),

@@ -219,6 +219,14 @@ def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, engine,
     assert run.info["test_reads"] == 0
 
 
+def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, small):
+    run = runs.create(tmp_path / "run", replace(small, epochs=1), digits, engine)
+    with runs.Stop() as stop:
+        list(runs.epochs(run, stop, lambda state: None))
+    assert runs.finish(run, measure_on="val")["split"] == "val"
+    assert run.info["test_reads"] == 0
+
+
 def test_predictions_are_what_the_weights_say(uninterrupted, digits):
     from leanres.predict import load
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, or cuda:1.")
 THREADS = typer.Option(0, min=0, help="CPU threads; 0: one per core.")
+MEASURE = typer.Option("test", help="What to measure at the end: test, or val to choose by.")
 TTA = typer.Option("flip-shift", help="Test-time augmentation beside the plain figure.")
 JSON = typer.Option(False, "--json", help="Print the result as JSON; progress goes to stderr.")
 
@@ -57,14 +58,14 @@ def train(
     device: str = DEVICE,
     threads: int = THREADS,
     tta: str = TTA,
+    measure: str = MEASURE,
     as_json: bool = JSON,
 ) -> None:
     """Train a network and measure it on the test split; the run folder holds everything."""
-    from leanres.evaluation.inference import TTA as KINDS
     from leanres.training import run as runs
     from leanres.training.recipe import from_dict, load_recipe, parse_setting
 
-    KINDS[tta]  # an unknown name is an error now, not after the training
+    _check(tta, measure)
     changes = dict(map(parse_setting, settings))
     changes |= {
         key: value
@@ -87,7 +88,7 @@ def train(
     }
     with runs.Stop() as stop:
         run = runs.create(folder, chosen, dataset, engine, origin)
-        _train(run, stop, tta, as_json)
+        _train(run, stop, tta, measure, as_json)
 
 
 def resume(
@@ -98,13 +99,13 @@ def resume(
     device: str = DEVICE,
     threads: int = THREADS,
     tta: str = TTA,
+    measure: str = MEASURE,
     as_json: bool = JSON,
 ) -> None:
     """Go on with a run that was stopped or killed, or extend a finished one (--epochs)."""
-    from leanres.evaluation.inference import TTA as KINDS
     from leanres.training import run as runs
 
-    KINDS[tta]
+    _check(tta, measure)
 
     def dataset(info: dict[str, Any]) -> Dataset:
         known = info["origin"]
@@ -123,7 +124,16 @@ def resume(
             raise UserError(
                 f"{folder} is finished ({run.recipe.epochs} epochs): --epochs N extends it"
             )
-        _train(run, stop, tta, as_json)
+        _train(run, stop, tta, measure, as_json)
+
+
+def _check(tta: str, measure: str) -> None:
+    """An unknown name is an error now, not after the training."""
+    from leanres.evaluation.inference import TTA as KINDS
+
+    KINDS[tta]
+    if measure not in ("test", "val"):
+        raise UserError(f"--measure {measure}: give test or val")
 
 
 def _path(known: dict[str, Any]) -> Path | None:
@@ -169,7 +179,7 @@ def _say(line: str, as_json: bool) -> None:
     typer.echo(line, err=as_json)
 
 
-def _train(run: Run, stop: Any, tta: str, as_json: bool) -> None:
+def _train(run: Run, stop: Any, tta: str, measure: str, as_json: bool) -> None:
     from leanres.cli.live import Live
     from leanres.training import run as runs
 
@@ -181,7 +191,7 @@ def _train(run: Run, stop: Any, tta: str, as_json: bool) -> None:
         _say(f"stopped at step {run.state.step} of {run.plan.total}, saved", as_json)
         _say(f"go on with: leanres resume {run.folder}", as_json)
         raise typer.Exit(128 + stop.signal)
-    result = runs.finish(run, tta)
+    result = runs.finish(run, tta, measure)
     if as_json:
         typer.echo(json.dumps({"run": str(run.folder), **result}))
     else:

@@ -45,7 +45,7 @@ class Recipe:
     betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
     weight_decay: float = 0.0
     decay_all: bool = True  # False: biases and norm scales are not decayed
-    bias_lr: float = 0.01  # muon only: biases and norms, by AdamW
+    bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
     head_lr: float = 0.01  # muon only: the classifier, by AdamW
     schedule: str = "linear"
     warmup: float = 0.0  # share of training

@@ -275,14 +275,16 @@ def _read_rows(path: Path) -> list[Row]:
         return []  # timings are for people; without them a run goes on all the same
 
 
-def finish(run: Run, tta: str = "flip-shift") -> dict[str, Any]:
-    """Write the weights, read the test split once, and record the result.
+def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[str, Any]:
+    """Write the weights, measure them once, and record the result.
 
-    Returns run.json's `result`. Without a test split val is measured, and the result says so.
+    `measure_on` is "test", or "val" while one is still choosing; without a test split it is val,
+    and the result says so. Returns run.json's `result`.
     """
     network = run.state.averaged
     save_weights(run.folder / WEIGHTS, network, run.config, run.preprocess)
-    name, split = ("test", run.dataset.test) if run.dataset.test else ("val", run.val)
+    test = run.dataset.test if measure_on == "test" else None
+    name, split = ("val", run.val) if test is None else ("test", test)
     result: dict[str, Any] = {"split": None, "params": _count(run)}
     if split is not None:
         logits, logits_tta = (_logits(run, split, kind) for kind in ("none", tta))
