@@ -29,7 +29,8 @@ def losses(
     scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
     torch.manual_seed(seed)
     net = SpeedNet(SpeedNetConfig(widths, num_classes=len(split.classes)))
-    first = split.images[:5000].to(torch.float32, memory_format=torch.channels_last)
+    chosen = torch.randperm(len(split), generator=generator(seed))[:5000]
+    first = split.images[chosen].to(torch.float32, memory_format=torch.channels_last)
     net.whiten_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]

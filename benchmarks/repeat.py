@@ -4,7 +4,7 @@
 
 Each run is `leanres train` as a user types it; its wall clock includes the interpreter, the data
 and the final evaluation. Beside it stands the machine's rate on a 4096^3 bfloat16 product just
-before, because shared machines drift. Runs already in the file are kept, so it can be continued.
+before, because shared machines drift. Seeds that the file holds already are not run again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args, extra = parser.parse_known_args()
     ledger = json.loads(args.out.read_text()) if args.out.exists() else {"runs": []}
-    for seed in args.seeds:
+    for seed in sorted(set(args.seeds) - {run["seed"] for run in ledger["runs"]}):
         folder = args.runs / f"{args.out.stem}-{seed}"
         ledger["runs"].append(one_run(args.recipe, seed, folder, extra))
         ledger["command"] = " ".join(["python", *sys.argv])

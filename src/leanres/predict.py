@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leanres.data.folder import MAX_PIXELS, Unreadable, image_files, read_image_or_reason
+from leanres.data.folder import Unreadable, image_files, read_image_or_reason
 from leanres.data.split import Split
 from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
@@ -20,8 +20,6 @@ from leanres.models.budget import count_params
 from leanres.training.engine import Engine, Normalize, detect
 from leanres.training.run import WEIGHTS, score
 from leanres.training.weights import Preprocess, load_weights
-
-__all__ = ["MAX_PIXELS", "Prediction", "Predictor", "load"]
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,28 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(
         restore_(tmp_path, other)
 
 
+def test_where_the_newest_is_of_another_model_the_one_before_it_is_used(
+    tmp_path, digits, engine, small
+):
+    save(tmp_path, state_at(2, small, digits, engine))
+    foreign = state_at(0, replace(small, model="resnet20"), digits, engine)
+    foreign.step = 4
+    save(tmp_path, foreign)
+    state = state_at(0, small, digits, engine)
+    (note,) = restore_(tmp_path, state)
+    assert "of another model" in note
+    assert state.step == 2
+    state.step = 3
+    save(tmp_path, state)
+    assert [p.name for p in saved(tmp_path)] == ["00000003", "00000002"]
+
+
+def test_what_a_killed_save_left_is_cleared_away(tmp_path, digits, engine, small):
+    (tmp_path / ".00000001.partial").mkdir()
+    save(tmp_path, state_at(2, small, digits, engine))
+    assert os.listdir(tmp_path) == ["00000002"]
+
+
 def test_a_disk_that_takes_no_more_leaves_the_old_checkpoint(tmp_path, digits, engine, small):
     """The kernel itself refuses: no file of this process may grow past 20 kB."""
     state = state_at(2, small, digits, engine, tmp_path)

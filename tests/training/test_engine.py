@@ -32,7 +32,6 @@ def test_the_kernels_flags_decide(monkeypatch, flags, fast):
 def test_what_is_asked_for_is_kept():
     engine = detect("cpu", "bfloat16", compiled=True)
     assert (engine.device, engine.precision, engine.compiled) == ("cpu", "bfloat16", True)
-    assert engine.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "cpu,1"])

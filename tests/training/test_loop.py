@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from leanres.data.split import Split, channel_stats
+from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.engine import Engine, Normalize
 from leanres.training.loop import NonFiniteLossError, start, steps, train
@@ -111,6 +112,33 @@ def test_a_loss_that_is_not_finite_names_its_step(digits, engine, small):
 
     with pytest.raises(NonFiniteLossError, match="nan at step 4"):
         list(train(state, digits.train, small, Poison(), engine))
+
+
+def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, engine, small):
+    state, normalize = fresh(small, digits.train, engine)
+
+    def poison(now) -> bool:
+        if now.step == 5:  # the last update of the first epoch comes next
+            for p in now.optimizers[1].param_groups[1]["params"]:
+                now.optimizers[1].state[p]["exp_avg"].fill_(float("inf"))
+        return True
+
+    with pytest.raises(NonFiniteLossError, match="weights are not finite after step 6"):
+        list(train(state, digits.train, small, normalize, engine, watch=poison))
+
+
+def test_dropout_is_drawn_from_the_counters_too(digits, engine, small):
+    dropped = ResNetConfig((4, 8), (1, 1), dropout=0.5)
+    recipe = replace(small, model=dropped, optimizer="sgd", lr=0.1)
+
+    def weights(noise: int) -> torch.Tensor:
+        torch.manual_seed(noise)
+        state, normalize = fresh(recipe, digits.train, engine)
+        for _ in steps(state, digits.train, recipe, normalize, engine):
+            torch.rand(noise)  # whoever else draws from the global generator
+        return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+    assert torch.equal(weights(1), weights(2))
 
 
 def test_the_watcher_stops_between_two_steps(digits, engine, small):

@@ -91,6 +91,14 @@ def test_biases_and_norm_scales_are_not_decayed_where_the_recipe_says_so():
     assert decays == {4: 0.004, 2: 0.004, 1: 0.0}
 
 
+def test_muon_decays_the_classifier_and_biases_as_told_and_never_the_filters():
+    recipe = Recipe(optimizer="muon", weight_decay=0.1, decay_all=False)
+    muon, others = OPTIMIZERS["muon"](network(), recipe)
+    assert {g["weight_decay"] for g in muon.param_groups} == {0.0}
+    decays = {p.ndim: g["weight_decay"] for g in others.param_groups for p in g["params"]}
+    assert decays == {2: 0.1, 1: 0.0}
+
+
 def test_parameters_that_do_not_train_are_in_no_group():
     model = network()
     model[0].weight.requires_grad_(False)

@@ -66,6 +66,10 @@ def test_settings_are_toml_or_bare_words(text, setting):
         ({"label_smoothing": 1}, "label_smoothing"),
         ({"nesterov": 1}, "true or false"),
         ({"betas": [0.9]}, "pair"),
+        ({"betas": [True, 0.9]}, "pair"),
+        ({"betas": [1.5, 0.9]}, "below 1"),
+        ({"model": 3}, "give a name"),
+        ({"model": {"family": "resnet", "wdths": [8]}}, "did you mean 'widths'"),
         ({"resolution": [[0.5, 1.0], [0.2, 0.5]]}, "shares rising"),
         ({"resolution": [[0.0, 0.01]]}, "scales"),
         ({"precision": "fp8"}, "bfloat16"),
@@ -77,6 +81,18 @@ def test_a_wrong_setting_is_one_clear_line(settings, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"lr": "x"}, {"epochs": 2.5}, {"augment": (3,)}, {"seed": "one"}]
+)
+def test_a_recipe_made_in_python_is_checked_as_one_from_a_file(settings):
+    with pytest.raises(UserError):
+        Recipe(**settings)
+
+
+def test_augmentations_may_be_names_alone():
+    assert Recipe(augment=("flip",)).augment == (("flip", {}),)
+
+
 def test_a_toml_file_changes_the_recipe_that_it_names(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('base = "plain-sgd"\nlr = 0.05\naugment = ["flip"]\n')
@@ -84,7 +100,15 @@ def test_a_toml_file_changes_the_recipe_that_it_names(tmp_path):
     assert load_recipe(str(file)) == expected
 
 
-@pytest.mark.parametrize(("content", "message"), [("lr = ", "not TOML"), ("x = 1", "no setting")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr = ", "not TOML"),
+        ("x = 1", "no setting"),
+        ("base = 3", "name of a recipe"),
+        ('base = "sped"', "did you mean 'speed'"),
+    ],
+)
 def test_a_bad_toml_file_is_named(tmp_path, content, message):
     file = tmp_path / "mine.toml"
     file.write_text(content)

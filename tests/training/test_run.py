@@ -20,6 +20,7 @@ import torch
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.models.speednet import SpeedNetConfig
 from leanres.training import run as runs
 from leanres.training.checkpoint import CheckpointError, saved
 from leanres.training.loop import TrainState
@@ -200,7 +201,13 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digi
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "is no run folder"), ("{", "damaged"), ("[]", "not a JSON object")],
+    [
+        (None, "is no run folder"),
+        ("{", "damaged"),
+        ("[]", "not a JSON object"),
+        ("{}", "lacks recipe.model"),
+        ('{"recipe": [], "data": 3}', "lacks recipe.model"),
+    ],
 )
 def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
     if content is not None:
@@ -219,12 +226,59 @@ def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, engine,
     assert run.info["test_reads"] == 0
 
 
-def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, small):
+def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, small, monkeypatch):
+    read = []
+    real = runs.predict_logits
+
+    def watched(model, images, **settings):
+        read.append(images)
+        return real(model, images, **settings)
+
+    monkeypatch.setattr(runs, "predict_logits", watched)
     run = runs.create(tmp_path / "run", replace(small, epochs=1), digits, engine)
     with runs.Stop() as stop:
         list(runs.epochs(run, stop, lambda state: None))
     assert runs.finish(run, measure_on="val")["split"] == "val"
     assert run.info["test_reads"] == 0
+    assert not any(images is digits.test.images for images in read)
+    runs.finish(run)
+    assert any(images is digits.test.images for images in read)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"augment": [["crop", {"pading": 4}]]}, "unexpected keyword argument 'pading'"),
+        ({"augment": [["crop", {"mode": "refelct"}]]}, "augment"),
+        ({"augment": [["cutout", {"size": "8"}]]}, "augment"),
+        ({"model": SpeedNetConfig((8, 8, 8, 8, 8, 8))}, "32 px do not fit this network"),
+    ],
+)
+def test_what_would_fail_in_the_first_step_fails_before_a_folder_is_made(
+    tmp_path, digits, engine, small, change, message
+):
+    recipe = replace(small, resolution=(), **change)
+    with pytest.raises(UserError, match=message) as caught:
+        runs.create(tmp_path / "run", recipe, digits, engine)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_in_another_order_are_said(tmp_path, digits, engine, small):
+    runs.create(tmp_path / "run", small, digits, engine)
+    mirror = replace(digits, train=digits.train.subset(range(len(digits.train) - 1, -1, -1)))
+    again = runs.reopen(tmp_path / "run", lambda _: mirror, lambda _: engine)
+    assert "another order" in again.notes[0]
+
+
+def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, small):
+    folder = tmp_path / "run"
+    runs.fit(folder, replace(small, precision="bfloat16", epochs=1), digits)
+    info = runs.read_info(folder)
+    assert info["hardware"]["precision"] == "bfloat16"
+    done = run_process(command("resume", folder, "--epochs", "2"))
+    assert done.returncode == 0, done.stderr
+    assert "epoch   2/2" in done.stdout
 
 
 def test_predictions_are_what_the_weights_say(uninterrupted, digits):

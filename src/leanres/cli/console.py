@@ -1,4 +1,4 @@
-"""The terminal: one console, wide enough for a table where output is not a terminal."""
+"""The terminal: one console for every command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that neither wraps nor colours what goes to a file or a pipe."""
+    """A console that takes names as they are, and wraps nothing that goes to a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 160
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    width = None if stream.isatty() else 10_000
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)

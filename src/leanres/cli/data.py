@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from leanres.data.describe import Description
     from leanres.data.split import Dataset
 
-DATA = typer.Option("cifar10", "--data", help="cifar10, digits, or a folder with one per class.")
 PATH = typer.Option(
     None, "--path", help="Where the data lies; else $LEANRES_DATA, cache, download."
 )
@@ -31,6 +30,27 @@ def load(name: str, path: Path | None, size: int = 32, strict: bool = False) -> 
     for note in dataset.notes:
         typer.echo(f"note: {note}", err=True)
     return dataset
+
+
+def origin(name: str, path: Path | None, size: int) -> dict[str, Any]:
+    """What run.json keeps of the data's whereabouts, so that any working folder will do."""
+    from leanres.data.sources import SOURCES
+
+    if name not in SOURCES and path is None:
+        name, path = "folder", Path(name)
+    where = None if path is None else str(path.expanduser().resolve())
+    return {"data": name, "path": where, "size": size}
+
+
+def reload(info: dict[str, Any], name: str | None = None, path: Path | None = None) -> Dataset:
+    """The data that run.json's content names, or what is given in its place."""
+    known = info.get("origin") or {}
+    size = known.get("size", info["preprocess"]["size"])
+    if name is None:
+        name = known.get("data", info["data"]["name"])
+        kept = known.get("path") or (info["data"]["source"] if name == "folder" else None)
+        path = path or (Path(kept) if kept else None)
+    return load(name, path, size)
 
 
 @contextmanager

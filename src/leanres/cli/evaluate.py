@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.data import DATA, PATH, STRICT, load
+from leanres.cli.data import PATH, STRICT, load, reload
 from leanres.cli.train import DEVICE, THREADS
 from leanres.errors import UserError
+
+if TYPE_CHECKING:
+    from leanres.predict import Predictor
 
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
 
 
 def evaluate(
     target: Path = TARGET,
-    data: str = DATA,
+    data: str | None = typer.Option(
+        None, help="cifar10, digits, or a folder; default: what the run was trained on, or cifar10."
+    ),
     path: Path | None = PATH,
     strict: bool = STRICT,
     split: str = typer.Option("test", help="test, val or train."),
@@ -28,12 +33,15 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Measure a trained network: accuracy, NLL, ECE, per class, confusion."""
-    from leanres import predict as predictors
     from leanres.evaluation.inference import TTA
+    from leanres.training.run import read_info
 
     TTA[tta]
     predictor = _load(target, device, threads)
-    dataset = load(data, path, predictor.preprocess.size, strict)
+    if data is None and (target / "run.json").exists():
+        dataset = reload(read_info(target), None, path)
+    else:
+        dataset = load(data or "cifar10", path, predictor.preprocess.size, strict)
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if split not in chosen:
         raise UserError(f"split {split!r}: give test, val or train")
@@ -41,14 +49,13 @@ def evaluate(
     if images is None:
         raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
     result = predictor.evaluate(images, tta) | {"split": split}
-    assert isinstance(predictor, predictors.Predictor)
     if as_json:
         typer.echo(json.dumps(result))
     else:
         _print(result, images.classes)
 
 
-def _load(target: Path, device: str, threads: int) -> Any:
+def _load(target: Path, device: str, threads: int) -> Predictor:
     import torch
 
     from leanres.predict import load as load_predictor
@@ -104,10 +111,10 @@ def predict(
     outcomes = list(predictor.predict(find_images(files), tta, top))
     good = [o for o in outcomes if isinstance(o, Prediction)]
     bad = [o for o in outcomes if not isinstance(o, Prediction)]
-    for o in bad:
+    for image in bad:
         if strict or not good:
-            raise UserError(f"{o.path} cannot be read: {o.reason}")
-        typer.echo(f"note: {o.path} cannot be read: {o.reason}; skipped", err=True)
+            raise UserError(f"{image.path} cannot be read: {image.reason}")
+        typer.echo(f"note: {image.path} cannot be read: {image.reason}; skipped", err=True)
     if as_csv is not None:
         _write_csv(as_csv, good)
     elif as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.data import PATH, SIZE, STRICT, load
+from leanres.cli.data import PATH, SIZE, STRICT, load, origin, reload
 from leanres.errors import NotFoundError, UserError
 
 if TYPE_CHECKING:
@@ -78,17 +78,13 @@ def train(
     dataset, fallen_back = _load(data, path, size, strict)
     if fallen_back and recipe == "speed":
         recipe, chosen = "digits", from_dict(changes, load_recipe("digits"))
+    _check_val(measure, bool(chosen.val or dataset.val))
     _say(f"data ready in {time.perf_counter() - clock:.1f} s", as_json)
     folder = out or _next_folder(Path(recipe).stem)
-    origin = {
-        "command": " ".join(["leanres", *sys.argv[1:]]),
-        "data": "digits" if fallen_back else "cifar10" if data == "auto" else data,
-        "path": None if path is None else str(path.resolve()),
-        "size": size,
-    }
-    with runs.Stop() as stop:
-        run = runs.create(folder, chosen, dataset, engine, origin)
-        _train(run, stop, tta, measure, as_json)
+    given = "digits" if fallen_back else "cifar10" if data == "auto" else data
+    command = {"command": " ".join(["leanres", *sys.argv[1:]])}
+    run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size))
+    _train(run, tta, measure, as_json)
 
 
 def resume(
@@ -107,24 +103,18 @@ def resume(
 
     _check(tta, measure)
 
-    def dataset(info: dict[str, Any]) -> Dataset:
-        known = info["origin"]
-        return load(data or known["data"], path or _path(known), known["size"])
-
     def engine(info: dict[str, Any]) -> Engine:
         known = info["hardware"]
         chosen = known["device"] if device == "auto" else device
         return _engine(chosen, known["precision"], known["compiled"], threads or known["threads"])
 
-    with runs.Stop() as stop:
-        run = runs.reopen(folder, dataset, engine, epochs)
-        for note in run.notes:
-            typer.echo(f"note: {note}", err=True)
-        if run.state.step == run.plan.total and "result" in run.info:
-            raise UserError(
-                f"{folder} is finished ({run.recipe.epochs} epochs): --epochs N extends it"
-            )
-        _train(run, stop, tta, measure, as_json)
+    run = runs.reopen(folder, lambda info: reload(info, data, path), engine, epochs)
+    _check_val(measure, run.val is not None)
+    for note in run.notes:
+        typer.echo(f"note: {note}", err=True)
+    if run.state.step == run.plan.total and "result" in run.info:
+        raise UserError(f"{folder} is finished ({run.recipe.epochs} epochs): --epochs N extends it")
+    _train(run, tta, measure, as_json)
 
 
 def _check(tta: str, measure: str) -> None:
@@ -136,8 +126,9 @@ def _check(tta: str, measure: str) -> None:
         raise UserError(f"--measure {measure}: give test or val")
 
 
-def _path(known: dict[str, Any]) -> Path | None:
-    return Path(known["path"]) if known.get("path") else None
+def _check_val(measure: str, there: bool) -> None:
+    if measure == "val" and not there:
+        raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
 
 
 def _engine(device: str, precision: str, compiled: bool | None, threads: int) -> Engine:
@@ -158,14 +149,14 @@ def _load(data: str, path: Path | None, size: int, strict: bool) -> tuple[Datase
     if data != "auto":
         return load(data, path, size, strict), False
     try:
-        return load("cifar10", path), False
+        return load("cifar10", path, size, strict), False
     except NotFoundError:
         typer.echo(
             "CIFAR-10 is not here and could not be downloaded: training on the embedded digits"
             " instead (set LEANRES_DATA to a folder with CIFAR-10)",
             err=True,
         )
-        return load("digits", None), True
+        return load("digits", None, size), True
 
 
 def _next_folder(name: str) -> Path:
@@ -179,12 +170,12 @@ def _say(line: str, as_json: bool) -> None:
     typer.echo(line, err=as_json)
 
 
-def _train(run: Run, stop: Any, tta: str, measure: str, as_json: bool) -> None:
+def _train(run: Run, tta: str, measure: str, as_json: bool) -> None:
     from leanres.cli.live import Live
     from leanres.training import run as runs
 
     _say(_headline(run), as_json)
-    with Live(run, stderr=as_json) as live:
+    with runs.Stop() as stop, Live(run, stderr=as_json) as live:
         for row in runs.epochs(run, stop, live.step):
             live.row(row)
     if stop.signal:
@@ -199,7 +190,9 @@ def _train(run: Run, stop: Any, tta: str, measure: str, as_json: bool) -> None:
 
 
 def _headline(run: Run) -> str:
-    params = sum(p.numel() for p in run.state.model.parameters())
+    from leanres.models.budget import count_params
+
+    params = count_params(run.state.model)
     e, r = run.engine, run.recipe
     name = r.model if isinstance(r.model, str) else "own network"
     val = f" + {len(run.val):,} val" if run.val is not None else ""

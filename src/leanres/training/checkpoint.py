@@ -51,7 +51,8 @@ def save(folder: Path, state: TrainState) -> Path:
     """
     target = folder / f"{state.step:08d}"
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for stale in folder.glob(".*.partial"):  # of a save that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         _write_files(partial, state)
@@ -64,7 +65,9 @@ def save(folder: Path, state: TrainState) -> Path:
     except CheckpointError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in saved(folder)[KEEP:]:
+    # Newer ones are what a resume passed over: damaged, or of a longer run than this one.
+    newer = [path for path in saved(folder) if int(path.name) > state.step]
+    for old in newer + saved(folder)[len(newer) + KEEP :]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -99,17 +102,16 @@ def saved(folder: Path) -> list[Path]:
 def restore_(folder: Path, state: TrainState) -> list[str]:
     """Bring `state` to the newest sound checkpoint of `folder`.
 
-    Returns one line for each damaged one that was passed over. CheckpointError where none is
-    sound, or where it belongs to another model.
+    Returns one line for each that was passed over, damaged or of another model. CheckpointError
+    where none is left.
     """
     notes: list[str] = []
     for path in saved(folder):
         try:
-            tensors, meta = _read(path)
+            unpack_(state, *_read(path), path)
         except CheckpointError as error:
             notes.append(str(error))
             continue
-        unpack_(state, tensors, meta, path)
         return [f"{note}; using step {state.step}" for note in notes]
     raise CheckpointError("; ".join(notes) or f"no checkpoint in {folder}: nothing to resume")
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -31,11 +32,6 @@ class Engine:
     precision: str  # of convolutions and matrix products; weights stay float32
     compiled: bool
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The arithmetic's type."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
         kind = torch.device(self.device).type
@@ -47,7 +43,8 @@ class Engine:
 
     def forward(self, model: nn.Module) -> nn.Module:
         """What to call for a training step: the model, compiled where that pays."""
-        return torch.compile(model) if self.compiled else model  # type: ignore[return-value]
+        # A kernel per image size: the recipe has three, and a general one is slower at each.
+        return torch.compile(model, dynamic=False) if self.compiled else model  # type: ignore[return-value]
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock reads finished work."""
@@ -58,17 +55,24 @@ class Engine:
 def detect(device: str = "auto", precision: str = "auto", compiled: bool | None = None) -> Engine:
     """The engine for this machine; arguments that are not "auto" or None are kept as given.
 
-    bfloat16 where the hardware multiplies it (CUDA, AMX, AVX512-BF16): elsewhere its emulation
-    is slower than float32 (four times on an AVX-512 Xeon). Compilation on CUDA only: on two cores
-    the eager speed network ran 1.2 to 1.4 times faster than the compiled one (docs/log.md).
+    bfloat16 where the hardware multiplies it (CUDA from Ampere on, AMX, AVX512-BF16): elsewhere
+    its emulation is slower than float32 (four times on an AVX-512 Xeon). Compilation on CUDA only:
+    on two cores the eager speed network was the faster one (docs/log.md).
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
     kind = _resolve_device(device)
-    fast = kind.type == "cuda" or (kind.type == "cpu" and cpu_multiplies_bfloat16())
-    chosen = precision if precision != "auto" else "bfloat16" if fast else "float32"
-    compiled = kind.type == "cuda" if compiled is None else compiled
-    return Engine(str(kind), chosen, compiled)
+    if precision == "auto":
+        precision = "bfloat16" if _multiplies_bfloat16(kind) else "float32"
+    if compiled is None:  # the compiler of kernels needs one of C for its launcher
+        compiled = kind.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return Engine(str(kind), precision, compiled)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and cpu_multiplies_bfloat16()
 
 
 def _resolve_device(device: str) -> torch.device:

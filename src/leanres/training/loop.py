@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -66,7 +68,7 @@ def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) ->
         torch.manual_seed(recipe.seed)
         model = network_config(recipe, train.classes).build()
     if isinstance(model, SpeedNet):
-        model.whiten_(normalize.cpu()(train.images[:5000].cpu()))
+        model.whiten_(normalize.cpu()(whitening_sample(train, recipe.seed)))
     model = engine.place(model)
     normalize.to(engine.device)
     ema = None
@@ -76,13 +78,22 @@ def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) ->
     return TrainState(model, OPTIMIZERS[recipe.optimizer](model, recipe), ema)
 
 
+def whitening_sample(train: Split, seed: int) -> Tensor:
+    """5,000 images drawn at random, fewer where they are large: some 5 million pixels."""
+    pixels = train.images[0, 0].numel()
+    count = max(1, min(5000, len(train), 5000 * 32 * 32 // pixels))
+    chosen = torch.randperm(len(train), generator=generator(seed))[:count]
+    return train.images[chosen.to(train.images.device)].cpu()
+
+
 def steps(
     state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
 ) -> Iterator[StepResult]:
     """Run optimizer steps from `state.step` to the plan's end, yielding after each.
 
-    `train` lies on the engine's device. Order and augmentation are drawn from (seed, epoch,
-    step), so where one starts does not matter. No step waits for the device.
+    `train` lies on the engine's device. Order, augmentation and dropout are drawn from (seed,
+    epoch, step), so where one starts does not matter. No step waits for the device, but those of
+    a recipe with an average (PyTorch's AveragedModel reads its counter) or with dropout.
     """
     plan = Plan(recipe, len(train))
     forward = engine.forward(state.model)
@@ -99,9 +110,23 @@ def steps(
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
         set_lr_(state.optimizers, lr_factor(recipe.schedule, state.step, plan.total, plan.warmup))
-        result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
+        with _own_dropout(state.model, recipe.seed, epoch, position, inputs.device):
+            result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
         state.step += 1
         yield result
+
+
+@contextmanager
+def _own_dropout(
+    model: nn.Module, seed: int, epoch: int, step: int, device: torch.device
+) -> Iterator[None]:
+    """Seed the global generator, which dropout draws from, for one step; then put it back."""
+    if not any(isinstance(m, nn.Dropout) and m.p for m in model.modules()):
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(generator(seed, epoch, step + 1, 1).initial_seed())
+        yield
 
 
 def _augmented(train: Split, indices: Tensor, recipe: Recipe, epoch: int, step: int) -> Tensor:
@@ -177,13 +202,16 @@ def train(
 
 
 def check_finite(state: TrainState) -> None:
-    """Raise NonFiniteLossError naming the first bad step of the running epoch."""
+    """Raise NonFiniteLossError naming the first bad step of the running epoch, or bad weights."""
     if not state.losses:
         return
     bad = (~torch.stack(state.losses).isfinite()).nonzero()
     if len(bad):
         step = state.step - len(state.losses) + int(bad[0]) + 1
         raise NonFiniteLossError(f"the loss is {float(state.losses[int(bad[0])])} at step {step}")
+    # The last update came after the last loss: what is saved next are these weights.
+    if not get_total_norm(state.model.parameters()).isfinite():
+        raise NonFiniteLossError(f"the weights are not finite after step {state.step}")
 
 
 def _row(

@@ -65,9 +65,10 @@ class Muon(Optimizer):
 
     def _update_(self, p: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
-        buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
-        buffer.mul_(group["momentum"]).add_(p.grad)
         assert p.grad is not None
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
         direction = p.grad.add(buffer, alpha=group["momentum"])
         update = orthogonalize(direction.flatten(1), group["steps"]).view_as(direction)
         if group["normalize"]:

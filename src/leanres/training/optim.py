@@ -77,13 +77,12 @@ def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
     # AdamW for what is no filter: its steps have the size of the lr at any width, while SGD wants
     # biases at 30,000 times the classifier's lr on one network and diverges there on the next.
     parts = parameter_groups(model)
+    decay = s.weight_decay
     groups = [
-        {"params": parts["rest"], "lr": s.bias_lr},
-        {"params": parts["matrices"], "lr": s.head_lr},
+        {"params": parts["rest"], "lr": s.bias_lr, "weight_decay": decay if s.decay_all else 0.0},
+        {"params": parts["matrices"], "lr": s.head_lr, "weight_decay": decay},
     ]
-    others = torch.optim.AdamW(
-        [g for g in groups if g["params"]], betas=s.betas, weight_decay=s.weight_decay
-    )
+    others = torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas)
     return [Muon(parts["filters"], s.lr, s.momentum), others]
 
 

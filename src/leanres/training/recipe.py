@@ -41,9 +41,9 @@ class Recipe:
     optimizer: str = "muon"
     lr: float = 0.12  # of the filters (muon), or of everything
     momentum: float = 0.8
-    nesterov: bool = True
+    nesterov: bool = True  # sgd (muon always is)
     betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # not of muon's filters: their norm is reset at each step
     decay_all: bool = True  # False: biases and norm scales are not decayed
     bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
     head_lr: float = 0.01  # muon only: the classifier, by AdamW
@@ -57,11 +57,16 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(Recipe)
+        for f in fields(self):
+            object.__setattr__(self, f.name, _as(hints[f.name], f.name, getattr(self, f.name)))
         _check_names(self)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"{name} = {value}: give a value from {low:g} to {high:g}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas = {self.betas}: give two numbers from 0 to below 1")
         shares = [share for share, _ in self.resolution]
         fits = all(0 <= share < 1 and 0.25 <= scale <= 1 for share, scale in self.resolution)
         if shares != sorted(shares) or not fits:
@@ -114,8 +119,7 @@ def from_dict(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe
     for key in settings:
         if key not in known:
             raise UserError(unknown("setting", key, known))
-    hints = get_type_hints(Recipe)
-    return replace(base, **{k: _as(hints[k], k, v) for k, v in settings.items()})
+    return replace(base, **settings)
 
 
 def _as(kind: Any, key: str, value: Any) -> Any:
@@ -149,7 +153,7 @@ _ARTICLES = {
 def _model(value: Any) -> str | ModelConfig:
     if isinstance(value, Mapping):
         return config_from_dict(value)
-    if isinstance(value, str):
+    if isinstance(value, str | ModelConfig):
         return value
     raise UserError(f"model = {value!r}: give a name or {{family = ..., widths = ...}}")
 
@@ -162,7 +166,7 @@ def _sequence(key: str, value: Any) -> list[Any]:
 
 def _pair(key: str, value: Any) -> tuple[float, float]:
     match _sequence(key, value):
-        case [int() | float() as a, int() | float() as b]:
+        case [int() | float() as a, int() | float() as b] if bool not in (type(a), type(b)):
             return (float(a), float(b))
     raise UserError(f"{key}: {value!r} is not a pair of numbers")
 
@@ -198,7 +202,10 @@ def load_recipe(name_or_path: str) -> Recipe:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe file {path} is not TOML: {error}") from None
-    return from_dict(settings, RECIPES[settings.pop("base", "speed")])
+    base = settings.pop("base", "speed")
+    if not isinstance(base, str):
+        raise UserError(f"base = {base!r} in {path}: give the name of a recipe")
+    return from_dict(settings, RECIPES[base])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import signal
@@ -18,22 +19,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
+from leanres.data.augment import Draw, augment, generator
 from leanres.data.split import Dataset, Split, channel_stats, stratified_split
 from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
 from leanres.evaluation.metrics import measure
 from leanres.models import ModelConfig
+from leanres.models.budget import count_params
 from leanres.training import checkpoint
 from leanres.training.checkpoint import CheckpointError, write_bytes
-from leanres.training.engine import Engine, Normalize, detect, hardware
+from leanres.training.engine import Engine, Normalize, detect, hardware, keep_freed_memory
 from leanres.training.loop import (
     NonFiniteLossError,
     Row,
     TrainState,
     check_finite,
     network_config,
+    shrink,
     start,
     train,
 )
@@ -110,20 +115,25 @@ def create(
 
     `origin` goes into run.json as it is: what `reopen`'s loader needs to find the data again.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} exists already: `leanres resume {folder}` goes on with it, --out names"
-            " another folder"
-        )
+    _check_free(folder)
     run = _prepare(folder, recipe, dataset, engine)
     run.info = _describe(run) | {"origin": origin or {}}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
+    _check_free(folder)  # another process may have been quicker
     _write_info(run)
     _save(run)  # step 0: whatever happens from here on, `resume` has something to go on from
     return run
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder} exists already: `leanres resume {folder}` goes on with it, --out names"
+            " another folder"
+        )
 
 
 def reopen(
@@ -143,10 +153,15 @@ def reopen(
         recipe = replace(recipe, epochs=epochs)
     run = _prepare(folder, recipe, load(info), engine(info))
     now, then = _fingerprints(run), info["data"]["fingerprints"]
-    if now != then:
+    if now | {"order": ""} != then | {"order": ""}:
         raise UserError(
             f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
             " with --data and --path"
+        )
+    if now["order"] != then.get("order"):
+        run.notes.append(
+            "the images come in another order than before: the run goes on, not bit"
+            " for bit as it would have"
         )
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
     if run.state.step > run.plan.total:
@@ -156,6 +171,10 @@ def reopen(
     if run.state.step < run.plan.total:
         run.info.pop("result", None)
     run.times = [t for t in _read_rows(folder / TIMES) if t["step"] <= run.state.step]
+    run.info["resumed"] = [
+        *info.get("resumed", []),
+        {"step": run.state.step, "commit": _commit(), "hardware": hardware(run.engine)},
+    ]
     _write_info(run)
     return run
 
@@ -165,12 +184,42 @@ def _prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> 
     if recipe.val and val is None:
         split, val = stratified_split(split, recipe.val)
     mean, std = channel_stats(split)
+    std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
     preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes)
     normalize = Normalize(mean, std)
     state = start(recipe, split, normalize, engine)
+    _rehearse(recipe, split.subset([0, len(split) - 1]), state, normalize)
     val = None if val is None else val.to(engine.device)
     split = split.to(engine.device)
     return Run(folder, recipe, dataset, engine, split, val, state, preprocess, normalize, info={})
+
+
+def _rehearse(recipe: Recipe, few: Split, state: TrainState, normalize: Normalize) -> None:
+    """Find what no check of single settings finds, before a folder is made: two images go through.
+
+    UserError for settings that an augmentation does not take, and for images too small.
+    """
+    try:
+        images = augment(few.images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"augment = {recipe.augment}: {_first_line(error)}") from None
+    for scale in sorted({scale for _, scale in recipe.resolution} | {1.0}):
+
+        def prepared(batch: Tensor, scale: float = scale) -> Tensor:
+            return shrink(normalize(batch), scale)
+
+        try:
+            predict_logits(state.model, images, normalize=prepared)
+        except RuntimeError as error:
+            side = round(scale * images.shape[-1])
+            raise UserError(
+                f"images of {side} px do not fit this network ({_first_line(error)}): give a"
+                " larger --size, or a resolution that shrinks less"
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -183,7 +232,19 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / INFO} is damaged: {error}") from None
     if not isinstance(info, dict):
         raise CheckpointError(f"{folder / INFO} is damaged: not a JSON object")
+    for part, keys in _NEEDED.items():
+        for key in keys:
+            if not isinstance(info.get(part), dict) or key not in info[part]:
+                raise CheckpointError(f"{folder / INFO} is damaged: it lacks {part}.{key}")
     return info
+
+
+_NEEDED = {
+    "recipe": ("model",),
+    "preprocess": ("size",),
+    "data": ("name", "source", "fingerprints"),
+    "hardware": ("device", "precision", "compiled", "threads"),
+}
 
 
 def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterator[Row]:
@@ -227,13 +288,16 @@ def fit(
     The result is run.json's: accuracy, accuracy_tta, nll, ece, per_class, confusion, n and more.
     Ctrl-C saves and raises KeyboardInterrupt; `leanres resume FOLDER` goes on.
     """
+    engine = engine or detect("auto", recipe.precision, recipe.compiled)
+    if engine.device == "cpu":
+        keep_freed_memory()
+    run = create(Path(folder), recipe, dataset, engine)
     with Stop() as stop:
-        run = create(Path(folder), recipe, dataset, engine or detect())
         for _ in epochs(run, stop, lambda state: None):
             pass
-        if stop.signal:
-            raise KeyboardInterrupt
-        return finish(run)
+    if stop.signal:
+        raise KeyboardInterrupt
+    return finish(run)
 
 
 def _time(run: Run, row: Row, seconds: float) -> Row:
@@ -255,7 +319,7 @@ def _save(run: Run) -> None:
 
 
 def _json_lines(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
 def _csv(run: Run) -> bytes:
@@ -270,8 +334,9 @@ def _csv(run: Run) -> bytes:
 
 def _read_rows(path: Path) -> list[Row]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [row for row in rows if {"step", "seconds"} <= row.keys()]
+    except (OSError, ValueError, AttributeError):
         return []  # timings are for people; without them a run goes on all the same
 
 
@@ -285,7 +350,7 @@ def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[
     save_weights(run.folder / WEIGHTS, network, run.config, run.preprocess)
     test = run.dataset.test if measure_on == "test" else None
     name, split = ("val", run.val) if test is None else ("test", test)
-    result: dict[str, Any] = {"split": None, "params": _count(run)}
+    result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
     if split is not None:
         logits, logits_tta = (_logits(run, split, kind) for kind in ("none", tta))
         result |= score(logits, logits_tta, split, tta) | {"split": name}
@@ -295,10 +360,6 @@ def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[
     run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
     _write_info(run)
     return result
-
-
-def _count(run: Run) -> int:
-    return sum(p.numel() for p in run.state.model.parameters())
 
 
 def _logits(run: Run, split: Split, tta: str) -> Tensor:
@@ -354,19 +415,23 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def _fingerprints(run: Run) -> dict[str, str | None]:
-    test = run.dataset.test
-    return {
-        "train": run.dataset.train.fingerprint,
-        "test": None if test is None else test.fingerprint,
-    }
+    d = run.dataset
+    named = {"train": d.train, "val": d.val, "test": d.test}
+    prints = {name: split.fingerprint if split else None for name, split in named.items()}
+    # Batches are drawn by position, so exactness needs the order, which a fingerprint leaves out.
+    return prints | {"order": hashlib.sha256(d.train.digests.tobytes()).hexdigest()}
 
 
 def _commit() -> str | None:
     """The commit of the checkout that this code runs from, "+changes" if it was edited."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        words = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "."])
-        head, changes = (
+        words = (
+            ["ls-files", "--error-unmatch", Path(__file__).name],  # fails where it is installed
+            ["rev-parse", "--short=12", "HEAD"],
+            ["status", "--porcelain", "--", "."],
+        )
+        _, head, changes = (
             subprocess.run(
                 [*git, *w], capture_output=True, text=True, check=True, timeout=10
             ).stdout
