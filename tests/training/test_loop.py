@@ -118,12 +118,12 @@ def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, engine,
     state, normalize = fresh(small, digits.train, engine)
 
     def poison(now) -> bool:
-        if now.step == 5:  # the last update of the first epoch comes next
+        if now.step == 6:  # the last update of the first epoch comes next
             for p in now.optimizers[1].param_groups[1]["params"]:
                 now.optimizers[1].state[p]["exp_avg"].fill_(float("inf"))
         return True
 
-    with pytest.raises(NonFiniteLossError, match="weights are not finite after step 6"):
+    with pytest.raises(NonFiniteLossError, match="weights are not finite after step 7"):
         list(train(state, digits.train, small, normalize, engine, watch=poison))
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from leanres.data.augment import AUGMENTS, Step
 from leanres.errors import UserError
 from leanres.models import ModelConfig
-from leanres.models.zoo import MODELS, config_from_dict, config_to_dict
+from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict
 from leanres.tables import Table, unknown
 from leanres.training.engine import PRECISIONS
 from leanres.training.optim import OPTIMIZERS, SCHEDULES
@@ -153,8 +153,9 @@ _ARTICLES = {
 def _model(value: Any) -> str | ModelConfig:
     if isinstance(value, Mapping):
         return config_from_dict(value)
-    if isinstance(value, str | ModelConfig):
-        return value
+    if isinstance(value, str) or type(value) in FAMILIES.values():
+        own: str | ModelConfig = value
+        return own
     raise UserError(f"model = {value!r}: give a name or {{family = ..., widths = ...}}")
 
 
