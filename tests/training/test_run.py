@@ -174,6 +174,17 @@ def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, 
     assert json.loads(done.stdout)["n"] == 360
 
 
+def test_a_run_chosen_on_val_is_measured_on_test_by_resuming_it(tmp_path):
+    folder = tmp_path / "run"
+    assert run_process([*train_command(folder, 2), "--measure", "val"]).returncode == 0
+    info = json.loads((folder / "run.json").read_text())
+    assert (info["result"]["split"], info["result"]["n"], info["test_reads"]) == ("val", 100, 0)
+    done = run_process(command("resume", folder, "--json"))
+    assert json.loads(done.stdout)["n"] == 360
+    assert json.loads((folder / "run.json").read_text())["test_reads"] == 1
+    assert run_process(command("resume", folder)).returncode == 2
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path, digits, engine, small):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("x")

@@ -98,7 +98,10 @@ def resume(
     measure: str = MEASURE,
     as_json: bool = JSON,
 ) -> None:
-    """Go on with a run that was stopped or killed, or extend a finished one (--epochs)."""
+    """Go on with a run that was stopped or killed, or extend a finished one (--epochs).
+
+    A run that was measured on val alone is measured on test.
+    """
     from leanres.training import run as runs
 
     _check(tta, measure)
@@ -112,7 +115,8 @@ def resume(
     _check_val(measure, run.val is not None)
     for note in run.notes:
         typer.echo(f"note: {note}", err=True)
-    if run.state.step == run.plan.total and "result" in run.info:
+    measured = run.info.get("result", {}).get("split")
+    if run.state.step == run.plan.total and measured == (measure if run.dataset.test else "val"):
         raise UserError(f"{folder} is finished ({run.recipe.epochs} epochs): --epochs N extends it")
     _train(run, tta, measure, as_json)
 
@@ -203,6 +207,12 @@ def _headline(run: Run) -> str:
     )
 
 
+def _rate(result: dict[str, Any]) -> str:
+    if "matrix_tflops" not in result:
+        return ""
+    return f" (4096^3 bfloat16 product on this machine: {result['matrix_tflops']:.2f} TFLOP/s)"
+
+
 def _print_result(run: Run, result: dict[str, Any]) -> None:
     folder = run.folder
     if result["split"]:
@@ -212,7 +222,7 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
             f" ({round(n * result['accuracy']):,} of {n:,}),"
             f" {100 * result['accuracy_tta']:.2f} % with {result['tta']} augmentation; NLL"
             f" {result['nll']:.3f}, ECE {100 * result['ece']:.1f} %;"
-            f" trained in {result['train_seconds']:.0f} s"
+            f" trained in {result['train_seconds']:.0f} s{_rate(result)}"
         )
     typer.echo(f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json")
     typer.echo(

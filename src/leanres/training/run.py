@@ -31,7 +31,14 @@ from leanres.models import ModelConfig
 from leanres.models.budget import count_params
 from leanres.training import checkpoint
 from leanres.training.checkpoint import CheckpointError, write_bytes
-from leanres.training.engine import Engine, Normalize, detect, hardware, keep_freed_memory
+from leanres.training.engine import (
+    Engine,
+    Normalize,
+    detect,
+    hardware,
+    keep_freed_memory,
+    matrix_rate,
+)
 from leanres.training.loop import (
     NonFiniteLossError,
     Row,
@@ -47,6 +54,7 @@ from leanres.training.weights import Preprocess, save_weights
 from leanres.version import __version__
 
 INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
+LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
 WEIGHTS, CHECKPOINTS, PREDICTIONS = "model.safetensors", "checkpoint", "predictions.parquet"
 
 
@@ -356,6 +364,9 @@ def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[
         result |= score(logits, logits_tta, split, tta) | {"split": name}
         write_predictions(run.folder / PREDICTIONS, logits, split)
     result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
+    if result["train_seconds"] > LONG_S:
+        # A timing means nothing without it where machines are shared: it may halve within an hour.
+        result["matrix_tflops"] = round(matrix_rate(run.engine), 3)
     run.info["result"] = result
     run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
     _write_info(run)
