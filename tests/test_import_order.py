@@ -25,7 +25,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.recipe",
     "training.loop",
     "training.checkpoint",
-    "training.weights",
+    "training.weights training.folder",
     "training.run",
     "lr_finder search export report predict",
     "cli",

@@ -18,7 +18,8 @@ from leanres.evaluation.inference import predict_logits
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
 from leanres.training.engine import Engine, Normalize, detect
-from leanres.training.run import WEIGHTS, score
+from leanres.training.folder import WEIGHTS
+from leanres.training.run import score
 from leanres.training.weights import Preprocess, load_weights
 
 

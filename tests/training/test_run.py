@@ -23,6 +23,7 @@ from leanres.errors import UserError
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training import run as runs
 from leanres.training.checkpoint import CheckpointError, saved
+from leanres.training.folder import CHECKPOINTS, METRICS, PREDICTIONS, WEIGHTS, read_info
 from leanres.training.loop import TrainState
 
 SETTINGS = [
@@ -51,8 +52,8 @@ def run_process(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 def digest(folder: Path) -> dict[str, str]:
     """sha256 of what a run's outcome is: weights, metric rows, and the whole last state."""
-    files = [folder / runs.WEIGHTS, folder / runs.METRICS, folder / runs.PREDICTIONS]
-    files += [saved(folder / runs.CHECKPOINTS)[0] / "state.safetensors"]
+    files = [folder / WEIGHTS, folder / METRICS, folder / PREDICTIONS]
+    files += [saved(folder / CHECKPOINTS)[0] / "state.safetensors"]
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -85,7 +86,7 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
 def wait_for_steps(folder: Path, after: int, process: subprocess.Popen[bytes]) -> list[str]:
     """Until a checkpoint of more than `after` epochs is there."""
     for _ in range(6000):
-        names = [p.name for p in saved(folder / runs.CHECKPOINTS)]
+        names = [p.name for p in saved(folder / CHECKPOINTS)]
         if (names and int(names[0]) > 13 * after) or process.poll() is not None:
             return names
         time.sleep(0.01)
@@ -125,7 +126,7 @@ def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, engine, small):
 
     whole = upto(tmp_path / "whole", None)
     stopped = upto(tmp_path / "stopped", 8)
-    assert saved(tmp_path / "stopped" / runs.CHECKPOINTS)[0].name == "00000008"
+    assert saved(tmp_path / "stopped" / CHECKPOINTS)[0].name == "00000008"
     assert len(stopped.state.losses) == 2
     resumed = runs.reopen(tmp_path / "stopped", lambda _: digits, lambda _: engine)
     with runs.Stop() as stop:
@@ -224,7 +225,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        runs.read_info(tmp_path)
+        read_info(tmp_path)
 
 
 def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, engine, small):
@@ -285,7 +286,7 @@ def test_images_in_another_order_are_said(tmp_path, digits, engine, small):
 def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, small):
     folder = tmp_path / "run"
     runs.fit(folder, replace(small, precision="bfloat16", epochs=1), digits)
-    info = runs.read_info(folder)
+    info = read_info(folder)
     assert info["hardware"]["precision"] == "bfloat16"
     done = run_process(command("resume", folder, "--epochs", "2"))
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Measure a trained network: accuracy, NLL, ECE, per class, confusion."""
     from leanres.evaluation.inference import TTA
-    from leanres.training.run import read_info
+    from leanres.training.folder import read_info
 
     TTA[tta]
     predictor = _load(target, device, threads)

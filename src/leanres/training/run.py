@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -30,7 +23,7 @@ from leanres.evaluation.metrics import measure
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
 from leanres.training import checkpoint
-from leanres.training.checkpoint import CheckpointError, write_bytes
+from leanres.training.checkpoint import write_bytes
 from leanres.training.engine import (
     Engine,
     Normalize,
@@ -38,6 +31,22 @@ from leanres.training.engine import (
     hardware,
     keep_freed_memory,
     matrix_rate,
+)
+from leanres.training.folder import (
+    CHECKPOINTS,
+    INFO,
+    METRICS,
+    PREDICTIONS,
+    TABLE,
+    TIMES,
+    WEIGHTS,
+    commit,
+    csv_table,
+    fingerprints,
+    json_lines,
+    read_info,
+    read_times,
+    write_predictions,
 )
 from leanres.training.loop import (
     NonFiniteLossError,
@@ -53,9 +62,7 @@ from leanres.training.recipe import Plan, Recipe, from_dict
 from leanres.training.weights import Preprocess, save_weights
 from leanres.version import __version__
 
-INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
 LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
-WEIGHTS, CHECKPOINTS, PREDICTIONS = "model.safetensors", "checkpoint", "predictions.parquet"
 
 
 @dataclass
@@ -160,7 +167,7 @@ def reopen(
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     run = _prepare(folder, recipe, load(info), engine(info))
-    now, then = _fingerprints(run), info["data"]["fingerprints"]
+    now, then = fingerprints(run.dataset), info["data"]["fingerprints"]
     if now | {"order": ""} != then | {"order": ""}:
         raise UserError(
             f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
@@ -178,10 +185,10 @@ def reopen(
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if run.state.step < run.plan.total:
         run.info.pop("result", None)
-    run.times = [t for t in _read_rows(folder / TIMES) if t["step"] <= run.state.step]
+    run.times = [t for t in read_times(folder / TIMES) if t["step"] <= run.state.step]
     run.info["resumed"] = [
         *info.get("resumed", []),
-        {"step": run.state.step, "commit": _commit(), "hardware": hardware(run.engine)},
+        {"step": run.state.step, "commit": commit(), "hardware": hardware(run.engine)},
     ]
     _write_info(run)
     return run
@@ -228,31 +235,6 @@ def _rehearse(recipe: Recipe, few: Split, state: TrainState, normalize: Normaliz
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """The content of run.json; UserError where the folder is no run."""
-    try:
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder: it has no {INFO}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / INFO} is damaged: {error}") from None
-    if not isinstance(info, dict):
-        raise CheckpointError(f"{folder / INFO} is damaged: not a JSON object")
-    for part, keys in _NEEDED.items():
-        for key in keys:
-            if not isinstance(info.get(part), dict) or key not in info[part]:
-                raise CheckpointError(f"{folder / INFO} is damaged: it lacks {part}.{key}")
-    return info
-
-
-_NEEDED = {
-    "recipe": ("model",),
-    "preprocess": ("size",),
-    "data": ("name", "source", "fingerprints"),
-    "hardware": ("device", "precision", "compiled", "threads"),
-}
 
 
 def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterator[Row]:
@@ -321,31 +303,9 @@ def _time(run: Run, row: Row, seconds: float) -> Row:
 def _save(run: Run) -> None:
     checkpoint.save(run.folder / CHECKPOINTS, run.state)
     # Timings are kept apart: the metrics of a resumed run equal the uninterrupted run's.
-    write_bytes(run.folder / METRICS, _json_lines(run.state.history))
-    write_bytes(run.folder / TIMES, _json_lines(run.times))
-    write_bytes(run.folder / TABLE, _csv(run))
-
-
-def _json_lines(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
-
-
-def _csv(run: Run) -> bytes:
-    times = {t["epoch"]: t for t in run.times}
-    rows = [row | times.get(row["epoch"], {}) for row in run.state.history]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _read_rows(path: Path) -> list[Row]:
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if {"step", "seconds"} <= row.keys()]
-    except (OSError, ValueError, AttributeError):
-        return []  # timings are for people; without them a run goes on all the same
+    write_bytes(run.folder / METRICS, json_lines(run.state.history))
+    write_bytes(run.folder / TIMES, json_lines(run.times))
+    write_bytes(run.folder / TABLE, csv_table(run.state.history, run.times))
 
 
 def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[str, Any]:
@@ -392,24 +352,10 @@ def score(logits: Tensor, logits_tta: Tensor, split: Split, tta: str) -> dict[st
     }
 
 
-def write_predictions(path: Path, logits: Tensor, split: Split) -> None:
-    """A parquet table: index, label, predicted, confidence and one probability per class."""
-    probs = logits.softmax(1).numpy().astype(np.float32)
-    columns = {
-        "index": np.arange(len(probs)),
-        "label": split.labels.cpu().numpy(),
-        "predicted": probs.argmax(1),
-        "confidence": probs.max(1),
-    } | {f"p_{name}": probs[:, k] for k, name in enumerate(split.classes)}
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    write_bytes(path, sink.getvalue().to_pybytes())
-
-
 def _describe(run: Run) -> dict[str, Any]:
     return {
         "leanres": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": run.recipe.to_dict(),
         "preprocess": asdict(run.preprocess),
@@ -419,38 +365,10 @@ def _describe(run: Run) -> dict[str, Any]:
             "train": len(run.train),
             "val": 0 if run.val is None else len(run.val),
             "test": 0 if run.dataset.test is None else len(run.dataset.test),
-            "fingerprints": _fingerprints(run),
+            "fingerprints": fingerprints(run.dataset),
         },
         "hardware": hardware(run.engine),
     }
-
-
-def _fingerprints(run: Run) -> dict[str, str | None]:
-    d = run.dataset
-    named = {"train": d.train, "val": d.val, "test": d.test}
-    prints = {name: split.fingerprint if split else None for name, split in named.items()}
-    # Batches are drawn by position, so exactness needs the order, which a fingerprint leaves out.
-    return prints | {"order": hashlib.sha256(d.train.digests.tobytes()).hexdigest()}
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, "+changes" if it was edited."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        words = (
-            ["ls-files", "--error-unmatch", Path(__file__).name],  # fails where it is installed
-            ["rev-parse", "--short=12", "HEAD"],
-            ["status", "--porcelain", "--", "."],
-        )
-        _, head, changes = (
-            subprocess.run(
-                [*git, *w], capture_output=True, text=True, check=True, timeout=10
-            ).stdout
-            for w in words
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.strip() + ("+changes" if changes.strip() else "")
 
 
 def _write_info(run: Run) -> None:
