@@ -168,7 +168,7 @@ def reopen(
         recipe = replace(recipe, epochs=epochs)
     run = _prepare(folder, recipe, load(info), engine(info))
     now, then = fingerprints(run.dataset), info["data"]["fingerprints"]
-    if now | {"order": ""} != then | {"order": ""}:
+    if any(now.get(name) != digest for name, digest in then.items() if name != "order"):
         raise UserError(
             f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
             " with --data and --path"
