@@ -18,7 +18,7 @@ train: .venv/.ready ## train the default recipe on CIFAR-10 (ARGS="--set epochs=
 	exec .venv/bin/leanres train --data auto $(ARGS)
 
 test: .venv/.ready ## run the tests (ARGS="tests/evaluation -x" adds options)
-	@exec .venv/bin/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/.ready ## check style, format and types
 	@.venv/bin/ruff check .
