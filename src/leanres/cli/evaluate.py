@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.data import PATH, STRICT, load, reload
-from leanres.cli.train import DEVICE, THREADS
+from leanres.cli.train import DEVICE, THREADS, augmented
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,9 +76,8 @@ def _print(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     out = console()
     out.print(
         f"{result['split']} accuracy {100 * result['accuracy']:.2f} % of {n:,} (95 % interval"
-        f" {100 * low:.2f} to {100 * high:.2f}), {100 * result['accuracy_tta']:.2f} % with"
-        f" {result['tta']} augmentation\nNLL {result['nll']:.4f} nats, ECE"
-        f" {100 * result['ece']:.2f} %, {result['params']:,} params"
+        f" {100 * low:.2f} to {100 * high:.2f}){augmented(result)}\nNLL {result['nll']:.4f} nats,"
+        f" ECE {100 * result['ece']:.2f} %, {result['params']:,} params"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("class", "accuracy %", *classes):

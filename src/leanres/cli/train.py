@@ -207,6 +207,13 @@ def _headline(run: Run) -> str:
     )
 
 
+def augmented(result: dict[str, Any]) -> str:
+    """What test-time augmentation made of the accuracy; nothing where there was none."""
+    if result["tta"] == "none":
+        return ""
+    return f", {100 * result['accuracy_tta']:.2f} % with {result['tta']} augmentation"
+
+
 def _rate(result: dict[str, Any]) -> str:
     if "matrix_tflops" not in result:
         return ""
@@ -219,8 +226,7 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
         n = result["n"]
         typer.echo(
             f"{result['split']} accuracy {100 * result['accuracy']:.2f} %"
-            f" ({round(n * result['accuracy']):,} of {n:,}),"
-            f" {100 * result['accuracy_tta']:.2f} % with {result['tta']} augmentation; NLL"
+            f" ({round(n * result['accuracy']):,} of {n:,}){augmented(result)}; NLL"
             f" {result['nll']:.3f}, ECE {100 * result['ece']:.1f} %;"
             f" trained in {result['train_seconds']:.0f} s{_rate(result)}"
         )
