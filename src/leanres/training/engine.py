@@ -81,6 +81,8 @@ def _resolve_device(device: str) -> torch.device:
     try:
         torch.empty(0, device=device)
         return torch.device(device)
+    # What torch raises for a name it does not know, a build without that device, and a device
+    # that has no memory to allocate.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"device {device!r} is not usable here ({str(error).splitlines()[0]}): give auto, cpu"

@@ -97,6 +97,7 @@ def steps(
     """
     plan = Plan(recipe, len(train))
     forward = engine.forward(state.model)
+    drops = any(isinstance(m, nn.Dropout) and m.p for m in state.model.modules())
     state.model.train()
     order = torch.empty(0)
     while state.step < plan.total:
@@ -110,7 +111,7 @@ def steps(
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
         set_lr_(state.optimizers, lr_factor(recipe.schedule, state.step, plan.total, plan.warmup))
-        with _own_dropout(state.model, recipe.seed, epoch, position, inputs.device):
+        with _own_dropout(drops, recipe.seed, epoch, position, inputs.device):
             result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
         state.step += 1
         yield result
@@ -118,10 +119,10 @@ def steps(
 
 @contextmanager
 def _own_dropout(
-    model: nn.Module, seed: int, epoch: int, step: int, device: torch.device
+    drops: bool, seed: int, epoch: int, step: int, device: torch.device
 ) -> Iterator[None]:
     """Seed the global generator, which dropout draws from, for one step; then put it back."""
-    if not any(isinstance(m, nn.Dropout) and m.p for m in model.modules()):
+    if not drops:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -216,6 +216,7 @@ def _rehearse(recipe: Recipe, few: Split, state: TrainState, normalize: Normaliz
     """
     try:
         images = augment(few.images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
+    # A wrong keyword, a wrong value, a size that does not fit, a padding mode torch has not.
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"augment = {recipe.augment}: {_first_line(error)}") from None
     for scale in sorted({scale for _, scale in recipe.resolution} | {1.0}):
