@@ -19,7 +19,7 @@ from leanres.data.sources import load
 from leanres.data.split import channel_stats
 from leanres.training.engine import Normalize, detect, keep_freed_memory
 from leanres.training.loop import start, steps
-from leanres.training.recipe import RECIPES
+from leanres.training.recipes import RECIPES
 
 
 def timed(iterator: Iterator[torch.Tensor]) -> Iterator[tuple[float, float]]:

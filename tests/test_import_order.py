@@ -23,11 +23,12 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.muon",
     "training.engine training.optim training.distributed",
     "training.recipe",
+    "training.recipes",
     "training.loop",
     "training.checkpoint",
     "training.weights training.folder",
     "training.run",
-    "lr_finder search export report predict",
+    "lr_finder compare search export report predict",
     "cli",
     "leanres __main__",
 )

@@ -14,7 +14,7 @@ _HOMES = {
     "load_data": "leanres.data.sources:load",
     "MODELS": "leanres.models.zoo",
     "summarize": "leanres.models.budget",
-    "RECIPES": "leanres.training.recipe",
+    "RECIPES": "leanres.training.recipes",
     "Recipe": "leanres.training.recipe",
     "detect": "leanres.training.engine",
     "fit": "leanres.training.run",

@@ -12,7 +12,8 @@ from leanres.data.split import Split, channel_stats
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.engine import Engine, Normalize
-from leanres.training.loop import NonFiniteLossError, start, steps, train
+from leanres.training.loop import NonFiniteLossError, StepResult, TrainState, start, steps, train
+from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Plan, Recipe
 
 
@@ -156,3 +157,21 @@ def test_bfloat16_trains_with_float32_weights(digits, small):
     rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     assert rows[-1]["val_accuracy"] > 0.6
+
+
+def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, engine):
+    # Without batch norm, whose statistics are of a part: a network of one linear layer.
+    def outcome(accumulate: int) -> tuple[torch.Tensor, StepResult]:
+        recipe = Recipe(optimizer="sgd", lr=0.1, batch_size=90, accumulate=accumulate, augment=())
+        recipe = replace(recipe, resolution=(), epochs=1)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+        state = TrainState(model, OPTIMIZERS["sgd"](model, recipe), ema=None)
+        normalize = Normalize(*channel_stats(digits.train))
+        result = next(steps(state, digits.train, recipe, normalize, engine))
+        return model[1].weight.detach(), result
+
+    (whole, one), (parts, four) = outcome(1), outcome(4)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert torch.allclose(one.loss, four.loss, atol=1e-6)
+    assert one.correct == four.correct

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from leanres.errors import UserError
-from leanres.training.recipe import RECIPES, Plan, Recipe, from_dict, load_recipe, parse_setting
+from leanres.training.recipe import Plan, Recipe, from_dict, parse_setting
+from leanres.training.recipes import RECIPES, load_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -55,6 +56,14 @@ def test_settings_are_toml_or_bare_words(text, setting):
         ({"model": "resnet21"}, "did you mean 'resnet"),
         ({"optimizer": "sdg"}, "did you mean 'sgd'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"schedule": ["step", {"gama": 0.1}]}, "did you mean 'gamma'"),
+        ({"schedule": ["linear", {"x": 1}]}, "takes no settings"),
+        ({"schedule": ["step", {"gamma": "a"}]}, "gamma = 'a': give a number"),
+        ({"schedule": ["one-cycle", {"peak_epoch": 30}]}, "not within the 10 epochs"),
+        ({"schedule": 3}, "schedule 3: give a name"),
+        ({"accumulate": 0}, "accumulate = 0"),
+        ({"mean": [0.5]}, "per channel"),
+        ({"mean": [0.5, 0.5, 50]}, "from 0 to 1"),
         ({"augment": ["crp"]}, "did you mean 'crop'"),
         ({"augment": 3}, "give a list"),
         ({"augment": [3]}, "augment step 3"),

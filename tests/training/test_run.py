@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -137,6 +138,7 @@ def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, engine, small):
 def test_the_folder_holds_what_the_readme_says(uninterrupted):
     names = {p.name for p in uninterrupted.iterdir()}
     assert names == {
+        ".lock",
         "run.json",
         "metrics.jsonl",
         "metrics.csv",
@@ -316,3 +318,13 @@ def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, engine, smal
         list(runs.epochs(run, stop, lambda state: None))
     monkeypatch.undo()
     assert runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine).state.step == 0
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, digits, engine, small):
+    run = runs.create(tmp_path / "run", small, digits, engine)
+    resume = command("resume", run.folder, "--data", "digits")
+    refused = run_process(resume)
+    assert refused.returncode == 2
+    assert re.fullmatch(r".*is in use: another process.*\n", refused.stderr)
+    run.lock.release()
+    assert run_process(resume).returncode == 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from leanres.cli import data, evaluate, models, train
+from leanres.cli import compare, data, evaluate, models, train
 from leanres.errors import UserError
 from leanres.version import __version__
 
@@ -26,6 +26,7 @@ COMMANDS = (
     train.recipes,
     train.train,
     train.resume,
+    compare.compare,
     evaluate.evaluate,
     evaluate.predict,
 )

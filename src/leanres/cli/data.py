@@ -102,7 +102,7 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     from leanres.data.augment import Draw, augment, generator
     from leanres.data.describe import batch_grid, sample_grid
     from leanres.errors import UserError
-    from leanres.training.recipe import RECIPES
+    from leanres.training.recipes import RECIPES
 
     recipe = RECIPES["digits" if dataset.name == "digits" else "speed"]
     chosen = torch.randperm(len(dataset.train), generator=generator(0, 0))[:64]

@@ -27,7 +27,8 @@ JSON = typer.Option(False, "--json", help="Print the result as JSON; progress go
 
 def recipes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """List the recipes, each as its difference from the default one."""
-    from leanres.training.recipe import RECIPES, Recipe
+    from leanres.training.recipe import Recipe
+    from leanres.training.recipes import RECIPES
 
     default = Recipe().to_dict()
     for name, recipe in RECIPES.items():
@@ -63,7 +64,8 @@ def train(
 ) -> None:
     """Train a network and measure it on the test split; the run folder holds everything."""
     from leanres.training import run as runs
-    from leanres.training.recipe import from_dict, load_recipe, parse_setting
+    from leanres.training.recipe import from_dict, parse_setting
+    from leanres.training.recipes import load_recipe
 
     _check(tta, measure)
     changes = dict(map(parse_setting, settings))
@@ -73,7 +75,7 @@ def train(
         if value is not None
     }
     chosen = from_dict(changes, load_recipe(recipe))
-    engine = _engine(device, chosen.precision, chosen.compiled, threads)
+    engine = open_engine(device, chosen.precision, chosen.compiled, threads)
     clock = time.perf_counter()
     dataset, fallen_back = _load(data, path, size, strict)
     if fallen_back and recipe == "speed":
@@ -109,7 +111,9 @@ def resume(
     def engine(info: dict[str, Any]) -> Engine:
         known = info["hardware"]
         chosen = known["device"] if device == "auto" else device
-        return _engine(chosen, known["precision"], known["compiled"], threads or known["threads"])
+        return open_engine(
+            chosen, known["precision"], known["compiled"], threads or known["threads"]
+        )
 
     run = runs.reopen(folder, lambda info: reload(info, data, path), engine, epochs)
     _check_val(measure, run.val is not None)
@@ -135,7 +139,7 @@ def _check_val(measure: str, there: bool) -> None:
         raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
 
 
-def _engine(device: str, precision: str, compiled: bool | None, threads: int) -> Engine:
+def open_engine(device: str, precision: str, compiled: bool | None, threads: int) -> Engine:
     import torch
 
     from leanres.training.engine import detect, keep_freed_memory

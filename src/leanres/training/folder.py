@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,38 @@ from leanres.training.loop import Row
 
 INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
 WEIGHTS, CHECKPOINTS, PREDICTIONS = "model.safetensors", "checkpoint", "predictions.parquet"
+LOCK = ".lock"
+
+
+class Lock:
+    """Holds a run folder against other processes until it is released, dropped, or killed.
+
+    UserError where another process holds it. A file system without locks is used without.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = -1
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._take(folder)
+
+    def _take(self, folder: Path) -> None:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"{folder} is in use: another process is training there; wait for it or stop it"
+            ) from None
+        except OSError:
+            pass
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    __del__ = release
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from leanres.models import ModelConfig
 from leanres.models.speednet import SpeedNet
 from leanres.models.zoo import resolve
 from leanres.training.engine import Engine, Normalize
-from leanres.training.optim import OPTIMIZERS, lr_factor, set_lr_
+from leanres.training.optim import OPTIMIZERS, set_lr_
 from leanres.training.recipe import Plan, Recipe
 
 CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
@@ -110,7 +110,7 @@ def steps(
         inputs = shrink(inputs, plan.scale(state.step))
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
-        set_lr_(state.optimizers, lr_factor(recipe.schedule, state.step, plan.total, plan.warmup))
+        set_lr_(state.optimizers, plan.lr_factor(state.step))
         with _own_dropout(drops, recipe.seed, epoch, position, inputs.device):
             result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
         state.step += 1
@@ -162,15 +162,25 @@ def _update(
     recipe: Recipe,
     engine: Engine,
 ) -> StepResult:
-    with engine.autocast():
-        logits = forward(inputs)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
+    parts = zip(inputs.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
+    results = [_backward(forward, *part, len(labels), recipe, engine) for part in parts]
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update_parameters(state.model)
+    return StepResult(*(torch.stack(column).sum(0) for column in zip(*results, strict=True)))
+
+
+def _backward(
+    forward: nn.Module, inputs: Tensor, labels: Tensor, batch: int, recipe: Recipe, engine: Engine
+) -> StepResult:
+    """Add a part's gradients; its share of the batch's mean loss, and its correct predictions."""
+    with engine.autocast():
+        logits = forward(inputs)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    loss = loss * (len(labels) / batch)
+    loss.backward()  # type: ignore[no-untyped-call]
     return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum())
 
 

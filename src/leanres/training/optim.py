@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from leanres.data.augment import Step
+from leanres.errors import UserError
 from leanres.tables import Table
 from leanres.training.muon import Muon
 
@@ -69,6 +71,10 @@ def _adam(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
     return [torch.optim.Adam(_decayed(model, s), s.lr, s.betas)]
 
 
+def _adadelta(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
+    return [torch.optim.Adadelta(_decayed(model, s), s.lr)]
+
+
 def _adamw(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
     return [torch.optim.AdamW(_decayed(model, s), s.lr, s.betas)]
 
@@ -87,28 +93,103 @@ def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
 
 
 OPTIMIZERS: Table[Callable[[nn.Module, OptimSettings], list[Optimizer]]] = Table(
-    "optimizer", {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "muon": _muon}
+    "optimizer",
+    {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "adadelta": _adadelta, "muon": _muon},
 )
 
-# progress in [0, 1] -> factor of the peak lr.
-SCHEDULES: Table[Callable[[float], float]] = Table(
+
+class Clock(NamedTuple):
+    """Where in training a schedule is asked for its factor; steps count from 0."""
+
+    step: int
+    total: int  # steps of the schedule
+    epoch_steps: int  # steps of an epoch
+    lr: float  # the peak, which factors are shares of
+
+    @property
+    def progress(self) -> float:
+        """The share of training done, below 1."""
+        return self.step / max(1, self.total)
+
+
+def _constant(at: Clock) -> float:
+    return 1.0
+
+
+def _linear(at: Clock) -> float:
+    return 1 - at.progress
+
+
+def _cosine(at: Clock, *, per_epoch: bool = False) -> float:
+    """Half a cosine from the peak to 0; `per_epoch` holds it within an epoch. arXiv:1608.03983."""
+    begun = at.step - at.step % at.epoch_steps if per_epoch else at.step
+    return 0.5 * (1 + math.cos(math.pi * begun / max(1, at.total)))
+
+
+def _steps(at: Clock, *, every_epochs: int = 20, gamma: float = 0.1) -> float:
+    """Times `gamma` after every so many epochs."""
+    if every_epochs < 1 or not 0 < gamma <= 1:
+        raise UserError("schedule step: give every_epochs from 1 and gamma from above 0 to 1")
+    return gamma ** (at.step // at.epoch_steps // every_epochs)
+
+
+def _one_cycle(
+    at: Clock,
+    *,
+    peak_epoch: float = 5.0,
+    lr_min: float | None = None,
+    annihilation: bool = False,
+    shape: str = "linear",
+) -> float:
+    """Rise from lr_min to the peak, reached `peak_epoch` epochs in, then fall to the last step.
+
+    `lr_min` None: 1/25 of the peak. The fall ends at lr_min, or with `annihilation` at 1e-4 of
+    it. shape: "linear" or "cosine". arXiv:1708.07120; phases as in PyTorch's OneCycleLR.
+    """
+    low = 1 / 25 if lr_min is None else lr_min / at.lr
+    if not 0 < low <= 1 or shape not in ("linear", "cosine"):
+        raise UserError(
+            f"schedule one-cycle: give lr_min up to lr = {at.lr:g}, shape linear or cosine"
+        )
+    if not 0 < peak_epoch * at.epoch_steps < at.total:
+        raise UserError(
+            f"schedule one-cycle: peak_epoch = {peak_epoch:g} is not within the"
+            f" {at.total / at.epoch_steps:g} epochs"
+        )
+    peak = peak_epoch * at.epoch_steps - 1
+    if at.step <= peak:
+        return _between(low, 1.0, at.step / peak if peak > 0 else 1.0, shape)
+    end = low * 1e-4 if annihilation else low
+    return _between(1.0, end, (at.step - peak) / max(1, at.total - 1 - peak), shape)
+
+
+def _between(start: float, end: float, share: float, shape: str) -> float:
+    share = 0.5 * (1 - math.cos(math.pi * share)) if shape == "cosine" else share
+    return (1 - share) * start + share * end  # exact at both ends
+
+
+SCHEDULES: Table[Callable[..., float]] = Table(
     "schedule",
     {
-        "constant": lambda progress: 1.0,
-        "linear": lambda progress: 1.0 - progress,
-        "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+        "constant": _constant,
+        "linear": _linear,
+        "cosine": _cosine,
+        "step": _steps,
+        "one-cycle": _one_cycle,
     },
 )
 
 
-def lr_factor(schedule: str, step: int, total: int, warmup: int = 0) -> float:
-    """The share of the peak lr at `step` of `total`: a linear rise over `warmup` steps, then down.
+def lr_factor(schedule: Step, at: Clock, warmup: int = 0) -> float:
+    """The share of the peak lr at a step: a linear rise over `warmup` steps, then the schedule.
 
     The rise reaches 1 at its last step, so that no step is lost at lr 0.
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    return SCHEDULES[schedule]((step - warmup) / max(1, total - warmup))
+    if at.step < warmup:
+        return (at.step + 1) / warmup
+    name, settings = schedule
+    late = at._replace(step=at.step - warmup, total=at.total - warmup)
+    return SCHEDULES[name](late, **settings)
 
 
 def set_lr_(optimizers: list[Optimizer], factor: float) -> None:

@@ -1,4 +1,4 @@
-"""Recipe: every setting of a training run, its check, its JSON and TOML; RECIPES."""
+"""Recipe: every setting of a training run, its check, its JSON; Plan: the same in steps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from leanres.data.augment import AUGMENTS, Step
 from leanres.errors import UserError
 from leanres.models import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict
-from leanres.tables import Table, unknown
+from leanres.tables import Table, check_settings, unknown
 from leanres.training.engine import PRECISIONS
-from leanres.training.optim import OPTIMIZERS, SCHEDULES
+from leanres.training.optim import OPTIMIZERS, SCHEDULES, Clock, lr_factor
 
 SPEED_AUGMENT: tuple[Step, ...] = (
     ("alternating_flip", {}),
@@ -33,6 +32,7 @@ class Recipe:
     model: str | ModelConfig = "speednet"  # of MODELS, or a config of one's own
     epochs: int = 10
     batch_size: int = 500
+    accumulate: int = 1  # parts that a batch goes through the network in, one after the other
     augment: tuple[Step, ...] = SPEED_AUGMENT
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side; small images are cheap, and the early epochs learn what can be seen in them.
@@ -47,10 +47,12 @@ class Recipe:
     decay_all: bool = True  # False: biases and norm scales are not decayed
     bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
     head_lr: float = 0.01  # muon only: the classifier, by AdamW
-    schedule: str = "linear"
+    schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
     warmup: float = 0.0  # share of training
     freeze_stem_at: float = 3 / 7  # share of training after which `model.stem` is fixed; 1: never
     ema: float = 0.0  # decay per step of the averaged weights; 0: none
+    mean: tuple[float, ...] = ()  # per channel, in [0, 1], subtracted; (): the training split's own
+    std: tuple[float, ...] = ()
     val: int = 0  # images held out of train, stratified, to choose by; 0: train on all
     precision: str = "auto"
     compiled: bool | None = None  # None: where it pays
@@ -65,6 +67,8 @@ class Recipe:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"{name} = {value}: give a value from {low:g} to {high:g}")
+        check_settings("schedule", self.schedule, SCHEDULES)
+        lr_factor(self.schedule, Clock(0, 100 * self.epochs, 100, self.lr))  # refuses wrong values
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas = {self.betas}: give two numbers from 0 to below 1")
         shares = [share for share, _ in self.resolution]
@@ -85,6 +89,7 @@ class Recipe:
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "batch_size": (1, 65_536),
+    "accumulate": (1, 65_536),
     "label_smoothing": (0, 0.99),
     "lr": (1e-12, 1e3),
     "momentum": (0, 0.9999),
@@ -103,7 +108,7 @@ def _check_names(recipe: Recipe) -> None:
     tables: tuple[tuple[Table[Any], str], ...] = (
         *(((MODELS, recipe.model),) if isinstance(recipe.model, str) else ()),
         (OPTIMIZERS, recipe.optimizer),
-        (SCHEDULES, recipe.schedule),
+        (SCHEDULES, recipe.schedule[0]),
         *((AUGMENTS, name) for name, _ in recipe.augment),
     )
     for table, name in tables:
@@ -125,8 +130,12 @@ def from_dict(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe
 def _as(kind: Any, key: str, value: Any) -> Any:
     if key == "model":
         return _model(value)
+    if key == "schedule":
+        return _step(key, value)
+    if key in ("mean", "std"):
+        return _channels(key, value)
     if key == "augment":
-        return tuple(_step(step) for step in _sequence(key, value))
+        return tuple(_step("augment step", step) for step in _sequence(key, value))
     if key == "resolution":
         return tuple(_pair(key, pair) for pair in _sequence(key, value))
     if key == "betas":
@@ -172,13 +181,23 @@ def _pair(key: str, value: Any) -> tuple[float, float]:
     raise UserError(f"{key}: {value!r} is not a pair of numbers")
 
 
-def _step(step: Any) -> Step:
+def _step(key: str, step: Any) -> Step:
     if isinstance(step, str):
         return (step, {})
     match list(step) if isinstance(step, (list, tuple)) else step:
         case [str(name), dict(settings)]:
             return (name, settings)
-    raise UserError(f"augment step {step!r}: give a name or [name, {{setting = value}}]")
+    raise UserError(f"{key} {step!r}: give a name or [name, {{setting = value}}]")
+
+
+def _channels(key: str, value: Any) -> tuple[float, ...]:
+    values = _sequence(key, value)
+    if not all(type(v) in (int, float) and 0 <= v <= 1 for v in values) or len(values) not in (
+        0,
+        3,
+    ):
+        raise UserError(f"{key} = {value!r}: give one number from 0 to 1 per channel, or none")
+    return tuple(map(float, values))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -190,23 +209,6 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
-
-
-def load_recipe(name_or_path: str) -> Recipe:
-    """A named recipe, or a TOML file of settings (its key `base` names the recipe it changes)."""
-    if not name_or_path.endswith(".toml"):
-        return RECIPES[name_or_path]
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise UserError(f"recipe file {path} does not exist")
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe file {path} is not TOML: {error}") from None
-    base = settings.pop("base", "speed")
-    if not isinstance(base, str):
-        raise UserError(f"base = {base!r} in {path}: give the name of a recipe")
-    return from_dict(settings, RECIPES[base])
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,11 @@ class Plan:
         """The step from which on the stem is fixed."""
         return round(self.recipe.freeze_stem_at * self.total)
 
+    def lr_factor(self, step: int) -> float:
+        """The share of the peak lr at `step`."""
+        at = Clock(step, self.total, self.steps_per_epoch, self.recipe.lr)
+        return lr_factor(self.recipe.schedule, at, self.warmup)
+
     def scale(self, step: int) -> float:
         """The share of an image's side that is trained on at `step`."""
         scale = 1.0
@@ -244,37 +251,3 @@ class Plan:
             if step >= round(share * self.total):
                 scale = at
         return scale
-
-
-RECIPES: Table[Recipe] = Table(
-    "recipe",
-    {
-        # The main job, being tuned towards 94 % in the fewest seconds (results/, docs/log.md).
-        "speed": Recipe(),
-        # Handwritten digits: no mirroring, and small batches for 1,437 images.
-        "digits": Recipe(
-            epochs=12,
-            batch_size=64,
-            augment=(("crop", {"padding": 2}),),
-            resolution=(),
-            val=180,
-        ),
-        # He et al. 2015, section 4.2, in epochs, with a cosine for the three steps.
-        "plain-sgd": Recipe(
-            model="resnet20",
-            epochs=30,
-            batch_size=128,
-            augment=(("crop", {"padding": 4}), ("flip", {})),
-            resolution=(),
-            label_smoothing=0.0,
-            optimizer="sgd",
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=5e-4,
-            schedule="cosine",
-            warmup=0.05,
-            freeze_stem_at=1.0,
-            val=5000,
-        ),
-    },
-)

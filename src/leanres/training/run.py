@@ -40,6 +40,7 @@ from leanres.training.folder import (
     TABLE,
     TIMES,
     WEIGHTS,
+    Lock,
     commit,
     csv_table,
     fingerprints,
@@ -82,6 +83,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     times: list[Row] = field(default_factory=list)  # seconds and images/s per epoch
     carried_s: float = 0.0  # spent on the running epoch before a stop
+    lock: Lock | None = None
 
     @property
     def plan(self) -> Plan:
@@ -138,6 +140,7 @@ def create(
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
     _check_free(folder)  # another process may have been quicker
+    run.lock = Lock(folder)
     _write_info(run)
     _save(run)  # step 0: whatever happens from here on, `resume` has something to go on from
     return run
@@ -163,6 +166,7 @@ def reopen(
     data is not what the run was trained on.
     """
     info = read_info(folder)
+    lock = Lock(folder)
     recipe = from_dict(info["recipe"])
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
@@ -181,6 +185,7 @@ def reopen(
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
     if run.state.step > run.plan.total:
         raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
+    run.lock = lock
     run.info = info | {"recipe": recipe.to_dict()}
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if run.state.step < run.plan.total:
@@ -198,7 +203,8 @@ def _prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> 
     split, val = dataset.train, dataset.val
     if recipe.val and val is None:
         split, val = stratified_split(split, recipe.val)
-    mean, std = channel_stats(split)
+    own_mean, own_std = channel_stats(split)
+    mean, std = recipe.mean or own_mean, recipe.std or own_std
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
     preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes)
     normalize = Normalize(mean, std)

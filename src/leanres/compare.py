@@ -1,0 +1,229 @@
+"""COMPARISONS: variants of one recipe, trained with the same seeds; their paired differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+from leanres.models.resnet import ResNetConfig
+from leanres.tables import Table
+from leanres.training import run as runs
+from leanres.training.engine import Engine
+from leanres.training.folder import INFO, read_info
+from leanres.training.loop import TrainState
+from leanres.training.recipe import Recipe, from_dict
+from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, RECIPES
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants (name -> settings over `base`), the first of them the yardstick.
+
+    `reported` is what the source of the comparison found, test accuracy in percent at its own
+    length and size.
+    """
+
+    question: str
+    variants: dict[str, dict[str, Any]]
+    reported: dict[str, float]
+    base: str = "resnet26-97"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a variant: accuracies (shares) by seed, and against the yardstick, paired."""
+
+    variant: str
+    accuracies: dict[int, float]
+    reported: float | None
+    mean: float = field(init=False)
+    sd: float | None = field(init=False)  # of the sample; None for one seed
+
+    def __post_init__(self) -> None:
+        values = list(self.accuracies.values())
+        object.__setattr__(self, "mean", statistics.fmean(values))
+        object.__setattr__(self, "sd", statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the paired differences of two variants, its standard error times t, and n."""
+
+    mean: float
+    half_width: float | None  # of the 95 % interval of Student's t; None for one pair
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """In words, whether the difference is one."""
+        if self.half_width is None:
+            return "n = 1: no spread known"
+        if abs(self.mean) <= self.half_width:
+            return f"not distinguishable at n = {self.n}"
+        return "better" if self.mean > 0 else "worse"
+
+
+# A quarter of resnet26-97's widths: a sixteenth of its arithmetic, the same shape.
+SMALL = ResNetConfig((32, 25, 41, 50), (3, 3, 3, 3), init="kaiming")
+
+
+def _depth(*depths: int) -> dict[str, Any]:
+    return {"model": ResNetConfig(SMALL.widths, depths, init="kaiming")}
+
+
+COMPARISONS: Table[Comparison] = Table(
+    "comparison",
+    {
+        "optimizers": Comparison(
+            "which optimizer, under one cosine",
+            {
+                "sgd": {"optimizer": "sgd", "lr": 0.1},
+                "adam": {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0},
+                "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+                "adadelta": {"optimizer": "adadelta", "lr": 0.1},
+            },
+            {"sgd": 97.12, "adamw": 96.57, "adadelta": 96.04},
+        ),
+        "schedules": Comparison(
+            "cosine, or the rate divided by ten at each third",
+            {"cosine": {"schedule": "cosine"}, "step": {"schedule": "step"}},
+            {"cosine": 97.12, "step": 92.0},
+        ),
+        "augmentations": Comparison(
+            "what each augmentation adds",
+            {
+                "flip + crop": {"augment": CROP_FLIP},
+                "+ auto_augment": {"augment": BUDGET_AUGMENT[:-1]},
+                "+ perspective": {"augment": BUDGET_AUGMENT},
+            },
+            {"flip + crop": 93.76, "+ auto_augment": 95.34, "+ perspective": 97.12},
+        ),
+        "depths": Comparison(
+            "how many blocks in each stage",
+            {
+                "3,3,3,3": _depth(3, 3, 3, 3),
+                "3,3,2,3": _depth(3, 3, 2, 3),
+                "2,2,2,2": _depth(2, 2, 2, 2),
+            },
+            {"3,3,3,3": 97.12, "3,3,2,3": 96.84, "2,2,2,2": 90.0},
+        ),
+    },
+)
+
+
+def recipes(comparison: Comparison, changes: dict[str, Any]) -> dict[str, Recipe]:
+    """The recipe of each variant; `changes` (epochs, model, ...) hold for all of them."""
+    small = {"model": SMALL, "epochs": 6, "val": 5000} | changes
+    chosen = {}
+    for name, settings in comparison.variants.items():
+        both = sorted(set(settings) & set(changes))
+        if both:
+            raise UserError(f"the variants differ in {', '.join(both)}: leave it out of --set")
+        chosen[name] = from_dict(_fitted(small | settings), RECIPES[comparison.base])
+    return chosen
+
+
+def _fitted(settings: dict[str, Any]) -> dict[str, Any]:
+    # Thirds of this training, not of the source's 300 epochs.
+    if settings.get("schedule") == "step":
+        third = max(1, math.ceil(settings["epochs"] / 3))
+        return settings | {"schedule": ("step", {"every_epochs": third})}
+    return settings
+
+
+def compare(
+    comparison: Comparison,
+    dataset: Dataset,
+    engine: Engine,
+    folder: Path,
+    seeds: list[int],
+    changes: dict[str, Any],
+    measure_on: str = "val",
+    watch: Callable[[runs.Run, str, int], None] = lambda run, variant, seed: None,
+) -> list[Outcome]:
+    """Train each variant with each seed into `folder`/variant-seed; finished runs are kept.
+
+    Interrupted, it goes on where it stopped. Raises KeyboardInterrupt when stopped by a signal.
+    """
+    chosen = recipes(comparison, changes)
+    found: dict[str, dict[int, float]] = {name: {} for name in chosen}
+    for seed in seeds:  # seed by seed, so that a table of whole pairs exists early
+        for name, recipe in chosen.items():
+            place = folder / f"{_slug(name)}-{seed}"
+            mine = from_dict({"seed": seed}, recipe)
+            result = _result(place, mine, dataset, engine, measure_on, name, watch)
+            found[name][seed] = result["accuracy"]
+    return [
+        Outcome(name, by_seed, comparison.reported.get(name)) for name, by_seed in found.items()
+    ]
+
+
+def _result(
+    place: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    engine: Engine,
+    measure_on: str,
+    variant: str,
+    watch: Callable[[runs.Run, str, int], None],
+) -> dict[str, Any]:
+    if (place / INFO).exists():
+        info = read_info(place)
+        if info["recipe"] != recipe.to_dict():
+            raise UserError(f"{place} holds a run of another recipe: give another --out")
+        if info.get("result", {}).get("split") == measure_on:
+            done: dict[str, Any] = info["result"]
+            return done
+        run = runs.reopen(place, lambda _: dataset, lambda _: engine)
+    else:
+        run = runs.create(place, recipe, dataset, engine)
+    watch(run, variant, recipe.seed)
+    with runs.Stop() as stop:
+        for _ in runs.epochs(run, stop, _ignore):
+            pass
+    if stop.signal:
+        raise KeyboardInterrupt
+    return runs.finish(run, "none", measure_on)
+
+
+def _ignore(state: TrainState) -> None:
+    pass
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-").replace("---", "-")
+
+
+def differences(outcomes: list[Outcome]) -> dict[str, Difference]:
+    """Each later variant against the first, paired by seed (shares)."""
+    first = outcomes[0].accuracies
+    return {
+        o.variant: difference([o.accuracies[seed] - first[seed] for seed in first])
+        for o in outcomes[1:]
+    }
+
+
+def difference(pairs: list[float]) -> Difference:
+    """The mean of paired differences with its 95 % interval by Student's t."""
+    n = len(pairs)
+    if n < 2:
+        return Difference(pairs[0], None, n)
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(pairs) / math.sqrt(n)
+    return Difference(statistics.fmean(pairs), half, n)
+
+
+def to_rows(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
+    """One JSON-able row per variant, with its difference from the first."""
+    against = differences(outcomes)
+    for o in outcomes:
+        d = against.get(o.variant)
+        words = {} if d is None else {"difference": asdict(d) | {"verdict": d.verdict}}
+        yield asdict(o) | words

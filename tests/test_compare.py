@@ -1,0 +1,123 @@
+"""Comparisons on the embedded digits; their arithmetic against scipy's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from leanres import compare as library
+from leanres.cli import main
+from leanres.compare import COMPARISONS, Comparison, Outcome, difference, recipes
+from leanres.data.sources import load
+from leanres.errors import UserError
+from leanres.training.engine import Engine
+
+TINY = {
+    "model": {"family": "resnet", "widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1]},
+    "epochs": 2,
+    "val": 200,
+    "batch_size": 200,
+}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_comparison_gives_recipes_that_differ_only_in_what_it_asks(name):
+    chosen = recipes(COMPARISONS[name], {})
+    plain = [recipe.to_dict() for recipe in chosen.values()]
+    asked = {key for settings in COMPARISONS[name].variants.values() for key in settings}
+    for key in plain[0]:
+        same = all(recipe[key] == plain[0][key] for recipe in plain)
+        assert same or key in asked
+    assert len({json.dumps(recipe) for recipe in plain}) == len(plain)
+
+
+def test_the_difference_is_scipys_paired_t_interval():
+    pairs = [0.01, 0.03, -0.01, 0.02]
+    d = difference(pairs)
+    oracle = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
+    assert d.mean - d.half_width == pytest.approx(oracle.low)
+    assert d.mean + d.half_width == pytest.approx(oracle.high)
+    assert d.verdict == "not distinguishable at n = 4"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [([0.1], "n = 1: no spread known"), ([0.1, 0.11, 0.12], "better"), ([-0.1, -0.11], "worse")],
+)
+def test_the_verdict_is_in_words(pairs, verdict):
+    assert difference(pairs).verdict == verdict
+
+
+def test_an_outcome_has_mean_and_sample_sd():
+    outcome = Outcome("a", {0: 0.8, 1: 0.9, 2: 0.7}, None)
+    assert outcome.mean == pytest.approx(np.mean([0.8, 0.9, 0.7]))
+    assert outcome.sd == pytest.approx(np.std([0.8, 0.9, 0.7], ddof=1))
+    assert Outcome("a", {0: 0.8}, None).sd is None
+
+
+def test_a_setting_that_the_variants_differ_in_is_refused():
+    with pytest.raises(UserError, match="the variants differ in optimizer"):
+        recipes(COMPARISONS["optimizers"], {"optimizer": "sgd"})
+
+
+def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):
+    pair = Comparison(
+        "which rate", {"low": {"lr": 1e-4}, "high": {"lr": 0.1}}, {"low": 1.0}, base="plain-sgd"
+    )
+    begun: list[str] = []
+
+    def watch(run, variant, seed):
+        begun.append(f"{variant} {seed}")
+
+    def outcomes(seeds):
+        engine = Engine("cpu", "float32", compiled=False)
+        changes = TINY | {"augment": []}
+        return library.compare(pair, load("digits"), engine, tmp_path, seeds, changes, watch=watch)
+
+    first = outcomes([0])
+    both = outcomes([0, 1])
+    assert begun == ["low 0", "high 0", "low 1", "high 1"]
+    assert both[0].accuracies[0] == first[0].accuracies[0]
+    rows = list(library.to_rows(both))
+    assert rows[1]["difference"]["mean"] == pytest.approx(both[1].mean - both[0].mean)
+    assert both[1].mean > both[0].mean
+    with pytest.raises(UserError, match="another recipe"):
+        library.compare(
+            pair,
+            load("digits"),
+            Engine("cpu", "float32", compiled=False),
+            tmp_path,
+            [0],
+            TINY | {"augment": [], "epochs": 3},
+        )
+
+
+def test_the_command_prints_a_table_and_json(tmp_path, capsys):
+    words = ["compare", "schedules", "--data", "digits", "--seeds", "0", "--out", str(tmp_path)]
+    model = "model={family='resnet', widths=[8, 8, 8, 8], depths=[1, 1, 1, 1]}"
+    words += ["--set", model, "--set", "val=200", "--epochs", "1", "--set", "augment=[]"]
+    for extra in ([], ["--json"]):
+        with pytest.raises(SystemExit) as end:
+            main([*words, *extra])
+        assert not end.value.code
+        out = capsys.readouterr().out
+        if extra:
+            rows = json.loads(out)["rows"]
+            assert [row["variant"] for row in rows] == ["cosine", "step"]
+        else:
+            assert "n = 1: no spread known" in out
+            assert "the yardstick" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(["optimisers"], "did you mean 'optimizers'"), (["depths", "--seeds", "a"], "whole numbers")],
+)
+def test_mistakes_are_one_line(words, part, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *words])
+    assert end.value.code == 2
+    assert part in capsys.readouterr().err
