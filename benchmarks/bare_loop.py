@@ -36,10 +36,11 @@ def losses(
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)
+    head_lr = r.head_lr / net.head.in_features
     adam = torch.optim.AdamW(
-        [{"params": rest, "lr": r.bias_lr}, {"params": [net.head.weight], "lr": r.head_lr}],
+        [{"params": rest, "lr": r.bias_lr}, {"params": [net.head.weight], "lr": head_lr}],
         betas=r.betas,
-        weight_decay=r.weight_decay,
+        weight_decay=r.rest_decay,
     )
     per_epoch = len(split) // batch
     total = epochs * per_epoch
@@ -51,15 +52,10 @@ def losses(
         draw = Draw(generator(seed, epoch, i + 1), chosen, epoch, seed)
         images = crop(alternating_flip(split.images[chosen], draw), draw, 2, "reflect")
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
-        share = [at for start, at in r.resolution if step >= round(start * total)][-1]
-        if share < 1:
-            side = round(share * split.images.shape[-1])
-            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-            x = x.contiguous(memory_format=torch.channels_last)
         if step == round(total * r.freeze_stem_at):
             net.stem.bias.requires_grad_(False)
             net.stem.bias.grad = None
-        for optimizer, lrs in ((muon, [r.lr]), (adam, [r.bias_lr, r.head_lr])):
+        for optimizer, lrs in ((muon, [r.lr]), (adam, [r.bias_lr, head_lr])):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr * (1 - step / total)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):

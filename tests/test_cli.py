@@ -80,7 +80,7 @@ def test_help_is_quick_and_lists_every_command():
             [sys.executable, "-m", "leanres", "--help"], capture_output=True, text=True, check=True
         )
         best = min(best, time.perf_counter() - start)
-    for name in ("models", "summary", "data", "train", "resume", "evaluate", "predict"):
+    for name in ("models", "summary", "data", "find-lr", "train", "resume", "evaluate", "predict"):
         assert f"\n  {name}" in done.stdout
     assert best < 0.6  # 0.15 s on a quiet machine; torch alone would take over 1 s
 

@@ -29,6 +29,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.weights training.folder",
     "training.run",
     "lr_finder compare search export report predict",
+    "lr_plot",
     "cli",
     "leanres __main__",
 )

@@ -17,6 +17,7 @@ _HOMES = {
     "RECIPES": "leanres.training.recipes",
     "Recipe": "leanres.training.recipe",
     "detect": "leanres.training.engine",
+    "find_lr": "leanres.lr_finder",
     "fit": "leanres.training.run",
     "load_predictor": "leanres.predict:load",
 }

@@ -67,6 +67,15 @@ def test_starting_draws_nothing_from_the_global_generator(digits, engine, small)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_a_caller_may_drive_the_lr_of_every_group_by_the_step(digits, engine, small):
+    state, normalize = fresh(small, digits.train, engine)
+    run = steps(state, digits.train, small, normalize, engine, lambda step: 0.1 * (step + 1))
+    for step, _ in zip(range(3), run, strict=False):
+        seen = [group["lr"] for o in state.optimizers for group in o.param_groups]
+        peaks = [small.lr, small.bias_lr, small.head_lr / 16]  # of 16 inputs
+        assert seen == pytest.approx([0.1 * (step + 1) * peak for peak in peaks])
+
+
 def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, engine, small):
     recipe = replace(small, augment=(), resolution=(), epochs=2, batch_size=300)
     state, normalize = fresh(recipe, digits.train, engine)

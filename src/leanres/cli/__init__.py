@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from leanres.cli import compare, data, evaluate, models, train
+from leanres.cli import compare, data, evaluate, find_lr, models, train
 from leanres.errors import UserError
 from leanres.version import __version__
 
@@ -24,6 +24,7 @@ COMMANDS = (
     models.summary,
     data.data,
     train.recipes,
+    find_lr.find_lr,
     train.train,
     train.resume,
     compare.compare,

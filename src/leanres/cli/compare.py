@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, open_engine
+from leanres.cli.train import DEVICE, THREADS, make_engine
 
 if TYPE_CHECKING:
     from leanres.compare import Comparison, Outcome
@@ -43,7 +43,7 @@ def compare(
     numbers = _numbers(seeds)
     chosen = library.recipes(comparison, changes)
     first = next(iter(chosen.values()))
-    engine = open_engine(device, first.precision, first.compiled, threads)
+    engine = make_engine(device, first.precision, first.compiled, threads)
     dataset = load(data, path, size, strict)
     folder = out or Path("runs", f"compare-{name}")
 

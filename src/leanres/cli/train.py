@@ -64,22 +64,17 @@ def train(
 ) -> None:
     """Train a network and measure it on the test split; the run folder holds everything."""
     from leanres.training import run as runs
-    from leanres.training.recipe import from_dict, parse_setting
+    from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     _check(tta, measure)
-    changes = dict(map(parse_setting, settings))
-    changes |= {
-        key: value
-        for key, value in (("epochs", epochs), ("seed", seed), ("model", model))
-        if value is not None
-    }
-    chosen = from_dict(changes, load_recipe(recipe))
-    engine = open_engine(device, chosen.precision, chosen.compiled, threads)
+    changed = changes(settings, epochs=epochs, seed=seed, model=model)
+    chosen = from_dict(changed, load_recipe(recipe))
+    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
     clock = time.perf_counter()
-    dataset, fallen_back = _load(data, path, size, strict)
+    dataset, fallen_back = load_or_digits(data, path, size, strict)
     if fallen_back and recipe == "speed":
-        recipe, chosen = "digits", from_dict(changes, load_recipe("digits"))
+        recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
     _check_val(measure, bool(chosen.val or dataset.val))
     _say(f"data ready in {time.perf_counter() - clock:.1f} s", as_json)
     folder = out or _next_folder(Path(recipe).stem)
@@ -87,6 +82,14 @@ def train(
     command = {"command": " ".join(["leanres", *sys.argv[1:]])}
     run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size))
     _train(run, tta, measure, as_json)
+
+
+def changes(settings: list[str], **short: Any) -> dict[str, Any]:
+    """What `--set` and the options short for it change; an option that was not given is None."""
+    from leanres.training.recipe import parse_setting
+
+    given = {key: value for key, value in short.items() if value is not None}
+    return dict(map(parse_setting, settings)) | given
 
 
 def resume(
@@ -111,7 +114,7 @@ def resume(
     def engine(info: dict[str, Any]) -> Engine:
         known = info["hardware"]
         chosen = known["device"] if device == "auto" else device
-        return open_engine(
+        return make_engine(
             chosen, known["precision"], known["compiled"], threads or known["threads"]
         )
 
@@ -139,7 +142,8 @@ def _check_val(measure: str, there: bool) -> None:
         raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
 
 
-def open_engine(device: str, precision: str, compiled: bool | None, threads: int) -> Engine:
+def make_engine(device: str, precision: str, compiled: bool | None, threads: int) -> Engine:
+    """The engine of this process, its number of threads set; 0 threads: one per core."""
     import torch
 
     from leanres.training.engine import detect, keep_freed_memory
@@ -152,7 +156,7 @@ def open_engine(device: str, precision: str, compiled: bool | None, threads: int
     return engine
 
 
-def _load(data: str, path: Path | None, size: int, strict: bool) -> tuple[Dataset, bool]:
+def load_or_digits(data: str, path: Path | None, size: int, strict: bool) -> tuple[Dataset, bool]:
     """The data set, and whether "auto" had to fall back on the digits."""
     if data != "auto":
         return load(data, path, size, strict), False

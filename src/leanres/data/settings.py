@@ -1,16 +1,16 @@
-"""Settings of augmentations: names, types and ranges, checked before any work."""
+"""Settings of named functions (augmentations, schedules): names, types, ranges, checked early."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from leanres.errors import UserError
 from leanres.tables import unknown
 
-_LEADING = ("images", "targets", "draw")  # what an augmentation is given, and by whom: not by users
+_LEADING = ("images", "targets", "draw", "at")  # what the caller gives, not the user
 _RANGES: dict[str, tuple[float, float]] = {  # a setting means the same wherever it occurs
     "p": (0, 1),
     "padding": (0, 1024),
@@ -30,16 +30,21 @@ _RANGES: dict[str, tuple[float, float]] = {  # a setting means the same wherever
     "magnitude": (0, 30),
     "alpha": (0.01, 100),
     "beta": (0.01, 100),
+    "every_epochs": (1, 100_000),
+    "gamma": (1e-6, 1),
+    "peak_epoch": (0, 100_000),
+    "lr_min": (1e-12, 1e3),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": ("constant", "reflect"),
     "interpolation": ("bilinear", "nearest"),
     "value": ("random",),
+    "shape": ("linear", "cosine"),
 }
 
 
 def check_settings(function: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse what augmentation `name`, which is `function`, does not take. -> UserError, one line.
+    """Refuse what `function`, known as `name`, does not take. -> UserError, one line.
 
     Names are those of its parameters, types theirs; a whole number is a number, a list a pair.
     """
@@ -62,6 +67,8 @@ def _fits(key: str, value: Any, kind: Any) -> bool:
         return is_pair and all(_fits(key, one, float) for one in value) and value[0] <= value[1]
     if kind is str:
         return isinstance(value, str) and value in _CHOICES[key]
+    if kind in (bool, NoneType):
+        return isinstance(value, kind)
     is_number = isinstance(value, (int, float) if kind is float else int)
     low, high = _RANGES[key]
     return is_number and not isinstance(value, bool) and low <= value <= high
@@ -70,6 +77,8 @@ def _fits(key: str, value: Any, kind: Any) -> bool:
 def _wanted(key: str, kind: Any) -> str:
     if isinstance(kind, UnionType):
         return ", or ".join(_wanted(key, one) for one in get_args(kind))
+    if kind in (bool, NoneType):
+        return "true or false" if kind is bool else "nothing"
     if kind is str:
         return " or ".join(repr(choice) for choice in _CHOICES[key])
     noun = "a whole number" if kind is int else "a number"

@@ -87,15 +87,24 @@ def whitening_sample(train: Split, seed: int) -> Tensor:
 
 
 def steps(
-    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
+    state: TrainState,
+    train: Split,
+    recipe: Recipe,
+    normalize: Normalize,
+    engine: Engine,
+    factor: Callable[[int], float] | None = None,
 ) -> Iterator[StepResult]:
     """Run optimizer steps from `state.step` to the plan's end, yielding after each.
+
+    `factor(step)` is the share of each group's peak lr; None: as the recipe's schedule has it.
 
     `train` lies on the engine's device. Order, augmentation and dropout are drawn from (seed,
     epoch, step), so where one starts does not matter. No step waits for the device, but those of
     a recipe with an average (PyTorch's AveragedModel reads its counter) or with dropout.
     """
     plan = Plan(recipe, len(train))
+    if factor is None:
+        factor = plan.lr_factor
     forward = engine.forward(state.model)
     drops = any(isinstance(m, nn.Dropout) and m.p for m in state.model.modules())
     state.model.train()
@@ -110,7 +119,7 @@ def steps(
         inputs = shrink(inputs, plan.scale(state.step))
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
-        set_lr_(state.optimizers, plan.lr_factor(state.step))
+        set_lr_(state.optimizers, factor(state.step))
         with _own_dropout(drops, recipe.seed, epoch, position, inputs.device):
             result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
         state.step += 1

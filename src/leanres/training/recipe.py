@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
-from leanres.data.augment import AUGMENTS, Step
+from leanres.data.augment import Step, check_step
+from leanres.data.settings import check_settings
 from leanres.errors import UserError
 from leanres.models import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict
-from leanres.tables import Table, check_settings, unknown
+from leanres.tables import Table, unknown
 from leanres.training.engine import PRECISIONS
 from leanres.training.optim import OPTIMIZERS, SCHEDULES, Clock, lr_factor
 
@@ -30,23 +31,24 @@ class Recipe:
     """
 
     model: str | ModelConfig = "speednet"  # of MODELS, or a config of one's own
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = 500
     accumulate: int = 1  # parts that a batch goes through the network in, one after the other
     augment: tuple[Step, ...] = SPEED_AUGMENT
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side; small images are cheap, and the early epochs learn what can be seen in them.
-    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.625), (2 / 7, 0.8125), (4 / 7, 1.0))
+    resolution: tuple[tuple[float, float], ...] = ()
     label_smoothing: float = 0.2
     optimizer: str = "muon"
-    lr: float = 0.12  # of the filters (muon), or of everything
-    momentum: float = 0.8
+    lr: float = 0.06  # of the filters (muon), or of everything
+    momentum: float = 0.9
     nesterov: bool = True  # sgd (muon always is)
     betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
-    weight_decay: float = 0.0  # not of muon's filters: their norm is reset at each step
+    weight_decay: float = 0.0  # not under muon, which resets the filters' norm at each step
     decay_all: bool = True  # False: biases and norm scales are not decayed
-    bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
-    head_lr: float = 0.01  # muon only: the classifier, by AdamW
+    bias_lr: float = 0.01  # muon only: biases and norms, by AdamW
+    head_lr: float = 0.256  # muon only: the classifier, by AdamW; divided by its inputs
+    rest_decay: float = 0.5  # muon only: of biases, norms and classifier, as AdamW's
     schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
     warmup: float = 0.0  # share of training
     freeze_stem_at: float = 3 / 7  # share of training after which `model.stem` is fixed; 1: never
@@ -67,7 +69,8 @@ class Recipe:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"{name} = {value}: give a value from {low:g} to {high:g}")
-        check_settings("schedule", self.schedule, SCHEDULES)
+        name, settings = self.schedule
+        check_settings(SCHEDULES[name], f"schedule {name}", settings)
         lr_factor(self.schedule, Clock(0, 100 * self.epochs, 100, self.lr))  # refuses wrong values
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas = {self.betas}: give two numbers from 0 to below 1")
@@ -94,6 +97,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr": (1e-12, 1e3),
     "momentum": (0, 0.9999),
     "weight_decay": (0, 10),
+    "rest_decay": (0, 10),
     "bias_lr": (1e-12, 1e3),
     "head_lr": (1e-12, 1e3),
     "warmup": (0, 0.99),
@@ -109,10 +113,11 @@ def _check_names(recipe: Recipe) -> None:
         *(((MODELS, recipe.model),) if isinstance(recipe.model, str) else ()),
         (OPTIMIZERS, recipe.optimizer),
         (SCHEDULES, recipe.schedule[0]),
-        *((AUGMENTS, name) for name, _ in recipe.augment),
     )
     for table, name in tables:
         table[name]  # an unknown name raises
+    for name, settings in recipe.augment:
+        check_step(name, settings)
     if recipe.precision not in PRECISIONS:
         raise UserError(f"precision = {recipe.precision!r}: give one of {', '.join(PRECISIONS)}")
 

@@ -133,7 +133,7 @@ def create(
     `origin` goes into run.json as it is: what `reopen`'s loader needs to find the data again.
     """
     _check_free(folder)
-    run = _prepare(folder, recipe, dataset, engine)
+    run = prepare(folder, recipe, dataset, engine)
     run.info = _describe(run) | {"origin": origin or {}}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def reopen(
     recipe = from_dict(info["recipe"])
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    run = _prepare(folder, recipe, load(info), engine(info))
+    run = prepare(folder, recipe, load(info), engine(info))
     now, then = fingerprints(run.dataset), info["data"]["fingerprints"]
     if any(now.get(name) != digest for name, digest in then.items() if name != "order"):
         raise UserError(
@@ -199,7 +199,11 @@ def reopen(
     return run
 
 
-def _prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> Run:
+def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> Run:
+    """A run at step 0, in memory alone; `create` also makes its folder.
+
+    UserError where recipe and images do not fit each other.
+    """
     split, val = dataset.train, dataset.val
     if recipe.val and val is None:
         split, val = stratified_split(split, recipe.val)

@@ -1,0 +1,124 @@
+"""`leanres find-lr`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from leanres.cli.data import PATH, SIZE, STRICT
+from leanres.cli.train import DEVICE, THREADS, changes, load_or_digits, make_engine
+from leanres.errors import UserError
+
+if TYPE_CHECKING:
+    from leanres.lr_finder import LRRange
+    from leanres.training.recipe import Recipe
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def find_lr(
+    recipe: str = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file."),
+    data: str = typer.Option("cifar10", help="As in train."),
+    path: Path | None = PATH,
+    size: int = SIZE,
+    strict: bool = STRICT,
+    settings: list[str] = typer.Option([], "--set", help="Change a setting, as in train."),
+    seed: int | None = typer.Option(None, help="Short for --set seed=N."),
+    model: str | None = typer.Option(None, help="Short for --set model=NAME."),
+    lr_min: float | None = typer.Option(None, help="Lowest lr to test; default: 1e-06."),
+    lr_max: float | None = typer.Option(None, help="Highest lr to test; default: 10."),
+    steps: int | None = typer.Option(None, help="Optimizer steps in between; default: 100."),
+    mode: str | None = typer.Option(None, help="exponential (default) or linear."),
+    device: str = DEVICE,
+    threads: int = THREADS,
+    out: Path | None = typer.Option(None, help="Draw the curve to this .png, .svg or .pdf."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Suggest a learning rate: train a copy while it rises, see where the loss falls."""
+    from leanres import lr_finder
+    from leanres.cli.console import console
+    from leanres.training.recipe import from_dict
+    from leanres.training.recipes import load_recipe
+
+    given = {"lr_min": lr_min, "lr_max": lr_max, "steps": steps, "mode": mode}
+    ramp: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    lr_finder.Ramp(**ramp)  # a mistake shows before any work
+    _check_picture(out)
+    changed = changes(settings, seed=seed, model=model)
+    chosen = from_dict(changed, load_recipe(recipe))
+    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
+    dataset, fallen_back = load_or_digits(data, path, size, strict)
+    if fallen_back and recipe == "speed":
+        recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
+    with console(stderr=True).status("testing learning rates"):
+        result = lr_finder.find_lr(chosen, dataset, engine, **ramp)
+    _draw(result, out)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+        return
+    plain = {"data": data, "path": path, "size": size, "model": model, "seed": seed}
+    words = [recipe, *_given(settings, **plain)]
+    _print(result, out, _command(words, chosen, result))
+
+
+def _check_picture(out: Path | None) -> None:
+    if out is not None and out.suffix.lower() not in PICTURES:
+        raise UserError(f"--out {out}: give a file that ends in {', '.join(PICTURES)}")
+
+
+def _draw(result: LRRange, out: Path | None) -> None:
+    if out is None:
+        return
+    from leanres.lr_plot import figure
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure(result).savefig(out, dpi=150)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+
+
+def _given(settings: list[str], **options: Any) -> list[str]:
+    """What the user gave and a training needs too, less the rates that the test has found."""
+    rates = ("lr", "bias_lr", "head_lr")
+    kept = [text for text in settings if text.partition("=")[0].strip() not in rates]
+    words = [word for text in kept for word in ("--set", text)]
+    for name, value in options.items():
+        if value not in (None, "cifar10", SIZE.default):
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def _command(words: list[str], recipe: Recipe, result: LRRange) -> str:
+    """`leanres train` with lr_max for its lr; every parameter group keeps its share of the lr."""
+    found = result.settings(recipe).items()
+    rates = [word for name, lr in found for word in ("--set", f"{name}={lr:.2g}")]
+    return shlex.join(["leanres", "train", *words, *rates])
+
+
+def _print(result: LRRange, out: Path | None, command: str) -> None:
+    from rich.table import Table
+
+    from leanres.cli.console import console
+    from leanres.lr_plot import ASCII, UNICODE, chart
+
+    terminal = console()
+    drawn = UNICODE if terminal.encoding.startswith("utf") else ASCII
+    terminal.print(chart(result, glyphs=drawn))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("rule")
+    table.add_column("lr", justify="right")
+    table.add_column("why")
+    for rule, lr in result.suggestions.items():
+        names = [name for name, by in result.rules.items() if by == rule]
+        reason = "; ".join(f"{name}: {result.reasons[name]}" for name in names)
+        table.add_row(f"{rule[0].upper()}{rule[1:]}", f"{lr:.2g}", reason)
+    terminal.print(table)
+    terminal.print(result.stopped)
+    if out is not None:
+        terminal.print(f"picture: {out}")
+    terminal.print(f"use it: {command}")
