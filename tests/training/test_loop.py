@@ -156,3 +156,23 @@ def test_bfloat16_trains_with_float32_weights(digits, small):
     rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     assert rows[-1]["val_accuracy"] > 0.6
+
+
+def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, engine, small):
+    state, normalize = fresh(small, digits.train, engine)
+    norms: list[float] = []
+
+    def look(*_) -> None:
+        squares = (
+            float(p.grad.double().square().sum())
+            for p in state.model.parameters()
+            if p.grad is not None
+        )
+        norms.append(sum(squares) ** 0.5)
+
+    state.optimizers[0].register_step_pre_hook(look)
+    rows = list(train(state, digits.train, small, normalize, engine))
+    per_epoch = Plan(small, len(digits.train)).steps_per_epoch
+    expected = norms[per_epoch - 1 :: per_epoch]
+    assert [row["gradient_norm"] for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert len(norms) == 2 * per_epoch

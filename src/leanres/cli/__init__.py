@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from leanres.cli import data, evaluate, models, train
+from leanres.cli import data, evaluate, models, report, runs, train
 from leanres.errors import UserError
 from leanres.version import __version__
 
@@ -28,9 +28,11 @@ COMMANDS = (
     train.resume,
     evaluate.evaluate,
     evaluate.predict,
+    report.report,
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(runs.app, name="runs")
 
 
 def _version(wanted: bool) -> None:

@@ -33,10 +33,14 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class StepResult(NamedTuple):
-    """What a step found, still on the device: mean loss (), correct predictions ()."""
+    """What a step found, still on the device: mean loss (), correct predictions ().
+
+    `gradient_norm` () of all gradients together is there at an epoch's last step only.
+    """
 
     loss: Tensor
     correct: Tensor
+    gradient_norm: Tensor | None = None
 
 
 @dataclass
@@ -111,8 +115,9 @@ def steps(
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
         set_lr_(state.optimizers, lr_factor(recipe.schedule, state.step, plan.total, plan.warmup))
+        last = position == plan.steps_per_epoch - 1
         with _own_dropout(drops, recipe.seed, epoch, position, inputs.device):
-            result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
+            result = _update(state, forward, inputs, train.labels[indices], recipe, engine, last)
         state.step += 1
         yield result
 
@@ -161,17 +166,24 @@ def _update(
     labels: Tensor,
     recipe: Recipe,
     engine: Engine,
+    last: bool,
 ) -> StepResult:
     with engine.autocast():
         logits = forward(inputs)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
+    # Once an epoch: it is read beside the losses, and a norm a step would cost more than it tells.
+    norm = _gradient_norm(state.model) if last else None
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-    return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum())
+    return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum(), norm)
+
+
+def _gradient_norm(model: nn.Module) -> Tensor:
+    return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def train(
@@ -196,7 +208,7 @@ def train(
         if ended or state.step % CHECK_EVERY == 0:
             check_finite(state)
         if ended:
-            state.history.append(_row(state, plan, normalize, engine, val))
+            state.history.append(_row(state, result, plan, normalize, engine, val))
             yield state.history[-1]
         if not watch(state):
             return
@@ -216,8 +228,14 @@ def check_finite(state: TrainState) -> None:
 
 
 def _row(
-    state: TrainState, plan: Plan, normalize: Normalize, engine: Engine, val: Split | None
+    state: TrainState,
+    last: StepResult,
+    plan: Plan,
+    normalize: Normalize,
+    engine: Engine,
+    val: Split | None,
 ) -> Row:
+    assert last.gradient_norm is not None, "an epoch's last step has a gradient norm"
     seen = len(state.losses) * plan.batch_size
     row: Row = {
         "epoch": state.step // plan.steps_per_epoch,
@@ -225,6 +243,7 @@ def _row(
         "lr": state.optimizers[0].param_groups[0]["lr"],
         "train_loss": float(torch.stack(state.losses).mean()),
         "train_accuracy": float(torch.stack(state.correct).sum()) / seen,
+        "gradient_norm": float(last.gradient_norm),
     }
     state.losses, state.correct = [], []
     if val is not None:
