@@ -21,6 +21,7 @@ from leanres.data.sources import load
 from leanres.models.zoo import MODELS
 
 TINY = ["--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_size=100"]
+TINY += ["--no-report"]  # the page has its own tests
 
 
 class Outcome:
@@ -80,7 +81,19 @@ def test_help_is_quick_and_lists_every_command():
             [sys.executable, "-m", "leanres", "--help"], capture_output=True, text=True, check=True
         )
         best = min(best, time.perf_counter() - start)
-    for name in ("models", "summary", "data", "find-lr", "train", "resume", "evaluate", "predict"):
+    for name in (
+        "models",
+        "summary",
+        "data",
+        "find-lr",
+        "compare",
+        "train",
+        "resume",
+        "evaluate",
+        "predict",
+        "report",
+        "runs",
+    ):
         assert f"\n  {name}" in done.stdout
     assert best < 0.6  # 0.15 s on a quiet machine; torch alone would take over 1 s
 

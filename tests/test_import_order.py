@@ -28,6 +28,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.checkpoint",
     "training.weights training.folder",
     "training.run",
+    "ledger tracking",  # what a run left, and who is told of it
     "lr_finder compare search export report predict",
     "lr_plot",
     "cli",

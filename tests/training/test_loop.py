@@ -184,3 +184,23 @@ def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, engin
     assert torch.allclose(whole, parts, atol=1e-6)
     assert torch.allclose(one.loss, four.loss, atol=1e-6)
     assert one.correct == four.correct
+
+
+def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, engine, small):
+    state, normalize = fresh(small, digits.train, engine)
+    norms: list[float] = []
+
+    def look(*_) -> None:
+        squares = (
+            float(p.grad.double().square().sum())
+            for p in state.model.parameters()
+            if p.grad is not None
+        )
+        norms.append(sum(squares) ** 0.5)
+
+    state.optimizers[0].register_step_pre_hook(look)
+    rows = list(train(state, digits.train, small, normalize, engine))
+    per_epoch = Plan(small, len(digits.train)).steps_per_epoch
+    expected = norms[per_epoch - 1 :: per_epoch]
+    assert [row["gradient_norm"] for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert len(norms) == 2 * per_epoch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from leanres.cli import compare, data, evaluate, find_lr, models, train
+from leanres.cli import compare, data, evaluate, find_lr, models, report, runs, train
 from leanres.errors import UserError
 from leanres.version import __version__
 
@@ -30,9 +30,11 @@ COMMANDS = (
     compare.compare,
     evaluate.evaluate,
     evaluate.predict,
+    report.report,
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(runs.app, name="runs")
 
 
 def _version(wanted: bool) -> None:

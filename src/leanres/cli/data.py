@@ -21,12 +21,16 @@ SIZE = typer.Option(32, "--size", help="Side in pixels that a folder's images ar
 STRICT = typer.Option(False, "--strict", help="Stop at the first image that cannot be read.")
 
 
-def load(name: str, path: Path | None, size: int = 32, strict: bool = False) -> Dataset:
+def load(
+    name: str, path: Path | None, size: int = 32, strict: bool = False, download: bool = True
+) -> Dataset:
     """The data set, with a progress bar for a download and its notes on stderr."""
     from leanres.data import sources
 
     with _progress() as progress:
-        dataset = sources.load(name, path, size=size, strict=strict, progress=progress)
+        dataset = sources.load(
+            name, path, size=size, strict=strict, download=download, progress=progress
+        )
     for note in dataset.notes:
         typer.echo(f"note: {note}", err=True)
     return dataset
@@ -42,7 +46,12 @@ def origin(name: str, path: Path | None, size: int) -> dict[str, Any]:
     return {"data": name, "path": where, "size": size}
 
 
-def reload(info: dict[str, Any], name: str | None = None, path: Path | None = None) -> Dataset:
+def reload(
+    info: dict[str, Any],
+    name: str | None = None,
+    path: Path | None = None,
+    download: bool = True,
+) -> Dataset:
     """The data that run.json's content names, or what is given in its place."""
     known = info.get("origin") or {}
     size = known.get("size", info["preprocess"]["size"])
@@ -50,7 +59,7 @@ def reload(info: dict[str, Any], name: str | None = None, path: Path | None = No
         name = known.get("data", info["data"]["name"])
         kept = known.get("path") or (info["data"]["source"] if name == "folder" else None)
         path = path or (Path(kept) if kept else None)
-    return load(name, path, size)
+    return load(name, path, size, download=download)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load, origin, reload
 from leanres.errors import NotFoundError, UserError
+from leanres.tracking import check_trackers, open_trackers
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
@@ -22,6 +23,8 @@ DEVICE = typer.Option("auto", help="auto, cpu, cuda, or cuda:1.")
 THREADS = typer.Option(0, min=0, help="CPU threads; 0: one per core.")
 MEASURE = typer.Option("test", help="What to measure at the end: test, or val to choose by.")
 TTA = typer.Option("flip-shift", help="Test-time augmentation beside the plain figure.")
+NO_REPORT = typer.Option(False, "--no-report", help="Write no report.html at the end.")
+TRACK = typer.Option("", help="Pass metrics on live: tensorboard, mlflow, or both with a comma.")
 JSON = typer.Option(False, "--json", help="Print the result as JSON; progress goes to stderr.")
 
 
@@ -60,6 +63,8 @@ def train(
     threads: int = THREADS,
     tta: str = TTA,
     measure: str = MEASURE,
+    no_report: bool = NO_REPORT,
+    track: str = TRACK,
     as_json: bool = JSON,
 ) -> None:
     """Train a network and measure it on the test split; the run folder holds everything."""
@@ -68,6 +73,7 @@ def train(
     from leanres.training.recipes import load_recipe
 
     _check(tta, measure)
+    trackers = check_trackers(track)
     changed = changes(settings, epochs=epochs, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
@@ -81,7 +87,7 @@ def train(
     given = "digits" if fallen_back else "cifar10" if data == "auto" else data
     command = {"command": " ".join(["leanres", *sys.argv[1:]])}
     run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size))
-    _train(run, tta, measure, as_json)
+    _train(run, tta, measure, as_json, trackers, not no_report)
 
 
 def changes(settings: list[str], **short: Any) -> dict[str, Any]:
@@ -101,6 +107,8 @@ def resume(
     threads: int = THREADS,
     tta: str = TTA,
     measure: str = MEASURE,
+    no_report: bool = NO_REPORT,
+    track: str = TRACK,
     as_json: bool = JSON,
 ) -> None:
     """Go on with a run that was stopped or killed, or extend a finished one (--epochs).
@@ -110,6 +118,7 @@ def resume(
     from leanres.training import run as runs
 
     _check(tta, measure)
+    trackers = check_trackers(track)
 
     def engine(info: dict[str, Any]) -> Engine:
         known = info["hardware"]
@@ -125,7 +134,7 @@ def resume(
     measured = run.info.get("result", {}).get("split")
     if run.state.step == run.plan.total and measured == (measure if run.dataset.test else "val"):
         raise UserError(f"{folder} is finished ({run.recipe.epochs} epochs): --epochs N extends it")
-    _train(run, tta, measure, as_json)
+    _train(run, tta, measure, as_json, trackers, not no_report)
 
 
 def _check(tta: str, measure: str) -> None:
@@ -182,23 +191,48 @@ def _say(line: str, as_json: bool) -> None:
     typer.echo(line, err=as_json)
 
 
-def _train(run: Run, tta: str, measure: str, as_json: bool) -> None:
+def _train(
+    run: Run, tta: str, measure: str, as_json: bool, trackers: list[str], report: bool
+) -> None:
     from leanres.cli.live import Live
     from leanres.training import run as runs
 
     _say(_headline(run), as_json)
-    with runs.Stop() as stop, Live(run, stderr=as_json) as live:
-        for row in runs.epochs(run, stop, live.step):
-            live.row(row)
-    if stop.signal:
-        _say(f"stopped at step {run.state.step} of {run.plan.total}, saved", as_json)
-        _say(f"go on with: leanres resume {run.folder}", as_json)
-        raise typer.Exit(128 + stop.signal)
-    result = runs.finish(run, tta, measure)
+    with open_trackers(trackers, run.folder, run.info, _history(run)) as track:
+        with runs.Stop() as stop, Live(run, stderr=as_json) as live:
+            for row in runs.epochs(run, stop, live.step):
+                live.row(row)
+                track.row(row)
+        if stop.signal:
+            _say(f"stopped at step {run.state.step} of {run.plan.total}, saved", as_json)
+            _say(f"go on with: leanres resume {run.folder}", as_json)
+            raise typer.Exit(128 + stop.signal)
+        result = runs.finish(run, tta, measure)
+        track.result(result)
     if as_json:
         typer.echo(json.dumps({"run": str(run.folder), **result}))
     else:
         _print_result(run, result)
+    if report:
+        _report(run, as_json)
+
+
+def _history(run: Run) -> list[dict[str, Any]]:
+    """The finished epochs with their times, as the loop yielded them."""
+    times = {time["epoch"]: time for time in run.times}
+    return [row | times.get(row["epoch"], {}) for row in run.state.history]
+
+
+def _report(run: Run, as_json: bool) -> None:
+    """The run's page; where it cannot be written the run is none the worse."""
+    from leanres.report import write_report
+
+    try:
+        page = write_report(run.folder, run.dataset)
+    except (UserError, OSError) as error:
+        typer.echo(f"note: no report ({error}): leanres report {run.folder}", err=True)
+    else:
+        _say(f"report: {page}", as_json)
 
 
 def _headline(run: Run) -> str:

@@ -68,7 +68,7 @@ def predict_logits(
     views = TTA[tta]
     _check(images, batch_size)
     device = _device(model)
-    with _evaluating(model), torch.inference_mode(), autocast or nullcontext():
+    with evaluating(model), torch.inference_mode(), autocast or nullcontext():
         parts = [
             _mean_logits(model, views(normalize(chunk.to(device))))
             for chunk in torch.split(images, batch_size)
@@ -87,7 +87,7 @@ def _mean_logits(model: nn.Module, views: Views) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode within, every module's own mode after: part of a model may be frozen in eval."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -33,10 +33,14 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class StepResult(NamedTuple):
-    """What a step found, still on the device: mean loss (), correct predictions ()."""
+    """What a step found, still on the device: mean loss (), correct predictions ().
+
+    `gradient_norm` () of all gradients together is there at an epoch's last step only.
+    """
 
     loss: Tensor
     correct: Tensor
+    gradient_norm: Tensor | None = None
 
 
 @dataclass
@@ -120,8 +124,9 @@ def steps(
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
         set_lr_(state.optimizers, factor(state.step))
+        last = position == plan.steps_per_epoch - 1
         with _own_dropout(drops, recipe.seed, epoch, position, inputs.device):
-            result = _update(state, forward, inputs, train.labels[indices], recipe, engine)
+            result = _update(state, forward, inputs, train.labels[indices], recipe, engine, last)
         state.step += 1
         yield result
 
@@ -170,27 +175,35 @@ def _update(
     labels: Tensor,
     recipe: Recipe,
     engine: Engine,
+    last: bool,
 ) -> StepResult:
     parts = zip(inputs.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
     results = [_backward(forward, *part, len(labels), recipe, engine) for part in parts]
+    # Once an epoch: it is read beside the losses, and a norm a step would cost more than it tells.
+    norm = _gradient_norm(state.model) if last else None
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update_parameters(state.model)
-    return StepResult(*(torch.stack(column).sum(0) for column in zip(*results, strict=True)))
+    loss, correct = (torch.stack(column).sum(0) for column in zip(*results, strict=True))
+    return StepResult(loss, correct, norm)
 
 
 def _backward(
     forward: nn.Module, inputs: Tensor, labels: Tensor, batch: int, recipe: Recipe, engine: Engine
-) -> StepResult:
+) -> tuple[Tensor, Tensor]:
     """Add a part's gradients; its share of the batch's mean loss, and its correct predictions."""
     with engine.autocast():
         logits = forward(inputs)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
     loss = loss * (len(labels) / batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    return StepResult(loss.detach(), (logits.detach().argmax(1) == labels).sum())
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def _gradient_norm(model: nn.Module) -> Tensor:
+    return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def train(
@@ -215,7 +228,7 @@ def train(
         if ended or state.step % CHECK_EVERY == 0:
             check_finite(state)
         if ended:
-            state.history.append(_row(state, plan, normalize, engine, val))
+            state.history.append(_row(state, result, plan, normalize, engine, val))
             yield state.history[-1]
         if not watch(state):
             return
@@ -235,8 +248,14 @@ def check_finite(state: TrainState) -> None:
 
 
 def _row(
-    state: TrainState, plan: Plan, normalize: Normalize, engine: Engine, val: Split | None
+    state: TrainState,
+    last: StepResult,
+    plan: Plan,
+    normalize: Normalize,
+    engine: Engine,
+    val: Split | None,
 ) -> Row:
+    assert last.gradient_norm is not None, "an epoch's last step has a gradient norm"
     seen = len(state.losses) * plan.batch_size
     row: Row = {
         "epoch": state.step // plan.steps_per_epoch,
@@ -244,6 +263,7 @@ def _row(
         "lr": state.optimizers[0].param_groups[0]["lr"],
         "train_loss": float(torch.stack(state.losses).mean()),
         "train_accuracy": float(torch.stack(state.correct).sum()) / seen,
+        "gradient_norm": float(last.gradient_norm),
     }
     state.losses, state.correct = [], []
     if val is not None:

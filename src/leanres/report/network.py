@@ -1,0 +1,128 @@
+"""What the report asks of the trained network and its images: logits, maps, filters, a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanres.data.augment import Draw, augment, generator
+from leanres.data.split import Dataset, Split, stratified_split
+from leanres.errors import UserError
+from leanres.evaluation import gradcam
+from leanres.evaluation.inference import predict_logits
+from leanres.report.record import Predictions, Record
+from leanres.training.engine import Normalize
+from leanres.training.folder import PREDICTIONS, WEIGHTS
+from leanres.training.loop import shrink
+from leanres.training.recipe import Plan, Recipe, from_dict
+from leanres.training.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Network:
+    """A run's trained network on the CPU, in eval mode, with its normalisation."""
+
+    model: nn.Module
+    config: Any
+    normalize: Normalize
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> logits (N, K) float32."""
+        return predict_logits(self.model, images, normalize=self.normalize)
+
+    def layers(self, image: Tensor) -> dict[str, tuple[int, int]]:
+        """Layers with maps and their sizes, for images like this one (3, H, W) uint8."""
+        return gradcam.map_layers(self.model, self.normalize(image[None]))
+
+    def explain(self, images: Tensor, layer: str, classes: Tensor, method: str) -> Tensor:
+        """`gradcam.explain` of uint8 images (N, 3, H, W): maps (N, h, w)."""
+        return gradcam.explain(self.model, self.normalize(images), layer, classes, method)
+
+    def first_filters(self) -> Tensor | None:
+        """The weights (N, 3, k, k) of the first convolution; None where it reads no colours."""
+        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d))
+        first = next(convolutions, None)
+        return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
+
+
+def load_network(record: Record) -> Network:
+    """The network of the run's weights file. UserError (CheckpointError) where there is none."""
+    path = record.folder / WEIGHTS
+    if not path.exists():
+        raise UserError(f"{record.folder} has no {WEIGHTS}: `leanres resume {record.folder}`")
+    model, config, preprocess = load_weights(path)
+    return Network(model, config, Normalize(preprocess.mean, preprocess.std))
+
+
+def same_data(record: Record, dataset: Dataset) -> bool:
+    """Whether the splits that the run knows have the same images, labels and class names."""
+    then = record.info["data"]["fingerprints"]
+    now = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    return all(
+        (split.fingerprint if split else None) == then.get(name) for name, split in now.items()
+    )
+
+
+def val_split(record: Record, dataset: Dataset) -> Split | None:
+    """The images that the run held out to choose by; None where it trained on all of them."""
+    held = int(record.info["recipe"].get("val", 0))
+    if dataset.val is None and held:
+        return stratified_split(dataset.train, held)[1]
+    return dataset.val
+
+
+def train_split(record: Record, dataset: Dataset) -> Split:
+    """The images that the run trained on."""
+    held = int(record.info["recipe"].get("val", 0))
+    return stratified_split(dataset.train, held)[0] if held and not dataset.val else dataset.train
+
+
+def judged_split(record: Record, dataset: Dataset) -> Split:
+    """The images of the run's predictions."""
+    split = dataset.test if record.split == "test" else val_split(record, dataset)
+    if split is None:
+        raise UserError(f"{dataset.name} has no {record.split} images: give the run's data")
+    return split
+
+
+def with_predictions(record: Record, dataset: Dataset | None) -> Record:
+    """The record with predictions: its own, else what the weights say of the data at hand.
+
+    UserError where neither will do; it says what is missing. Unchanged without a result.
+    """
+    if record.predictions is not None or record.result is None:
+        return record
+    missing = f"{record.folder} has no readable {PREDICTIONS}"
+    if dataset is None:
+        raise UserError(f"{missing}, and its images are not here: give them with --data and --path")
+    if not (record.folder / WEIGHTS).exists():
+        raise UserError(f"{missing} and no {WEIGHTS} to compute them from: `leanres resume` it")
+    split = judged_split(record, dataset)
+    probs = load_network(record).logits(split.images).softmax(1)
+    done = f"the predictions of {record.folder} were computed anew from {WEIGHTS}"
+    found = Predictions(probs, split.labels.cpu())
+    return replace(record, predictions=found).with_notes(done)
+
+
+def training_batch(recipe: Recipe, train: Split, step: int, count: int = 16) -> Tensor:
+    """The first `count` images that optimizer step `step` trained on, as augmented and shrunk.
+
+    (count, 3, H, W) uint8: what the network read, before normalisation.
+    """
+    plan = Plan(recipe, len(train))
+    epoch, position = divmod(step, plan.steps_per_epoch)
+    order = torch.randperm(len(train), generator=generator(recipe.seed, epoch))
+    indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
+    rng = generator(recipe.seed, epoch, position + 1)
+    # All of the batch, as the draws of an image depend on how many there are.
+    images = augment(train.images[indices], recipe.augment, Draw(rng, indices, epoch, recipe.seed))
+    small = shrink(images[:count].float(), plan.scale(step))
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
+def read_recipe(record: Record) -> Recipe:
+    """The recipe of run.json. UserError where this version of leanres does not know it."""
+    return from_dict(record.info["recipe"])

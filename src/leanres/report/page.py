@@ -1,0 +1,207 @@
+"""Run folders -> one self-contained HTML page: no request leaves it, no server, no font."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+from leanres.report import figures, network, sections
+from leanres.report.attention import attention, inside
+from leanres.report.compare import check_comparable, config_of, cost, groups, table_row, verdicts
+from leanres.report.network import Network, load_network, same_data, with_predictions
+from leanres.report.record import Record, read_run
+from leanres.training.checkpoint import write_bytes
+from leanres.training.folder import WEIGHTS
+from leanres.version import __version__
+
+BUDGET = 5_000_000
+PAGE = "report.html"
+
+
+def write_report(
+    runs: Path | str | Sequence[Path | str],
+    dataset: Dataset | None = None,
+    *,
+    out: Path | None = None,
+    budget: int = BUDGET,
+    layers: Sequence[str] = (),
+) -> Path:
+    """Write the page of one run, or one page that compares several, and return its path.
+
+    One run's page is RUN/report.html, that of several report.html beside the first; `out` names
+    another. `dataset` is what the runs were trained on: without it there are no images, maps or
+    temperature, and the page says so. `layers` are those for Grad-CAM, by default the last of the
+    two coarsest maps. UserError for no run folder, for runs on different data, an unknown layer,
+    or predictions that are neither there nor can be computed.
+    """
+    records = gather(runs, dataset)
+    page = (
+        _run_page(records[0], dataset, budget, layers)
+        if len(records) == 1
+        else _compare_page(records, budget)
+    )
+    folder = records[0].folder if len(records) == 1 else records[0].folder.resolve().parent
+    path = out or folder / PAGE
+    write_bytes(path, page.encode())
+    return path
+
+
+def gather(runs: Path | str | Sequence[Path | str], dataset: Dataset | None = None) -> list[Record]:
+    """The records of comparable runs, with predictions. UserError as `write_report`."""
+    folders = [runs] if isinstance(runs, Path | str) else list(runs)
+    if not folders:
+        raise UserError("no run: give at least one run folder")
+    records = [read_run(folder) for folder in folders]
+    check_comparable(records)
+    records = [with_predictions(record, _usable(record, dataset)) for record in records]
+    check_comparable(records)  # now by their labels too
+    return records
+
+
+def _usable(record: Record, dataset: Dataset | None) -> Dataset | None:
+    """The data set, unless it is not what the run was trained on."""
+    return dataset if dataset is not None and same_data(record, dataset) else None
+
+
+def _data_note(record: Record, dataset: Dataset | None) -> str:
+    """Why there will be no images."""
+    if dataset is None:
+        why = "the images that it was trained on were not at hand"
+    else:
+        ours = str(record.info["data"]["fingerprints"].get("train"))
+        theirs = dataset.train.fingerprint
+        why = f"it was trained on other data (train {ours[:16]}, given {theirs[:16]})"
+    return f"{why}: no pictures, no maps and no temperature (give its data with --data and --path)"
+
+
+def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequence[str]) -> str:
+    dataset = _usable(record, given)
+    if dataset is None:
+        record = record.with_notes(_data_note(record, given))
+    net = load_network(record) if (record.folder / WEIGHTS).exists() else None
+    if net is None and layers:
+        raise UserError(f"{record.folder} has no {WEIGHTS}: no layer can be looked at yet")
+    found = record.predictions
+    images = _images(record, dataset) if found is not None else None
+    changed, recipe = sections.recipe_rows(record)
+    context: dict[str, Any] = {
+        "record": record,
+        "config": type(config_of(record)).__name__.removesuffix("Config"),
+        "cost": cost(record),
+        "budget": budget,
+        "command": (record.info.get("origin") or {}).get("command"),
+        "charts": sections.training(record) if record.rows else [],
+        "changed": changed,
+        "recipe": recipe,
+        "found": None,
+        "inside": inside(record, net, dataset),
+        "maps": None,
+    }
+    if found is not None:
+        context |= {
+            "found": found,
+            "class_rows": sections.class_rows(found, record.classes),
+            "confusion": sections.confusion_table(found, record.classes),
+            "class_charts": sections.class_charts(found, record.classes),
+            "pairs": sections.pair_rows(found, record.classes, images),
+            "errors": sections.error_groups(found, record.classes, images),
+            "calibration": _calibration(record, net, dataset),
+            "maps": attention(record, net, images, layers),
+        }
+    return _render("run.html.j2", context)
+
+
+def _images(record: Record, dataset: Dataset | None) -> Tensor | None:
+    return None if dataset is None else network.judged_split(record, dataset).images.cpu()
+
+
+def _calibration(record: Record, net: Network | None, dataset: Dataset | None) -> dict[str, Any]:
+    assert record.predictions is not None
+    why, val = "", None
+    if record.split == "val":
+        why = (
+            "The run was judged on its val images. A temperature fitted on the images that it is"
+            " judged by would flatter it, so none is fitted."
+        )
+    elif not record.info["data"].get("val"):
+        why = (
+            "The run held no val images out, so there is nothing to fit a temperature on. Fitting"
+            " it on test would flatter the network and is not done (--set val=5000 holds some out)."
+        )
+    elif dataset is None or net is None:
+        why = "The val images or the weights were not at hand, so no temperature is fitted."
+    else:
+        split = network.val_split(record, dataset)
+        assert split is not None, "a run with val images has a val split"
+        val = (net.logits(split.images), split.labels.cpu())
+    return sections.calibration(record, record.predictions, val, why)
+
+
+def _compare_page(records: Sequence[Record], budget: int) -> str:
+    rows = [table_row(record) for record in records]
+    judged = [record for record in records if record.result is not None]
+    context = {
+        "records": records,
+        "rows": rows,
+        "columns": [key for key in rows[0] if any(row[key] is not None for row in rows)],
+        "verdicts": verdicts(records),
+        "groups": [group for group in groups(judged) if len(group.records) > 1],
+        "charts": _overlaid(records),
+        "pareto": _pareto(judged, budget) if judged else None,
+        "budget": budget,
+    }
+    return _render("compare.html.j2", context)
+
+
+def _overlaid(records: Sequence[Record]) -> list[sections.Chart]:
+    wanted = (
+        ("Train loss", "train_loss", False),
+        ("Val loss", "val_loss", False),
+        ("Train accuracy", "train_accuracy", True),
+        ("Val accuracy", "val_accuracy", True),
+    )
+    charts = []
+    for title, key, share in wanted:
+        lines = {record.name: record.column(key) for record in records}
+        there = {name: line for name, line in lines.items() if line[0]}
+        if there:
+            figure = figures.curves(there, "" if share else "nats", percent=share)
+            charts.append(sections.chart(title, figure, "One line a run, over its epochs."))
+    return charts
+
+
+def _pareto(records: Sequence[Record], budget: int) -> sections.Chart:
+    params = [cost(record).params for record in records]
+    accuracy = [(record.result or {})["accuracy"] for record in records]
+    intervals = [record.interval for record in records]
+    figure = figures.pareto(params, accuracy, intervals, [r.name for r in records], budget)
+    caption = (
+        "Up and to the left is better. Filled: no run here is both smaller and better. Bars are"
+        " 95 % intervals; the dashed line is the budget."
+    )
+    return sections.chart("Accuracy against parameters", figure, caption)
+
+
+@cache
+def _environment() -> Environment:
+    env = Environment(
+        loader=PackageLoader("leanres.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["percent"] = sections.percent
+    env.filters["duration"] = sections.duration
+    return env
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    return _environment().get_template(template).render(**context, version=__version__)

@@ -1,0 +1,136 @@
+"""Images for the report: data-URI PNGs for the page, and grids as matplotlib Figures.
+
+Images are uint8 (3, H, W), maps float (h, w) of `evaluation.gradcam.explain`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from leanres.evaluation.gradcam import faults
+from leanres.report.style import new_figure, styled
+
+LARGEST_PX = 64  # side of a thumbnail: a page of a hundred stays small
+OVERLAY_PX = 64
+OPACITY = 0.55  # of a heat map at its maximum: the image stays visible
+
+
+def data_uri(image: Tensor) -> str:
+    """The image as a PNG in a data URI; shrunk to 64 pixels a side where it is larger."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    picture.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
+    return _png(picture)
+
+
+def _png(picture: Image.Image) -> str:
+    raw = io.BytesIO()
+    picture.save(raw, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
+
+
+def overlay(image: Tensor, heat: Tensor) -> Tensor:
+    """The image with the map on it, brightest where it is largest: (3, 64, 64) uint8.
+
+    The map is enlarged bilinearly and scaled by its own maximum, so brightness compares places of
+    one map, not two maps. ValueError for a map that is blank or not finite.
+    """
+    (fault,) = faults(heat[None])
+    if fault:
+        raise ValueError(f"the map is {fault}: there is nothing to draw")
+    side = (OVERLAY_PX, OVERLAY_PX)
+    base = F.interpolate(image[None].float(), side, mode="bilinear", antialias=True)[0]
+    large = F.interpolate(heat[None, None].float(), side, mode="bilinear")[0, 0].clamp_min(0)
+    strength = large / large.max()
+    colors = mpl.colormaps["inferno"](strength.numpy())[..., :3]
+    glow = torch.from_numpy(np.ascontiguousarray(colors)).permute(2, 0, 1).float() * 255
+    mixed = base + OPACITY * (glow - base)
+    return mixed.round().clamp(0, 255).to(torch.uint8)
+
+
+def mosaic(weights: Tensor, columns: int = 16) -> Tensor:
+    """First-layer filters (N, 3, k, k) side by side, each on its own scale: (3, H, W) uint8.
+
+    The largest weight of a filter, in size, is full colour; grey is 0. A gap of one pixel is grey.
+    """
+    if weights.ndim != 4 or weights.shape[1] != 3:
+        raise ValueError(
+            f"weights of {tuple(weights.shape)}: give (N, 3, k, k), filters of colours"
+        )
+    peak = weights.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    tiles = F.pad(
+        0.5 + 0.5 * weights.detach().cpu().float() / peak.cpu().float(), (0, 1, 0, 1), value=0.5
+    )
+    n, _, h, w = tiles.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    filled = torch.cat((tiles, torch.full((rows * columns - n, 3, h, w), 0.5)))
+    grid = filled.view(rows, columns, 3, h, w).permute(2, 0, 3, 1, 4).reshape(3, rows * h, -1)
+    return (grid * 255).round().to(torch.uint8)
+
+
+def enlarged(image: Tensor, least: int = 320) -> str:
+    """A small picture as a PNG data URI, each pixel a square, at least `least` pixels wide."""
+    factor = max(1, round(least / image.shape[2]))
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return _png(Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)))
+
+
+@styled
+def image_grid(images: Tensor, captions: Sequence[str] = (), columns: int = 8) -> Figure:
+    """Images (N, 3, H, W) uint8 in reading order, each with its caption if there are any."""
+    return _grid([image.permute(1, 2, 0).cpu().numpy() for image in images], captions, columns)
+
+
+@styled
+def heat_maps(
+    images: Tensor, maps: Tensor, captions: Sequence[str] = (), columns: int = 8
+) -> Figure:
+    """Images (N, 3, H, W) uint8 with their Grad-CAM maps (N, h, w) on them.
+
+    A map that is blank or not finite is named in its place and not drawn.
+    """
+    bad = faults(maps)
+    names = list(captions) or [""] * len(images)
+    names = [f"{name}\n({why})" if why else name for name, why in zip(names, bad, strict=True)]
+    shown = [
+        image if why else overlay(image, heat)
+        for image, heat, why in zip(images.cpu(), maps.cpu(), bad, strict=True)
+    ]
+    return _grid([image.permute(1, 2, 0).numpy() for image in shown], names, columns)
+
+
+@styled
+def filters(weights: Tensor, columns: int = 16) -> Figure:
+    """The first layer's filters (N, 3, k, k), each on its own scale; grey is 0."""
+    return _grid([mosaic(weights, columns).permute(1, 2, 0).numpy()], (), 1, side=420)
+
+
+def _grid(
+    pictures: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]],
+    captions: Sequence[str],
+    columns: int,
+    side: int = 72,
+) -> Figure:
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, math.ceil(len(pictures) / columns))
+    text = 14 * (1 + max((caption.count("\n") for caption in captions), default=-1))
+    figure = new_figure((side + 8) * columns, (side + 8 + text) * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        axes.axis("off")
+        if place < len(pictures):
+            axes.imshow(pictures[place], interpolation="nearest")
+        if place < len(captions):
+            axes.set_title(captions[place], fontsize=8)
+    return figure

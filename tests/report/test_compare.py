@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leanres.errors import UserError
+from leanres.report.compare import check_comparable, cost, groups, table_row, verdicts
+from leanres.report.record import Predictions, Record, read_run
+
+
+@pytest.fixture
+def run(trained):
+    """Records with made-up outcomes: (name, seed, right answers of 1,000, lr) -> Record."""
+    base = read_run(trained / "plain")
+
+    def make(name: str, seed: int, right: int, lr: float = 0.1) -> Record:
+        labels = torch.zeros(1000, dtype=torch.int64)
+        probs = torch.zeros(1000, 10)
+        probs[:, 1] = 1.0
+        # seeds are right on different images
+        chosen = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:right]
+        probs[chosen, 0], probs[chosen, 1] = 1.0, 0.0
+        recipe = base.info["recipe"] | {"seed": seed, "lr": lr}
+        result = base.info["result"] | {"accuracy": right / 1000, "n": 1000}
+        info = base.info | {"recipe": recipe, "result": result}
+        return replace(
+            base, folder=base.folder / name, info=info, predictions=Predictions(probs, labels)
+        )
+
+    return make
+
+
+def test_two_runs_are_told_apart_on_the_same_images(run):
+    (line,) = verdicts([run("low", 0, 700), run("high", 0, 900, 0.2)])
+    assert line.startswith("high is better than low: high minus low is +20.00 points")
+    assert "exact McNemar" in line
+    (line,) = verdicts([run("one", 0, 900), run("two", 0, 901, 0.2)])
+    assert line.startswith("one and two are not distinguishable at n = 1,000 images")
+
+
+def test_groups_of_seeds_are_compared_over_seeds(run):
+    low = [run(f"low{seed}", seed, right) for seed, right in enumerate((900, 902, 904))]
+    near = [run(f"near{seed}", seed, right, 0.2) for seed, right in enumerate((903, 901, 908))]
+    (line,) = verdicts([*low, *near])
+    assert line.startswith("lr = 0.1 and lr = 0.2 are not distinguishable at n = 3")
+    far = [run(f"far{seed}", seed, right, 0.3) for seed, right in enumerate((940, 943, 945))]
+    (line,) = verdicts([*low, *far])
+    assert line.startswith("lr = 0.3 is better than lr = 0.1")
+    assert [group.name for group in groups([*low, *far])] == ["lr = 0.1", "lr = 0.3"]
+    assert len(verdicts([*low, *near, *far])) == 3
+
+
+def test_groups_without_common_seeds_get_no_verdict(run):
+    ours = [run(f"a{seed}", seed, 900) for seed in (0, 1)]
+    theirs = [run(f"b{seed}", seed, 950, 0.2) for seed in (1, 2)]
+    assert "share 1 seeds: no verdict" in verdicts([*ours, *theirs])[0]
+
+
+def test_many_runs_are_held_against_the_best_with_a_correction(run):
+    records = [run("a", 0, 900), run("b", 1, 905, 0.2), run("c", 2, 700, 0.3)]
+    lines = verdicts(records)
+    assert len(lines) == 2
+    assert lines[0].startswith("a is not distinguishable from b")
+    assert lines[1].startswith("c is worse than b")
+    assert all("Holm's correction for 2 comparisons" in line for line in lines)
+
+
+def test_one_result_is_nothing_to_compare(run):
+    waiting = replace(run("new", 0, 10), predictions=None)
+    assert "nothing to compare" in verdicts([run("done", 0, 900), waiting])[0]
+
+
+def test_runs_on_different_data_are_refused_by_both_fingerprints(run):
+    one, two = run("one", 0, 900), run("two", 1, 900)
+    data = json.loads(json.dumps(two.info["data"]))
+    data["fingerprints"]["test"] = "f" * 64
+    ours = one.info["data"]["fingerprints"]["test"][:16]
+    with pytest.raises(UserError, match=f"test fingerprints {ours} and {'f' * 16}"):
+        check_comparable([one, replace(two, info=two.info | {"data": data})])
+
+
+def test_val_and_test_are_not_compared_nor_are_other_val_images(run):
+    one, two = run("one", 0, 900), run("two", 1, 900)
+    val = replace(two, info=two.info | {"result": two.info["result"] | {"split": "val"}})
+    with pytest.raises(UserError, match="one was measured on test, two on val"):
+        check_comparable([one, val])
+    other = Predictions(two.predictions.probs, two.predictions.labels + 1)
+    with pytest.raises(UserError, match="judged on different test images"):
+        check_comparable([one, replace(two, predictions=other)])
+    check_comparable([one, two])
+
+
+def test_the_table_says_what_a_run_was(trained):
+    record = read_run(trained / "plain")
+    row = table_row(record)
+    assert row["run"] == "plain"
+    assert row["network"] == "own speednet"
+    assert row["channels"] == "8-16"
+    assert row["augmentation"] == "crop(padding=2)"
+    assert (row["parameters"], row["lr"], row["epochs"]) == (cost(record).params, 0.01, 3)
+    assert row["parameters"] == record.result["params"]
+    assert row["accuracy"] == record.result["accuracy"]
+    assert row["with TTA"] == record.result["accuracy_tta"]

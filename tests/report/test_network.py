@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from leanres.errors import UserError
+from leanres.report.network import (
+    load_network,
+    read_recipe,
+    same_data,
+    train_split,
+    training_batch,
+    val_split,
+    with_predictions,
+)
+from leanres.report.record import read_run
+from leanres.training.engine import Engine
+from leanres.training.folder import PREDICTIONS, WEIGHTS
+from leanres.training.loop import start, steps
+from leanres.training.recipe import Plan
+
+
+@pytest.mark.parametrize("step", [0, 5, 9, 11, 17])
+def test_the_batch_is_what_the_network_was_given(trained, digits, step):
+    record = read_run(trained / "a")
+    recipe, train = read_recipe(record), train_split(record, digits)
+    engine, given = Engine("cpu", "float32", compiled=False), []
+    network = load_network(record)
+    state = start(recipe, train, network.normalize, engine)
+    state.step = step
+
+    class Recorder(nn.Module):
+        def forward(self, images):
+            given.append(images)
+            return network.normalize(images)
+
+    fed = []
+    state.model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].detach()))
+    next(steps(state, train, recipe, Recorder(), engine))
+    shown = training_batch(recipe, train, step, count=200)
+    assert Plan(recipe, len(train)).total == 18
+    assert shown.shape == fed[0].shape
+    # shrinking and normalising commute but for rounding to bytes
+    assert torch.allclose(network.normalize(shown), fed[0], atol=0.51 / (255 * 0.2))
+    if shown.shape[-1] == 32:
+        assert torch.equal(shown, given[0])
+
+
+def test_splits_are_those_of_the_run(trained, digits):
+    record, plain = read_run(trained / "a"), read_run(trained / "plain")
+    assert len(val_split(record, digits)) == 200
+    assert len(train_split(record, digits)) == 1237
+    assert val_split(plain, digits) is None
+    assert train_split(plain, digits) is digits.train
+
+
+def test_other_data_is_known_by_its_fingerprints(trained, digits):
+    record = read_run(trained / "a")
+    assert same_data(record, digits)
+    assert not same_data(record, replace(digits, test=digits.test.subset(range(100))))
+    assert not same_data(record, replace(digits, test=None))
+
+
+def test_missing_predictions_are_computed_from_the_weights(copied, digits):
+    folder = copied()
+    whole = read_run(folder).predictions
+    (folder / PREDICTIONS).unlink()
+    record = with_predictions(read_run(folder), digits)
+    assert torch.allclose(record.predictions.probs, whole.probs, atol=1e-6)
+    assert torch.equal(record.predictions.labels, whole.labels)
+    assert "computed anew" in record.notes[-1]
+
+
+def test_what_is_missing_for_predictions_is_said(copied, digits):
+    folder = copied()
+    (folder / PREDICTIONS).unlink()
+    with pytest.raises(UserError, match="its images are not here: give them with --data"):
+        with_predictions(read_run(folder), None)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"and no model\.safetensors"):
+        with_predictions(read_run(folder), digits)
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        load_network(read_run(folder))
+
+
+def test_filters_are_those_of_the_first_layer(trained):
+    network = load_network(read_run(trained / "a"))
+    assert torch.equal(network.first_filters(), network.model.stem.weight)
+    network.model.stem = nn.Conv2d(1, 4, 3)
+    assert network.first_filters() is None
+
+
+def test_a_recipe_of_another_version_is_refused(copied):
+    folder = copied()
+    info = json.loads((folder / "run.json").read_text())
+    info["recipe"]["from_the_future"] = 1
+    (folder / "run.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="from_the_future"):
+        read_recipe(read_run(folder))

@@ -1,0 +1,276 @@
+"""The page as a file: complete, self-contained, small, and readable by those who do not see it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from leanres.data.split import Dataset, Split
+from leanres.errors import UserError
+from leanres.evaluation.metrics import ece
+from leanres.report import write_report
+from leanres.report.page import gather
+from leanres.report.record import read_run
+from leanres.report.text import text_report
+from leanres.training.folder import METRICS, PREDICTIONS, WEIGHTS, fingerprints, write_predictions
+
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text; complains of tags that do not close."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.text += " " if tag in ("td", "th", "p", "li", "dd", "h2", "h3") else ""
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+@pytest.fixture(scope="session")
+def html(trained, digits) -> str:
+    return write_report(trained / "a", digits).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def compared(trained) -> str:
+    return write_report([trained / "a", trained / "b", trained / "plain"]).read_text()
+
+
+@pytest.fixture(params=["html", "compared"])
+def page(request) -> Page:
+    return Page(request.getfixturevalue(request.param))
+
+
+def test_nothing_outside_the_file_is_asked_for(page):
+    for tag, attributes in page.tags:
+        for key in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
+            value = attributes.get(key)
+            assert value is None or value.startswith(("data:", "#")), (tag, key, value)
+    assert not {"iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    assert "default-src 'none'" in next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+
+
+def test_no_style_refers_to_a_file(html, compared):
+    for text in (html, compared):
+        assert not re.findall(r"url\((?!#)[^)]*\)|@import|@font-face", text)
+
+
+def test_every_image_has_an_alternative_text_and_every_figure_a_caption(page):
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    counts = Counter(tag for tag, _ in page.tags)
+    assert counts["svg"] == counts["figure"] == counts["figcaption"]
+
+
+def test_headings_descend_and_ids_are_unique(page):
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")}
+    assert targets <= set(ids)
+
+
+def test_tables_have_scopes_and_wide_ones_scroll_by_keyboard(page):
+    assert all(head.get("scope") for head in page.all("th"))
+    regions = [a for _, a in page.tags if a.get("role") == "region"]
+    assert regions
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
+    assert page.all("html")[0]["lang"] == "en"
+    assert {"header", "main", "footer", "nav", "caption"} <= {tag for tag, _ in page.tags}
+
+
+def test_the_page_is_small(html, compared):
+    assert len(html.encode()) < 1_000_000
+    assert len(compared.encode()) < 500_000
+
+
+def test_the_page_says_what_the_run_was_and_how_good(html, trained):
+    record, words = read_run(trained / "a"), Page(html).words
+    low, high = record.interval
+    assert f"{100 * record.result['accuracy']:.2f} % of 360 test images recognised" in words
+    assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in words
+    assert f"With it (flip-shift): {100 * record.result['accuracy_tta']:.2f}" in words
+    assert f"{record.result['params']:,}, 0 % of the budget of 5,000,000" in words
+    assert record.info["data"]["fingerprints"]["test"][:16] in words
+    for part in ("Loss", "Gradient norm", "Speed", "Confusion matrix", "Most confused pairs"):
+        assert part in words
+    for part in ("Surest mistakes", "Least sure hits", "Likely label errors", "Where it looked"):
+        assert part in words
+    for part in ("Grad-CAM++", "Temperature", "First-layer filters", "Training images, epoch 3"):
+        assert part in words
+    assert "no command was recorded" in words  # it was started from Python
+    assert "confident learning" in words
+    assert "batch_size 500 200" in words  # the recipe's difference from the default
+
+
+def test_the_calibration_is_that_of_the_predictions_and_of_val(html, trained):
+    found, words = read_run(trained / "a").predictions, Page(html).words
+    value = 100 * ece(found.probs.double(), found.labels)
+    assert f"as trained {value:.2f} %" in words
+    assert "fitted on 200 val images" in words
+    assert "with temperature" in words
+
+
+def test_without_val_images_no_temperature_is_fitted(trained, digits, tmp_path):
+    page = write_report(trained / "plain", digits, out=tmp_path / "x.html").read_text()
+    assert "The run held no val images out" in page
+    assert "with temperature</th>" not in page
+
+
+def test_a_run_judged_on_val_is_not_fitted_on_it(copied, digits):
+    folder = copied()
+    info = json.loads((folder / "run.json").read_text())
+    table = pq.read_table(folder / PREDICTIONS).slice(0, 200)
+    info["result"] |= {"split": "val", "n": 200}
+    (folder / "run.json").write_text(json.dumps(info))
+    pq.write_table(table, folder / PREDICTIONS)
+    words = Page(write_report(folder, digits).read_text()).words
+    assert "A temperature fitted on the images that it is judged by would flatter it" in words
+    assert "test has not been read" in words
+
+
+def test_without_the_data_there_are_figures_and_a_note(trained, tmp_path):
+    page = Page(write_report(trained / "a", out=tmp_path / "x.html").read_text())
+    assert "were not at hand: no pictures, no maps and no temperature" in page.words
+    assert "Confusion matrix" in page.words
+    assert len(page.all("img")) == 1  # the filters, which are in the weights
+
+
+def test_other_data_than_the_runs_is_not_used(trained, digits, tmp_path):
+    other = replace(digits, train=digits.train.subset(range(500)))
+    page = write_report(trained / "a", other, out=tmp_path / "x.html").read_text()
+    assert f"given {other.train.fingerprint[:16]}" in page
+
+
+def test_a_run_that_is_being_written_has_a_page_that_says_so(copied, digits):
+    folder = copied()
+    info = json.loads((folder / "run.json").read_text())
+    del info["result"]
+    (folder / "run.json").write_text(json.dumps(info))
+    for path in (folder / WEIGHTS, folder / PREDICTIONS):
+        path.unlink()
+    words = Page(write_report(folder, digits).read_text()).words
+    assert "no result yet" in words
+    assert "3 of 3 epochs" in words
+    assert "Learning rate" in words
+    (folder / METRICS).unlink()
+    assert "0 of 3 epochs" in Page(write_report(folder, digits).read_text()).words
+    with pytest.raises(UserError, match="no layer can be looked at yet"):
+        write_report(folder, digits, layers=["stem"])
+
+
+def test_names_from_outside_cannot_write_html(copied):
+    folder = copied(new="<img src=x onerror=alert(1)>")
+    info = json.loads((folder / "run.json").read_text())
+    classes = ["<script>alert(1)</script>", *info["preprocess"]["classes"][1:]]
+    info["preprocess"]["classes"] = classes
+    info["origin"] = {"command": "leanres </pre><script>"}
+    (folder / "run.json").write_text(json.dumps(info))
+    table = pq.read_table(folder / PREDICTIONS)
+    names = [f"p_{classes[0]}" if name == "p_0" else name for name in table.column_names]
+    pq.write_table(table.rename_columns(names), folder / PREDICTIONS)
+    page = Page(write_report(folder).read_text())
+    assert len(page.all("script")) == 1
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_chosen_layers_are_shown_and_unknown_ones_refused(trained, digits, tmp_path):
+    out = tmp_path / "x.html"
+    words = Page(write_report(trained / "a", digits, out=out, layers=["stem"]).read_text()).words
+    assert "Layers: stem (31x31)" in words
+    with pytest.raises(UserError, match=r"no layer with maps 'stages\.7'.*there are: .*stem"):
+        write_report(trained / "a", digits, out=out, layers=["stages.7"])
+
+
+def test_several_runs_are_one_table_and_a_verdict(compared, trained):
+    page = Page(compared)
+    assert "a, b, plain" in page.words
+    assert "Holm" in page.words
+    assert len([t for t in page.all("table") if t.get("class") == "sortable"]) == 1
+    for part in ("Val accuracy", "Accuracy against parameters", "receptive field"):
+        assert part in page.words
+    with pytest.raises(UserError, match="no run"):
+        write_report([])
+
+
+def test_the_text_has_the_essentials(trained):
+    records = gather([trained / "a"])
+    text = text_report(records, 5_000_000)
+    result = records[0].result
+    assert f"test accuracy {100 * result['accuracy']:.2f} % of 360 (95 % interval" in text
+    assert "hardest classes: " in text
+    assert "most confused: " in text
+    assert "recipe: " in text
+    both = text_report(gather([trained / "a", trained / "plain"]), 5_000_000)
+    assert both.splitlines()[0].split() == [
+        "run",
+        "network",
+        "parameters",
+        "epochs",
+        "seed",
+        "accuracy",
+        "NLL",
+        "ECE",
+    ]
+    assert "McNemar" in both
+
+
+def test_ten_thousand_images_take_a_few_seconds_and_little_room(copied, tmp_path):
+    """CIFAR-10's size with made-up images and answers; inference is not part of it."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(10_000) % 10
+    images = torch.randint(256, (10_000, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    classes = tuple("0123456789")
+    test = Split(images, labels, classes)
+    data = Dataset("made-up", test.subset(range(1000)), None, test)
+    logits = torch.randn(10_000, 10, generator=rng)
+    logits[torch.arange(10_000), labels] += 3
+    folder = copied("plain")
+    info = json.loads((folder / "run.json").read_text())
+    info["data"]["fingerprints"] = fingerprints(data)
+    info["result"] |= {"n": 10_000}
+    (folder / "run.json").write_text(json.dumps(info))
+    write_predictions(folder / PREDICTIONS, logits, test)
+    begin = time.process_time()
+    page = write_report(folder, data)
+    # 4.3 s on a 2.5 GHz Xeon core; processor time, as others may use the machine
+    assert time.process_time() - begin < 20
+    assert page.stat().st_size < 3_000_000
+    assert np.isfinite(json.loads((folder / "run.json").read_text())["result"]["nll"])

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from leanres.errors import UserError
+from leanres.evaluation.metrics import wilson_interval
+from leanres.report.record import read_rows, read_run
+from leanres.training.folder import METRICS, PREDICTIONS
+
+
+def test_a_run_is_read_as_it_was_written(trained):
+    record = read_run(trained / "a")
+    assert record.notes == ()
+    assert record.name == "a"
+    assert record.classes == tuple("0123456789")
+    assert (record.split, record.epochs, len(record.rows)) == ("test", 3, 3)
+    result = json.loads((trained / "a" / "run.json").read_text())["result"]
+    assert float(record.predictions.correct.double().mean()) == result["accuracy"]
+    assert record.interval == wilson_interval(round(360 * result["accuracy"]), 360)
+    epochs, losses = record.column("train_loss")
+    assert epochs == [1, 2, 3]
+    assert losses[0] > losses[-1]
+    assert record.column("images_per_s")[1][0] > 0
+    assert record.column("gradient_norm")[1][0] > 0
+    assert record.column("nothing") == ([], [])
+
+
+def test_damaged_lines_are_left_out_counted_and_said(copied):
+    folder = copied()
+    good = (folder / METRICS).read_bytes().splitlines()
+    bad = [b"{", b"\xff\xfe", b"[1]", b'{"epoch": "one"}', b'{"epoch": NaN}', b""]
+    (folder / METRICS).write_bytes(b"\n".join([good[0], *bad, *good[1:]]))
+    rows, skipped = read_rows(folder / METRICS)
+    assert (len(rows), skipped) == (3, 5)
+    (note,) = read_run(folder).notes
+    assert note == f"5 lines of {folder / METRICS} could not be read: left out"
+    assert read_rows(folder / "none.jsonl") == ([], 0)
+
+
+def test_a_run_that_is_being_written_shows_what_there_is(copied):
+    folder = copied()
+    info = json.loads((folder / "run.json").read_text())
+    del info["result"]
+    (folder / "run.json").write_text(json.dumps(info))
+    (folder / METRICS).write_bytes((folder / METRICS).read_bytes()[:-20])  # cut in a line
+    record = read_run(folder)
+    assert record.result is None
+    assert len(record.rows) == 2
+    assert record.notes[-1] == f"{folder} has no result yet: 2 of 3 epochs are there"
+    with pytest.raises(ValueError, match="has no result"):
+        _ = record.interval
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "foreign", "short", "nan"])
+def test_predictions_that_cannot_be_used_are_a_note(copied, how):
+    folder = copied()
+    path = folder / PREDICTIONS
+    table = pq.read_table(path)
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif how == "foreign":
+        pq.write_table(table.rename_columns([f"x{i}" for i in range(table.num_columns)]), path)
+    elif how == "short":
+        pq.write_table(table.slice(0, 100), path)
+    else:
+        probs = table["p_0"].to_numpy().copy()
+        probs[3] = float("nan")
+        place = table.column_names.index("p_0")
+        pq.write_table(table.set_column(place, "p_0", [probs]), path)
+    record = read_run(folder)
+    assert record.predictions is None
+    assert record.result is not None
+    assert len(record.notes) == 1
+    assert PREDICTIONS in record.notes[0]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, copied):
+    with pytest.raises(UserError, match="is no run folder"):
+        read_run(tmp_path)
+    folder = copied()
+    info = json.loads((folder / "run.json").read_text())
+    del info["preprocess"]["classes"]
+    (folder / "run.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"lacks preprocess\.classes"):
+        read_run(folder)
+
+
+def test_probabilities_are_those_of_the_file(trained):
+    found = read_run(trained / "a").predictions
+    table = pq.read_table(trained / "a" / PREDICTIONS)
+    assert found.probs[:, 7].tolist() == table["p_7"].to_pylist()
+    assert found.labels.tolist() == table["label"].to_pylist()
+    assert torch.equal(found.predicted, torch.tensor(table["predicted"].to_pylist()))
