@@ -16,7 +16,9 @@ JUPYTER = all(importlib.util.find_spec(name) for name in ("nbclient", "nbformat"
 
 def cells(path: Path) -> list[str]:
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    code = (c["source"] for c in notebook["cells"] if c["cell_type"] == "code")
+    # without Jupyter's own commands, such as %matplotlib
+    return ["".join(line for line in lines if not line.startswith("%")) for lines in code]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss
 
-from leanres.evaluation.calibration import brier, fit_temperature, log_probs, reliability
+from leanres.evaluation.calibration import (
+    COLDEST,
+    HOTTEST,
+    brier,
+    fit_temperature,
+    log_probs,
+    reliability,
+)
 from leanres.evaluation.metrics import ece, nll
 
 
@@ -32,7 +39,9 @@ def test_the_ece_of_equal_bins_is_that_of_the_metrics(scored, bins, dtype):
 
 def test_ece_is_that_of_torchmetrics(scored):
     classification = pytest.importorskip(
-        "torchmetrics.functional.classification", reason="torchmetrics is not installed"
+        "torchmetrics.functional.classification",
+        reason="torchmetrics is not importable here",
+        exc_type=ImportError,
     )
     probs, labels = scored[0].softmax(1), scored[1]
     theirs = classification.multiclass_calibration_error(probs, labels, 5, n_bins=15, norm="l1")
@@ -109,6 +118,12 @@ def test_logits_scaled_by_three_need_three_times_the_temperature(scored):
         3 * fit_temperature(logits, labels), rel=1e-4
     )
     assert torch.equal(logits, before)
+
+
+def test_images_that_are_all_right_or_all_wrong_get_a_temperature_within_bounds():
+    scores = 3 * torch.eye(4)
+    assert COLDEST <= fit_temperature(scores, torch.arange(4)) < 0.1
+    assert 0.99 * HOTTEST < fit_temperature(scores, torch.arange(4).flip(0)) <= HOTTEST
 
 
 def test_probabilities_are_as_good_as_logits_and_zero_is_a_number(scored):

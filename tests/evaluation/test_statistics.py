@@ -109,5 +109,5 @@ def test_holms_correction_by_hand():
 
 
 def test_p_values_have_two_digits():
-    assert p_value(0.03456) == "0.035"
-    assert p_value(3e-9) == "< 0.0001"
+    assert p_value(0.03456) == "p = 0.035"
+    assert p_value(3e-9) == "p < 0.0001"

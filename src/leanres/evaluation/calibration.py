@@ -85,7 +85,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T > 0 for which softmax(logits / T) has the least NLL: above 1 where it was too sure.
 
     Fit it on images that neither trained nor judge the network. Guo et al. 2017,
-    arXiv:1706.04599, sec. 4.2. Sought between 0.05 and 20.
+    arXiv:1706.04599, sec. 4.2. Sought between 0.05 and 20; where every image is right there is no
+    best one, and a low one is given.
     """
     from scipy.optimize import minimize_scalar
 

@@ -27,7 +27,8 @@ def gradcam_pp_weights(maps: Tensor, grads: Tensor) -> Tensor:
     """Weight of each channel: its rising gradients, each by its own share. -> (N, C).
 
     Chattopadhay et al. 2018, arXiv:1710.11063, sec. 3, for the exponential of the class's score:
-    its factor exp(score) is left out, as it scales the whole map.
+    its factor exp(score) is left out, as it scales the whole map. Meant for maps after a ReLU:
+    where a map is negative a share can have a pole.
     """
     squares = grads.square()
     bottom = 2 * squares + maps.sum((2, 3), keepdim=True) * squares * grads

@@ -45,13 +45,13 @@ class Comparison:
         d, low, high = (100 * value for value in (self.difference, self.low, self.high))
         return (
             f"{verdict}: {second} minus {first} is {d:+.2f} points (95 % interval {low:+.2f} to"
-            f" {high:+.2f}), p = {p_value(self.p)}. {self.detail}"
+            f" {high:+.2f}), {p_value(self.p)}. {self.detail}"
         )
 
 
 def p_value(p: float) -> str:
-    """A p-value with two digits, "< 0.0001" below that."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    """A p-value with two digits: "p = 0.035", and "p < 0.0001" below that."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def mcnemar(first: Tensor, second: Tensor) -> Comparison:

@@ -87,9 +87,13 @@ def table_row(record: Record) -> dict[str, Any]:
     return {
         "run": record.name,
         "network": model if isinstance(model, str) else f"own {model.get('family', '')}",
+        "parameters": summary.params,
+        "accuracy": result.get("accuracy"),
+        "with TTA": result.get("accuracy_tta") if result.get("tta") != "none" else None,
+        "NLL": result.get("nll"),
+        "ECE": result.get("ece"),
         "blocks": _listed(config, "depths"),
         "channels": _listed(config, "widths"),
-        "parameters": summary.params,
         "MACs": summary.macs,
         "receptive field": summary.receptive_field,
         "augmentation": ", ".join(_step(step) for step in recipe.get("augment", [])) or "none",
@@ -98,10 +102,6 @@ def table_row(record: Record) -> dict[str, Any]:
         "batch": recipe.get("batch_size"),
         "epochs": recipe.get("epochs"),
         "seed": recipe.get("seed"),
-        "accuracy": result.get("accuracy"),
-        "with TTA": result.get("accuracy_tta") if result.get("tta") != "none" else None,
-        "NLL": result.get("nll"),
-        "ECE": result.get("ece"),
         "seconds": result.get("train_seconds"),
     }
 
@@ -190,7 +190,7 @@ def _against_best(records: list[Record]) -> list[str]:
         told = "is worse than" if p < 0.05 else "is not distinguishable from"
         lines.append(
             f"{other.name} {told} {best.name}: {100 * test.difference:+.2f} points (95 % interval"
-            f" {100 * test.low:+.2f} to {100 * test.high:+.2f}), p = {p_value(p)} after Holm's"
+            f" {100 * test.low:+.2f} to {100 * test.high:+.2f}), {p_value(p)} after Holm's"
             f" correction for {len(others)} comparisons, n = {test.n:,} images (exact McNemar)."
         )
     return lines

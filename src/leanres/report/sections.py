@@ -12,7 +12,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from leanres.evaluation import mistakes
-from leanres.evaluation.calibration import Bins, brier, fit_temperature, log_probs, reliability
+from leanres.evaluation.calibration import (
+    Bins,
+    brier,
+    fit_temperature,
+    log_probs,
+    reliability,
+)
 from leanres.evaluation.metrics import nll, wilson_interval, worst_errors
 from leanres.ledger import differences, shown
 from leanres.report import figures
@@ -266,6 +272,7 @@ def calibration(
     return {
         "rows": rows,
         "temperature": temperature,
+        "all_right": val is not None and bool((val[0].argmax(1) == val[1]).all()),
         "num_val": len(val[1]) if val else 0,
         "why_not": why_not,
         "charts": [_reliability(record, equal), _confidences(found)],
