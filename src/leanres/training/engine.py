@@ -81,9 +81,10 @@ def _resolve_device(device: str) -> torch.device:
     try:
         torch.empty(0, device=device)
         return torch.device(device)
-    # What torch raises for a name it does not know, a build without that device, and a device
-    # that has no memory to allocate.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # torch raises RuntimeError for a name it does not know or a card that is not there,
+    # AssertionError for a build without CUDA, NotImplementedError for a device without memory,
+    # ImportError for one whose package is not installed (hpu).
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(
             f"device {device!r} is not usable here ({str(error).splitlines()[0]}): give auto, cpu"
             " or cuda"

@@ -222,12 +222,11 @@ def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> R
 def _rehearse(recipe: Recipe, few: Split, state: TrainState, normalize: Normalize) -> None:
     """Find what no check of single settings finds, before a folder is made: two images go through.
 
-    UserError for settings that an augmentation does not take, and for images too small.
+    UserError for images too small for an augmentation or for the network.
     """
     try:
         images = augment(few.images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
-    # A wrong keyword, a wrong value, a size that does not fit, a padding mode torch has not.
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # torch's own, for padding wider than the image
         raise UserError(f"augment = {recipe.augment}: {_first_line(error)}") from None
     for scale in sorted({scale for _, scale in recipe.resolution} | {1.0}):
 
