@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+
+from leanres.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,3 +31,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEANRES_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def leanres(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command line in this process: arguments -> exit code, stdout, stderr."""
+
+    def call(*words: object) -> Outcome:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        return Outcome(int(end.value.code or 0), *capsys.readouterr())
+
+    return call

@@ -24,23 +24,6 @@ TINY = ["--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_si
 TINY += ["--no-report"]  # the page has its own tests
 
 
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def leanres(capsys, monkeypatch):
-    """Run the command line in this process: arguments -> exit code, stdout, stderr."""
-
-    def call(*words: object) -> Outcome:
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        return Outcome(int(end.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
@@ -64,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mistake(outcome: Outcome, *parts: str) -> None:
+def mistake(outcome, *parts: str) -> None:
     """One line on stderr that names the parts, exit code 2, nothing like a traceback."""
     assert outcome.code == 2
     lines = [line for line in outcome.err.splitlines() if not line.startswith("note:")]

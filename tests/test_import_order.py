@@ -29,8 +29,8 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.weights training.folder",
     "training.run",
     "ledger tracking",  # what a run left, and who is told of it
-    "lr_finder compare search export report predict",
-    "lr_plot",
+    "lr_curve",
+    "lr_finder lr_plot compare search export report predict",
     "cli",
     "leanres __main__",
 )

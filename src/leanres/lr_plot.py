@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from rich.text import Text
 
-from leanres.lr_finder import LRRange
+from leanres.lr_curve import LRRange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from leanres.cli.train import DEVICE, THREADS, changes, load_or_digits, make_eng
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
-    from leanres.lr_finder import LRRange
+    from leanres.lr_curve import LRRange
     from leanres.training.recipe import Recipe
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -39,14 +39,15 @@ def find_lr(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Suggest a learning rate: train a copy while it rises, see where the loss falls."""
-    from leanres import lr_finder
     from leanres.cli.console import console
+    from leanres.lr_curve import Ramp
+    from leanres.lr_finder import find_lr as test_range
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     given = {"lr_min": lr_min, "lr_max": lr_max, "steps": steps, "mode": mode}
     ramp: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    lr_finder.Ramp(**ramp)  # a mistake shows before any work
+    Ramp(**ramp)  # a mistake shows before any work
     _check_picture(out)
     changed = changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
@@ -55,7 +56,7 @@ def find_lr(
     if fallen_back and recipe == "speed":
         recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
     with console(stderr=True).status("testing learning rates"):
-        result = lr_finder.find_lr(chosen, dataset, engine, **ramp)
+        result = test_range(chosen, dataset, engine, **ramp)
     _draw(result, out)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))

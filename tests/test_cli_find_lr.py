@@ -1,0 +1,71 @@
+"""leanres find-lr: what it draws, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from leanres.lr_curve import RULES, Ramp
+
+SMALL = (
+    *("find-lr", "digits", "--data", "digits", "--lr-min", 1e-3, "--steps", 32),
+    *("--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_size=64"),
+    *("--set", "label_smoothing=0", "--set", "resolution=[]", "--set", "augment=[]"),
+    *("--set", "val=0"),
+)
+
+
+def test_find_lr_draws_a_chart_a_table_and_says_how_to_use_it(leanres, tmp_path):
+    code, out, err = leanres(
+        *SMALL, "--seed", 1, "--set", "lr=0.1", "--out", tmp_path / "a" / "lr.png"
+    )
+    assert code == 0, err
+    assert "━" in out
+    assert "\x1b" not in out  # plain where nobody watches
+    assert all(f"\n{rule.capitalize()} " in out for rule in RULES)
+    last = out.splitlines()[-1]
+    assert last.startswith("use it: leanres train digits --set 'model=")
+    assert "--data digits --seed 1 --set lr=0." in last
+    assert "--set head_lr=" in last
+    assert "lr=0.1" not in last.split("--seed")[0]
+    with Image.open(tmp_path / "a" / "lr.png") as picture:
+        assert picture.size == (1200, 720)
+
+
+def test_find_lr_as_json_is_the_librarys_answer(leanres):
+    code, out, err = leanres(*SMALL, "--json", "--set", "optimizer=adam", "--mode", "exponential")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["lr_min"] < facts["lr_max"]
+    assert set(facts["suggestions"]) == set(RULES)
+    assert facts["rules"] == {"lr_min": "onset", "lr_max": "steepest"}
+    assert len(facts["lrs"]) == len(facts["losses"])
+
+
+def test_help_names_the_defaults_of_the_library(leanres):
+    _, out, _ = leanres("find-lr", "--help")
+    words = " ".join(out.split())
+    ramp = Ramp()
+    for value in (f"{ramp.lr_min:g}.", f"{ramp.lr_max:g}.", f"{ramp.steps}."):
+        assert f"default: {value}" in words
+    assert f"{ramp.mode} (default)" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--lr-min", 2, "--lr-max", 1], "give 0 < lr_min < lr_max"),
+        (["--mode", "log"], "no mode 'log'"),
+        (["--steps", 3], "give 16 to 100000"),
+        (["--out", "lr.jpeg2"], "ends in .png"),
+        (["--set", "lrr=1"], "did you mean 'lr'"),
+        (["--lr-min", 1e-12, "--lr-max", 1e-11], "raise lr_max"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(leanres, words, part):
+    code, _, err = leanres(*SMALL, *words)
+    lines = [line for line in err.splitlines() if not line.startswith("note:")]
+    assert (code, len(lines)) == (2, 1), err
+    assert part in lines[0]
