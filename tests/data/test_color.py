@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ NAMES = ("brightness", "contrast", "saturation", "hue")
 
 
 def draws(n: int, reach: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 4) settings in the order of NAMES, and (n, 4) the order in which they are applied."""
+    """(n, K) settings in the order of `reach`, and (n, K) the order in which they are applied."""
     rng = generator(0, 1)
     columns = []
-    for name in NAMES:
+    for name in reach:
         low, high = max(0.0, 1 - reach[name]), 1 + reach[name]
         low, high = (-reach[name], reach[name]) if name == "hue" else (low, high)
         columns.append(low + (high - low) * torch.rand(n, generator=rng).double().numpy())
-    return np.stack(columns, 1), torch.rand(n, 4, generator=rng).argsort(1).numpy()
+    return np.stack(columns, 1), torch.rand(n, len(reach), generator=rng).argsort(1).numpy()
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -51,22 +52,24 @@ def changed(image: np.ndarray, name: str, setting: float) -> np.ndarray:
 def test_jitter_is_the_loops_in_each_images_own_order(only, dtype, photos):
     full = {"brightness": 0.6, "contrast": 0.8, "saturation": 1.5, "hue": 0.5}
     asked = {"all": NAMES, "all but hue": NAMES[:3]}.get(only, (only,))
-    reach = {name: value if name in asked else 0.0 for name, value in full.items()}
+    reach = {name: full[name] for name in asked}
     images = photos[:, :, 10:15, 10:16].repeat(3, 1, 1, 1)
     given = images if dtype == torch.uint8 else images / 255
-    jittered = AUGMENTS["color_jitter"](given, Draw(generator(0, 1)), **reach)
+    jittered = AUGMENTS["color_jitter"](
+        given, Draw(generator(0, 1)), **dict.fromkeys(NAMES, 0.0) | reach
+    )
     settings, order = draws(N, reach)
-    assert len({tuple(row) for row in order.tolist()}) > 18  # of 24
+    assert len({tuple(row) for row in order.tolist()}) > 0.75 * math.factorial(len(asked))
     for i, image in enumerate(images.double().numpy() / 255):
         for which in order[i]:
-            image = changed(image, NAMES[which], settings[i, which])
+            image = changed(image, asked[which], settings[i, which])
         ours = jittered[i].double().numpy() / (255 if dtype == torch.uint8 else 1)
         limit = 0.501 / 255 if dtype == torch.uint8 else 2e-5
         assert np.abs(ours - image).max() < limit
 
 
 def test_every_order_is_drawn():
-    order = draws(N * 20, dict.fromkeys(NAMES, 0.0))[1]
+    order = draws(N * 20, dict.fromkeys(NAMES, 0.1))[1]
     assert len({tuple(row) for row in order.tolist()}) == 24
 
 

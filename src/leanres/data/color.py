@@ -7,6 +7,8 @@ from torch import Tensor
 
 from leanres.data.draw import Draw, constant, rand, uniform
 
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
 
 def color_jitter(
     images: Tensor,
@@ -22,28 +24,36 @@ def color_jitter(
     uniform in [-hue, hue]. Definitions as torchvision's ColorJitter, in floats from first to
     last: bytes are rounded once, at the end. (N, 3, H, W) bytes, or floats in [0, 1] -> same.
     """
+    reach = (brightness, contrast, saturation, hue)
+    active = tuple(which for which, r in enumerate(reach) if r)  # the others change nothing
+    if not active:
+        return images.clone()
     n, peak = len(images), 1.0 if images.is_floating_point() else 255.0
-    reach = (brightness, contrast, saturation)
-    factors = [uniform(max(0.0, 1 - r), 1 + r, (n,), draw.rng) for r in reach]
-    shift = uniform(-hue, hue, (n,), draw.rng)
-    order = rand((n, 4), draw.rng).argsort(1)  # (N, 4): which change comes first, second, ...
-    settings = torch.stack((*factors, shift), 1).gather(1, order)
+    bounds = [(max(0.0, 1 - r), 1 + r) for r in reach[:HUE]] + [(-hue, hue)]
+    drawn = torch.stack([uniform(*bounds[which], (n,), draw.rng) for which in active], 1)
+    order = rand((n, len(active)), draw.rng).argsort(1)  # which comes first, second, ...
+    which = constant(active, images.device, torch.int64)[order]
     pixels = images.float() / peak
-    for which, setting in zip(order.unbind(1), settings.unbind(1), strict=True):
-        pixels = _change(pixels, which, setting, hue != 0)
+    for kind, setting in zip(which.unbind(1), drawn.gather(1, order).unbind(1), strict=True):
+        pixels = _change(pixels, kind, setting, active)
     pixels = pixels * peak
     return (pixels if images.is_floating_point() else pixels.round()).to(images.dtype)
 
 
-def _change(pixels: Tensor, which: Tensor, setting: Tensor, turn: bool) -> Tensor:
-    """Change `which` (N,) of 0 to 3 for each image: brightness, contrast, saturation or hue."""
+def _change(pixels: Tensor, which: Tensor, setting: Tensor, active: tuple[int, ...]) -> Tensor:
+    """Change `which` (N,), one of `active`, for each image."""
     which, setting = (v[:, None, None, None] for v in (which, setting))
-    grey = _grey(pixels)
-    flat = torch.where(which == 1, grey.mean((2, 3), keepdim=True), torch.zeros_like(grey))
-    base = torch.where(which == 2, grey, flat)
-    factor = torch.where(which == 3, 1.0, setting)
-    blended = (base + factor * (pixels - base)).clamp(0, 1)
-    return torch.where(which == 3, shift_hue(pixels, setting), blended) if turn else blended
+    base, factor = torch.zeros_like(setting), setting  # what is blended with, and how much stays
+    if CONTRAST in active:  # the mean luma is the luma of the means
+        base = torch.where(which == CONTRAST, _grey(pixels.mean((2, 3), keepdim=True)), base)
+    if SATURATION in active:
+        base = torch.where(which == SATURATION, _grey(pixels), base)
+    if HUE in active:
+        factor = torch.where(which == HUE, 1.0, setting)
+    blended = (pixels * factor).add_(base * (1 - factor)).clamp_(0, 1)
+    if HUE in active:
+        return torch.where(which == HUE, shift_hue(pixels, setting), blended)
+    return blended
 
 
 def _grey(pixels: Tensor) -> Tensor:

@@ -108,24 +108,31 @@ def training(record: Record) -> list[Chart]:
 
 
 def _loss(record: Record) -> Chart:
-    lines = {name: record.column(f"{name}_loss") for name in ("train", "val")}
-    result, last = record.result or {}, record.epochs
-    marks = {record.split: (float(last), result["nll"])} if "nll" in result else {}
+    lines, marks = _measured(record, "loss", "nll")
     smooth = float(record.info["recipe"].get("label_smoothing", 0))
     caption = "Mean cross-entropy in nats: lower is better. Train is measured on augmented images"
     caption += f" with label smoothing {smooth:g}, so it may lie above the rest." if smooth else "."
-    figure = figures.curves({k: v for k, v in lines.items() if v[0]}, "nats", marks=marks)
-    return chart("Loss", figure, caption)
+    return chart("Loss", figures.curves(lines, "nats", marks=marks), caption)
 
 
 def _accuracy(record: Record) -> Chart:
-    lines = {name: record.column(f"{name}_accuracy") for name in ("train", "val")}
+    lines, marks = _measured(record, "accuracy", "accuracy")
+    caption = "Share of images recognised. "
+    caption += "The diamond is the one final measurement. " if marks else ""
+    caption += "A train line far above val says that the network learned its images by heart."
+    return chart("Accuracy", figures.curves(lines, "", marks=marks, percent=True), caption)
+
+
+def _measured(
+    record: Record, column: str, final: str
+) -> tuple[dict[str, tuple[list[float], list[float]]], dict[str, tuple[float, float]]]:
+    """Lines over the epochs, and the final measurement where no line ends in it already."""
+    columns = {name: record.column(f"{name}_{column}") for name in ("train", "val")}
+    lines = {name: points for name, points in columns.items() if points[0]}
     result = record.result or {}
-    marks = {record.split: (float(record.epochs), result["accuracy"])} if result else {}
-    caption = "Share of images recognised. The diamond is the one final measurement; "
-    caption += "a train line far above val says that the network learned its images by heart."
-    there = {k: v for k, v in lines.items() if v[0]}
-    return chart("Accuracy", figures.curves(there, "", marks=marks, percent=True), caption)
+    if record.split in lines or final not in result:
+        return lines, {}
+    return lines, {record.split: (float(record.epochs), result[final])}
 
 
 def class_rows(found: Predictions, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -212,7 +212,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UserError(f"setting {text!r}: give key=value, as in lr=0.2")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if value.strip().startswith(("[", "{")):
+            raise UserError(
+                f"setting {text!r}: {error}; give TOML, lists as [1, 2], tables as {{key = 1}}"
+            ) from None
         return key.strip(), value.strip()
 
 
