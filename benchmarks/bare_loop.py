@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanres.data.augment import Draw, alternating_flip, crop, generator
+from leanres.data.augment import Draw, generator
+from leanres.data.color import color_jitter
+from leanres.data.geometry import alternating_flip, crop
 from leanres.data.split import Split, channel_stats
 from leanres.models.speednet import SpeedNet, SpeedNetConfig
 from leanres.training.muon import Muon
@@ -51,7 +53,11 @@ def losses(
         chosen = order[i * batch : (i + 1) * batch]
         draw = Draw(generator(seed, epoch, i + 1), chosen, epoch, seed)
         images = crop(alternating_flip(split.images[chosen], draw), draw, 2, "reflect")
+        images = color_jitter(images, draw, 0.1, 0.1, 0, 0)
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
+        if step < round(0.35 * total):
+            x = F.interpolate(x, scale_factor=0.75, mode="bilinear", antialias=True)
+            x = x.contiguous(memory_format=torch.channels_last)
         if step == round(total * r.freeze_stem_at):
             net.stem.bias.requires_grad_(False)
             net.stem.bias.grad = None

@@ -4,7 +4,8 @@
 
 Each run is `leanres train` as a user types it; its wall clock includes the interpreter, the data
 and the final evaluation. Beside it stands the machine's rate on a 4096^3 bfloat16 product just
-before, because shared machines drift. Seeds that the file holds already are not run again.
+before, because shared machines drift. Seeds that the file holds already are not run again; one
+that was cut off is resumed, which spoils its wall clock (left out then) and nothing else.
 """
 
 from __future__ import annotations
@@ -23,24 +24,29 @@ from leanres.training.engine import detect, matrix_rate
 
 
 def one_run(recipe: str, seed: int, folder: Path, extra: list[str]) -> dict[str, object]:
-    """Train one seed in a process of its own."""
+    """Train one seed in a process of its own, or go on where such a process was cut off."""
     rate = {
         str(dtype).removeprefix("torch."): round(matrix_rate(detect(), dtype=dtype), 3)
         for dtype in (torch.bfloat16, torch.float32)
     }
-    words = [sys.executable, "-m", "leanres", "train", recipe, "--seed", str(seed), "--json"]
+    cut_off = folder.exists()
+    fresh = ["train", recipe, "--seed", str(seed), "--out", str(folder), *extra]
+    words = ["resume", str(folder)] if cut_off else fresh
     begun = time.perf_counter()
     done = subprocess.run(
-        [*words, "--out", str(folder), *extra], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "leanres", *words, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
-    wall = time.perf_counter() - begun
+    wall = None if cut_off else round(time.perf_counter() - begun, 1)
     result = json.loads(done.stdout.splitlines()[-1])
     info = json.loads((folder / "run.json").read_text())
     kept = ("accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
     return {
         "seed": seed,
         **{key: result[key] for key in kept},
-        "wall_seconds": round(wall, 1),
+        "wall_seconds": wall,
         "matrix_tflops": rate,
         "commit": info["commit"],
         "started": info["started"],
@@ -55,9 +61,10 @@ def summary(runs: list[dict[str, float]]) -> dict[str, object]:
     """n, and mean and sample standard deviation of each figure."""
     figures: dict[str, object] = {"n": len(runs)}
     for key in ("accuracy", "accuracy_tta", "train_seconds", "wall_seconds"):
-        values = [run[key] for run in runs]
+        values = [run[key] for run in runs if run[key] is not None]
+        mean = statistics.mean(values) if values else None
         sd = statistics.stdev(values) if len(values) > 1 else None
-        figures[key] = {"mean": statistics.mean(values), "sd": sd}
+        figures[key] = {"mean": mean, "sd": sd}
     return figures
 
 

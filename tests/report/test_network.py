@@ -9,11 +9,11 @@ from torch import nn
 
 from leanres.errors import UserError
 from leanres.report.network import (
+    images_of_step,
     load_network,
     read_recipe,
     same_data,
     train_split,
-    training_batch,
     val_split,
     with_predictions,
 )
@@ -41,7 +41,7 @@ def test_the_batch_is_what_the_network_was_given(trained, digits, step):
     fed = []
     state.model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].detach()))
     next(steps(state, train, recipe, Recorder(), engine))
-    shown = training_batch(recipe, train, step, count=200)
+    shown = images_of_step(recipe, train, step, count=200)
     assert Plan(recipe, len(train)).total == 18
     assert shown.shape == fed[0].shape
     # shrinking and normalising commute but for rounding to bytes

@@ -21,13 +21,14 @@ def engine() -> Engine:
 
 @pytest.fixture
 def small() -> Recipe:
-    """Exercises every phase (shrunk images, frozen stem, EMA, mirror) in 12 steps."""
+    """Exercises every phase (shrunk images, frozen stem, EMA, mirror, mixes) in 12 steps."""
     return Recipe(
         model=SpeedNetConfig((8, 16, 16)),
         epochs=2,
         batch_size=200,
         resolution=((0.0, 0.5), (0.5, 1.0)),
         augment=(("alternating_flip", {}), ("crop", {"padding": 2}), ("cutout", {"size": 6})),
+        mix=(("mixup", {}), ("cutmix", {})),
         ema=0.8,
         val=200,
     )

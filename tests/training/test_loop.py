@@ -8,11 +8,22 @@ import pytest
 import torch
 from torch import nn
 
+from leanres.data.augment import Draw, augment, generator
+from leanres.data.mix import MIXES
 from leanres.data.split import Split, channel_stats
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.engine import Engine, Normalize
-from leanres.training.loop import NonFiniteLossError, StepResult, TrainState, start, steps, train
+from leanres.training.loop import (
+    NonFiniteLossError,
+    StepResult,
+    TrainState,
+    epoch_order,
+    start,
+    steps,
+    train,
+    training_batch,
+)
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Plan, Recipe
 
@@ -40,7 +51,8 @@ def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, engine
 
 
 def test_a_run_learns_and_its_rows_add_up(digits, engine, small):
-    recipe = replace(small, epochs=4, batch_size=100, augment=(), resolution=(), ema=0.0)
+    plain = {"augment": (), "mix": (), "resolution": (), "ema": 0.0}
+    recipe = replace(small, epochs=4, batch_size=100, **plain)
     state, normalize = fresh(recipe, digits.train, engine)
     rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
@@ -77,7 +89,7 @@ def test_a_caller_may_drive_the_lr_of_every_group_by_the_step(digits, engine, sm
 
 
 def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, engine, small):
-    recipe = replace(small, augment=(), resolution=(), epochs=2, batch_size=300)
+    recipe = replace(small, augment=(), mix=(), resolution=(), epochs=2, batch_size=300)
     state, normalize = fresh(recipe, digits.train, engine)
     seen: list[torch.Tensor] = []
 
@@ -161,7 +173,8 @@ def test_the_watcher_stops_between_two_steps(digits, engine, small):
 
 def test_bfloat16_trains_with_float32_weights(digits, small):
     engine = Engine("cpu", "bfloat16", compiled=False)
-    recipe = replace(small, epochs=4, batch_size=100, augment=(), resolution=(), ema=0.0)
+    plain = {"augment": (), "mix": (), "resolution": (), "ema": 0.0}
+    recipe = replace(small, epochs=4, batch_size=100, **plain)
     state, normalize = fresh(recipe, digits.train, engine)
     rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
@@ -204,3 +217,41 @@ def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, engine, sm
     expected = norms[per_epoch - 1 :: per_epoch]
     assert [row["gradient_norm"] for row in rows] == pytest.approx(expected, rel=1e-5)
     assert len(norms) == 2 * per_epoch
+
+
+def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
+    """Every batch is what one of the mixes makes of the augmented images; each is met."""
+    split, met = digits.train, set()
+    for step in range(8):
+        indices = epoch_order(split, small.seed, 1)[:50]
+        images, targets = training_batch(split, indices, small, 1, step)
+        made = {}
+        for name in ("mixup", "cutmix"):
+            draw = Draw(generator(small.seed, 1, step + 1), indices, 1, small.seed)
+            augmented = augment(split.images[indices], small.augment, draw)
+            shares = torch.eye(10)[split.labels[indices]]
+            made[name] = MIXES[name](augmented, shares, draw)
+        found = [n for n, (i, t) in made.items() if torch.equal(images, i) and t.equal(targets)]
+        assert len(found) == 1
+        met.update(found)
+    assert met == {"mixup", "cutmix"}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_loss_of_a_mixture_is_the_shares_of_its_labels_losses(
+    digits, engine, small, accumulate
+):
+    recipe = replace(small, mix=(("mixup", {"alpha": 1.0}),), accumulate=accumulate, resolution=())
+    state, normalize = fresh(recipe, digits.train, engine)
+    indices = epoch_order(digits.train, recipe.seed, 0)[: recipe.batch_size]
+    images, targets = training_batch(digits.train, indices, recipe, 0, 0)
+    logs, right = [], 0
+    for part, shares in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
+        log = state.model(normalize(part)).log_softmax(1).detach()
+        smoothed = 0.8 * shares + 0.2 / 10
+        logs += [-(row * log_row).sum() for row, log_row in zip(smoothed, log, strict=True)]
+        right += int((log.argmax(1) == shares.argmax(1)).sum())
+    state, _ = fresh(recipe, digits.train, engine)  # the statistics of BN moved
+    result = next(steps(state, digits.train, recipe, normalize, engine))
+    assert float(result.loss) == pytest.approx(float(torch.stack(logs).mean()), rel=1e-5)
+    assert int(result.correct) == right

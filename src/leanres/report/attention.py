@@ -12,7 +12,7 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.evaluation.gradcam import METHODS, faults, usual_layers
 from leanres.evaluation.metrics import worst_errors
-from leanres.report.network import Network, read_recipe, train_split, training_batch
+from leanres.report.network import Network, images_of_step, read_recipe, train_split
 from leanres.report.pictures import data_uri, enlarged, mosaic, overlay
 from leanres.report.record import Record
 from leanres.report.sections import Tile, percent
@@ -122,7 +122,7 @@ def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
         plan = Plan(recipe, len(train))
         steps = {1: 0, recipe.epochs: plan.total - plan.steps_per_epoch}
         return [
-            _batch(epoch, training_batch(recipe, train, step, SHOWN))
+            _batch(epoch, images_of_step(recipe, train, step, SHOWN))
             for epoch, step in steps.items()
         ]
     except UserError:  # a recipe of another version, with settings that this one does not know

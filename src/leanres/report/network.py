@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanres.data.augment import Draw, augment, generator
 from leanres.data.split import Dataset, Split, stratified_split
 from leanres.errors import UserError
 from leanres.evaluation import gradcam
@@ -16,7 +15,7 @@ from leanres.evaluation.inference import predict_logits
 from leanres.report.record import Predictions, Record
 from leanres.training.engine import Normalize
 from leanres.training.folder import PREDICTIONS, WEIGHTS
-from leanres.training.loop import shrink
+from leanres.training.loop import epoch_order, shrink, training_batch
 from leanres.training.recipe import Plan, Recipe, from_dict
 from leanres.training.weights import load_weights
 
@@ -107,18 +106,17 @@ def with_predictions(record: Record, dataset: Dataset | None) -> Record:
     return replace(record, predictions=found).with_notes(done)
 
 
-def training_batch(recipe: Recipe, train: Split, step: int, count: int = 16) -> Tensor:
+def images_of_step(recipe: Recipe, train: Split, step: int, count: int = 16) -> Tensor:
     """The first `count` images that optimizer step `step` trained on, as augmented and shrunk.
 
     (count, 3, H, W) uint8: what the network read, before normalisation.
     """
     plan = Plan(recipe, len(train))
     epoch, position = divmod(step, plan.steps_per_epoch)
-    order = torch.randperm(len(train), generator=generator(recipe.seed, epoch))
+    order = epoch_order(train, recipe.seed, epoch)
     indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
-    rng = generator(recipe.seed, epoch, position + 1)
     # All of the batch, as the draws of an image depend on how many there are.
-    images = augment(train.images[indices], recipe.augment, Draw(rng, indices, epoch, recipe.seed))
+    images, _ = training_batch(train, indices, recipe, epoch, position)
     small = shrink(images[:count].float(), plan.scale(step))
     return small.round().clamp(0, 255).to(torch.uint8)
 

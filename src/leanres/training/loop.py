@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from leanres.data.augment import Draw, augment, generator
+from leanres.data.mix import MIXES
 from leanres.data.split import Split
 from leanres.evaluation.inference import predict_logits
 from leanres.models import ModelConfig
@@ -116,17 +117,16 @@ def steps(
     while state.step < plan.total:
         epoch, position = divmod(state.step, plan.steps_per_epoch)
         if position == 0 or not len(order):
-            order = torch.randperm(len(train), generator=generator(recipe.seed, epoch))
-            order = order.to(train.images.device)
+            order = epoch_order(train, recipe.seed, epoch)
         indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
-        inputs = normalize(_augmented(train, indices, recipe, epoch, position))
-        inputs = shrink(inputs, plan.scale(state.step))
+        images, targets = training_batch(train, indices, recipe, epoch, position)
+        inputs = shrink(normalize(images), plan.scale(state.step))
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
         set_lr_(state.optimizers, factor(state.step))
         last = position == plan.steps_per_epoch - 1
         with _own_dropout(drops, recipe.seed, epoch, position, inputs.device):
-            result = _update(state, forward, inputs, train.labels[indices], recipe, engine, last)
+            result = _update(state, forward, inputs, targets, recipe, engine, last)
         state.step += 1
         yield result
 
@@ -144,10 +144,32 @@ def _own_dropout(
         yield
 
 
-def _augmented(train: Split, indices: Tensor, recipe: Recipe, epoch: int, step: int) -> Tensor:
-    images = train.images[indices]
-    rng = generator(recipe.seed, epoch, step + 1, device=images.device)
-    return augment(images, recipe.augment, Draw(rng, indices, epoch, recipe.seed))
+def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
+    """The positions of the images in the order in which an epoch takes them, (N,) int64."""
+    order = torch.randperm(len(train), generator=generator(seed, epoch))
+    return order.to(train.images.device)
+
+
+def training_batch(
+    train: Split, indices: Tensor, recipe: Recipe, epoch: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """What step `step` of an epoch trains on: images (N, C, H, W) and their targets.
+
+    Images are augmented, and mixed where the recipe says so: targets are then probabilities
+    (N, K), and else the labels (N,).
+    """
+    images, targets = train.images[indices], train.labels[indices]
+    draw = Draw(
+        generator(recipe.seed, epoch, step + 1, device=images.device), indices, epoch, recipe.seed
+    )
+    images = augment(images, recipe.augment, draw)
+    if recipe.mix:
+        # Which mix it is decides what the device computes, so it is drawn where it can be read.
+        rng = generator(recipe.seed, epoch, step + 1, 2)
+        name, settings = recipe.mix[int(torch.randint(len(recipe.mix), (), generator=rng))]
+        shares = F.one_hot(targets, len(train.classes)).float()
+        images, targets = MIXES[name](images, shares, draw, **settings)
+    return images, targets
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:
@@ -172,13 +194,13 @@ def _update(
     state: TrainState,
     forward: nn.Module,
     inputs: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     recipe: Recipe,
     engine: Engine,
     last: bool,
 ) -> StepResult:
-    parts = zip(inputs.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
-    results = [_backward(forward, *part, len(labels), recipe, engine) for part in parts]
+    parts = zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True)
+    results = [_backward(forward, *part, len(targets), recipe, engine) for part in parts]
     # Once an epoch: it is read beside the losses, and a norm a step would cost more than it tells.
     norm = _gradient_norm(state.model) if last else None
     for optimizer in state.optimizers:
@@ -191,14 +213,18 @@ def _update(
 
 
 def _backward(
-    forward: nn.Module, inputs: Tensor, labels: Tensor, batch: int, recipe: Recipe, engine: Engine
+    forward: nn.Module, inputs: Tensor, targets: Tensor, batch: int, recipe: Recipe, engine: Engine
 ) -> tuple[Tensor, Tensor]:
-    """Add a part's gradients; its share of the batch's mean loss, and its correct predictions."""
+    """Add a part's gradients; its share of the batch's mean loss, and its correct predictions.
+
+    Of a mixed image the class with the largest share counts as the correct one.
+    """
     with engine.autocast():
         logits = forward(inputs)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    loss = loss * (len(labels) / batch)
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+    loss = loss * (len(targets) / batch)
     loss.backward()  # type: ignore[no-untyped-call]
+    labels = targets if targets.ndim == 1 else targets.argmax(1)
     return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
 

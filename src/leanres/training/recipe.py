@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from leanres.data.augment import Step, check_step
+from leanres.data.mix import check_mix
 from leanres.data.settings import check_settings
 from leanres.errors import UserError
 from leanres.models import ModelConfig
@@ -20,6 +21,7 @@ from leanres.training.optim import OPTIMIZERS, SCHEDULES, Clock, lr_factor
 SPEED_AUGMENT: tuple[Step, ...] = (
     ("alternating_flip", {}),
     ("crop", {"padding": 2, "mode": "reflect"}),
+    ("color_jitter", {"brightness": 0.1, "contrast": 0.1, "saturation": 0.0, "hue": 0.0}),
 )
 
 
@@ -31,13 +33,14 @@ class Recipe:
     """
 
     model: str | ModelConfig = "speednet"  # of MODELS, or a config of one's own
-    epochs: int = 8
+    epochs: int = 10
     batch_size: int = 500
     accumulate: int = 1  # parts that a batch goes through the network in, one after the other
     augment: tuple[Step, ...] = SPEED_AUGMENT
+    mix: tuple[Step, ...] = ()  # mixup, cutmix, ricap: one of those named, drawn for each batch
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side; small images are cheap, and the early epochs learn what can be seen in them.
-    resolution: tuple[tuple[float, float], ...] = ()
+    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.75), (0.35, 1.0))
     label_smoothing: float = 0.2
     optimizer: str = "muon"
     lr: float = 0.06  # of the filters (muon), or of everything
@@ -118,6 +121,8 @@ def _check_names(recipe: Recipe) -> None:
         table[name]  # an unknown name raises
     for name, settings in recipe.augment:
         check_step(name, settings)
+    for name, settings in recipe.mix:
+        check_mix(name, settings)
     if recipe.precision not in PRECISIONS:
         raise UserError(f"precision = {recipe.precision!r}: give one of {', '.join(PRECISIONS)}")
 
@@ -139,8 +144,8 @@ def _as(kind: Any, key: str, value: Any) -> Any:
         return _step(key, value)
     if key in ("mean", "std"):
         return _channels(key, value)
-    if key == "augment":
-        return tuple(_step("augment step", step) for step in _sequence(key, value))
+    if key in ("augment", "mix"):
+        return tuple(_step(f"{key} step", step) for step in _sequence(key, value))
     if key == "resolution":
         return tuple(_pair(key, pair) for pair in _sequence(key, value))
     if key == "betas":
