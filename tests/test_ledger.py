@@ -70,6 +70,24 @@ def test_runs_and_results_are_listed_oldest_first_and_others_noted(folders):
     assert read_ledger(folders[0] / "no", folders[1] / "no") == ([], [])
 
 
+def test_a_repeated_run_has_a_row_per_seed(folders):
+    claim = json.loads((folders[1] / "claim.json").read_text())
+    recipe = claim["recipe"]
+    seeds = [
+        {"seed": seed, "recipe": recipe | {"seed": seed}, "accuracy": 0.94 + seed / 100}
+        for seed in (4, 1)
+    ]
+    file = folders[1] / "seeds.json"
+    file.write_text(json.dumps({"runs": seeds, "summary": {"n": 2}}))
+    rows = [row for row in read_ledger(*folders)[0] if row["path"] == str(file)]
+    assert [(r["name"], r["seed"], r["split"]) for r in rows] == [
+        ("seeds:4", 4, "test"),
+        ("seeds:1", 1, "test"),
+    ]
+    assert [row["accuracy"] for row in rows] == pytest.approx([0.98, 0.95])
+    assert read_entry(file) == rows[0]
+
+
 def test_the_committed_results_are_readable():
     rows, notes = read_ledger(ROOT / "nothing", ROOT / "results")
     assert not notes

@@ -52,7 +52,7 @@ def read_ledger(runs: Path, results: Path) -> tuple[list[Row], list[str]]:
     rows, notes = [], []
     for path in (*sorted(runs.glob("*/run.json")), *sorted(results.glob("*.json"))):
         try:
-            rows.append(_entry(path))
+            rows += _entries(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             notes.append(f"{path} is no run: {reason}")
@@ -60,23 +60,34 @@ def read_ledger(runs: Path, results: Path) -> tuple[list[Row], list[str]]:
 
 
 def read_entry(path: Path) -> Row:
-    """The row of one run folder, run.json or results file. UserError where it is none."""
+    """The row of one run folder, run.json or results file (of several runs: the first).
+
+    UserError where it is none.
+    """
     file = path / "run.json" if path.is_dir() else path
     try:
-        return _entry(file)
+        return _entries(file)[0]
     except FileNotFoundError:
         raise UserError(f"{path} is no run folder and no results file") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no run: {type(error).__name__} {error}") from None
 
 
-def _entry(path: Path) -> Row:
+def _entries(path: Path) -> list[Row]:
+    """The row of a run, or one per seed of a repeated one (benchmarks/repeat.py)."""
     info = json.loads(path.read_text(encoding="utf-8"))
+    name = path.resolve().parent.name if path.name == "run.json" else path.stem
+    if "runs" not in info:
+        return [_entry(path, name, info)]
+    return [_entry(path, f"{name}:{run['seed']}", run) for run in info["runs"]]
+
+
+def _entry(path: Path, name: str, info: Mapping[str, Any]) -> Row:
     recipe = info["recipe"]
     result = _result(info)
     is_run = path.name == "run.json"
     about: Row = {
-        "name": path.resolve().parent.name if is_run else path.stem,
+        "name": name,
         "path": str(path.parent if is_run else path),
         "status": "measured" if result.get("accuracy") is not None else "unfinished",
         "started": info.get("started", ""),
@@ -91,6 +102,8 @@ def _result(info: Mapping[str, Any]) -> Row:
     """The measurement: a run's `result`, or the `test` (else `val`) of a committed result."""
     if isinstance(info.get("result"), dict):
         return dict(info["result"])
+    if "accuracy" in info:
+        return {"split": "test", **info}
     for split in ("test", "val"):
         if isinstance(info.get(split), dict):
             return {"split": split, **info[split]}
