@@ -69,3 +69,42 @@ def test_a_mistake_is_one_line_and_exit_code_2(leanres, words, part):
     lines = [line for line in err.splitlines() if not line.startswith("note:")]
     assert (code, len(lines)) == (2, 1), err
     assert part in lines[0]
+
+
+ONE_CYCLE = ("train", *SMALL[1:4], *SMALL[8:], "--set", "optimizer=sgd", "--epochs", 2)
+ONE_CYCLE += ("--set", 'schedule=["one-cycle", {peak_epoch = 1}]', "--no-report")
+
+
+def test_training_may_find_its_lr_first_and_records_it(leanres, tmp_path):
+    code, out, err = leanres(*ONE_CYCLE, "--lr-max", "auto", "--out", tmp_path / "run")
+    assert code == 0, err
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    found = info["origin"]["lr_range"]
+    assert set(found["suggestions"]) == set(RULES)
+    assert info["recipe"]["lr"] == found["lr_max"] == found["suggestions"]["steepest"]
+    assert info["recipe"]["schedule"][1] == {"peak_epoch": 1, "lr_min": found["lr_min"]}
+    assert f"lr_max {found['lr_max']:.2g} (steepest): " in out
+
+
+def test_training_starts_as_if_there_had_been_no_test(leanres, tmp_path):
+    leanres(*ONE_CYCLE, "--lr-max", "auto", "--out", tmp_path / "found")
+    recipe = json.loads((tmp_path / "found" / "run.json").read_text())["recipe"]
+    low = f'schedule=["one-cycle", {{peak_epoch = 1, lr_min = {recipe["schedule"][1]["lr_min"]}}}]'
+    given = ("--lr-max", recipe["lr"], "--set", low, "--out", tmp_path / "given")
+    assert leanres(*ONE_CYCLE, *given).code == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("found", "given")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--lr-max", "high"], "--lr-max high: give auto, or a number"),
+        (["--lr-max", "-1"], "lr = -1"),
+        (["--lr-max", "auto", "--set", "lr=1e-9", "--set", "precision=bf"], "precision"),
+    ],
+)
+def test_a_wrong_lr_max_is_one_line(leanres, tmp_path, words, part):
+    code, _, err = leanres(*ONE_CYCLE, *words, "--out", tmp_path / "run")
+    assert (code, part in err.splitlines()[-1]) == (2, True), err
+    assert not (tmp_path / "run").exists()

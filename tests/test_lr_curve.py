@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -25,6 +26,7 @@ from leanres.lr_curve import (
     smooth,
 )
 from leanres.lr_plot import ASCII, chart, figure, label
+from leanres.training.recipe import Recipe
 
 
 @pytest.mark.parametrize(("low", "high", "n"), [(1e-6, 10.0, 100), (0.01, 0.5, 16)])
@@ -190,3 +192,14 @@ def test_a_narrow_range_is_named_by_its_ends():
     shown = chart(narrow).plain.splitlines()[16].split()
     assert shown[-1] == "0.08"
     assert len(shown) == 2
+
+
+@pytest.mark.parametrize("given", [None, 0.003])
+def test_a_one_cycle_without_lr_min_gets_the_tests(found, given):
+    details = {"peak_epoch": 2.0} | ({} if given is None else {"lr_min": given})
+    recipe = Recipe(optimizer="sgd", lr=0.5, schedule=("one-cycle", details))
+    changed = replace(recipe, **found.settings(recipe))
+    assert changed.lr == found.lr_max
+    low = found.lr_min if given is None else given
+    assert changed.schedule == ("one-cycle", {"peak_epoch": 2.0, "lr_min": low})
+    assert replace(changed, lr=0.5, schedule=recipe.schedule) == recipe

@@ -264,6 +264,14 @@ def test_the_phase_of_the_recipe_is_held_however_long_the_test_is():
     assert (plan.scale(0), plan.scale(11)) == (0.5, 1.0)
 
 
+def test_a_cycle_longer_than_the_test_is_no_hindrance(digits, engine):
+    cycle = ("one-cycle", {"peak_epoch": 5.0})
+    recipe = replace(TINY, epochs=24, optimizer="sgd", schedule=cycle, resolution=())
+    plain = replace(recipe, schedule=("constant", {}))
+    found, same = (find_lr(r, digits, engine) for r in (recipe, plain))
+    assert found == same
+
+
 def test_a_dataset_is_tested_on_what_the_recipe_would_train_on(digits, engine):
     whole = Dataset("digits", digits, None, None)
     recipe = replace(TINY, val=100)

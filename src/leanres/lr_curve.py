@@ -93,10 +93,18 @@ class LRRange:
         """JSON-able."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    def settings(self, recipe: Recipe) -> dict[str, float]:
-        """`lr_max` as settings of the recipe: its other groups keep their share, as in the test."""
+    def settings(self, recipe: Recipe) -> dict[str, Any]:
+        """The settings of the recipe that follow from the test.
+
+        `lr_max` for its lr, its other groups keeping their share as in the test; a one-cycle that
+        names no lr_min of its own begins and ends at the test's.
+        """
         names = ("lr", *OWN_LRS.get(recipe.optimizer, ()))
-        return {name: self.lr_max * (getattr(recipe, name) / recipe.lr) for name in names}
+        rates = {name: self.lr_max * (getattr(recipe, name) / recipe.lr) for name in names}
+        schedule, details = recipe.schedule
+        if schedule != "one-cycle" or details.get("lr_min") is not None:
+            return rates
+        return rates | {"schedule": (schedule, {**details, "lr_min": self.lr_min})}
 
 
 def end(losses: Sequence[float], ramp: Ramp) -> int:

@@ -86,6 +86,7 @@ def hold(recipe: Recipe, images: int, step: int, extra: int) -> Recipe:
     return replace(
         recipe,
         epochs=math.ceil((step + extra) / plan.steps_per_epoch),
+        schedule=("constant", {}),  # the ramp drives the lr; a cycle may not fit these epochs
         resolution=((0.0, plan.scale(step)),),
         freeze_stem_at=float(step < plan.freeze_stem),
     )

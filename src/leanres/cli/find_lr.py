@@ -96,9 +96,19 @@ def _given(settings: list[str], **options: Any) -> list[str]:
 
 def _command(words: list[str], recipe: Recipe, result: LRRange) -> str:
     """`leanres train` with lr_max for its lr; every parameter group keeps its share of the lr."""
-    found = result.settings(recipe).items()
-    rates = [word for name, lr in found for word in ("--set", f"{name}={lr:.2g}")]
+    found = result.settings(recipe)
+    (name, details) = found.pop("schedule", ("", {}))
+    rates = [word for key, lr in found.items() for word in ("--set", f"{key}={lr:.2g}")]
+    if details:
+        table = ", ".join(f"{key} = {_toml(value)}" for key, value in details.items())
+        rates += ["--set", f'schedule=["{name}", {{{table}}}]']
     return shlex.join(["leanres", "train", *words, *rates])
+
+
+def _toml(value: object) -> str:
+    """A setting of a schedule as TOML writes it; numbers to two digits."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.2g}" if number else json.dumps(value)
 
 
 def _print(result: LRRange, out: Path | None, command: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -27,6 +28,7 @@ def models(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
                 "receptive_field": s.receptive_field,
                 "chained_receptive_field": s.chained_receptive_field,
                 "reported": entry.reported,
+                "own": entry.own and asdict(entry.own),
                 "source": entry.source,
                 "note": entry.note,
             }
@@ -37,25 +39,26 @@ def models(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
     _print_models(rows)
 
 
-def _print_models(rows: list[dict[str, object]]) -> None:
+def _print_models(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from leanres.cli.console import console
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for title in ("params", "MMACs", "field", "chained", "reported %"):
+    for title in ("params", "MMACs", "field", "chained", "reported %", "own %"):
         table.add_column(title, justify="right")
     table.add_column("source", overflow="fold")
     for row in rows:
-        reported = row["reported"]
+        reported, own = row["reported"], row["own"]
         table.add_row(
-            str(row["name"]),
+            row["name"],
             f"{row['params']:,}",
-            f"{int(str(row['macs'])) / 1e6:,.1f}",
+            f"{row['macs'] / 1e6:,.1f}",
             str(row["receptive_field"]),
             str(row["chained_receptive_field"]),
             "" if reported is None else f"{reported:.2f}",
+            "" if own is None else f"{own['accuracy']:.2f} (n={own['n']})",
             f"{row['source']}{'; ' if row['note'] else ''}{row['note']}",
         )
     console().print(table)

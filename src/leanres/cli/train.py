@@ -17,6 +17,7 @@ from leanres.tracking import check_trackers, open_trackers
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
     from leanres.training.engine import Engine
+    from leanres.training.recipe import Recipe
     from leanres.training.run import Run
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, or cuda:1.")
@@ -59,6 +60,9 @@ def train(
     epochs: int | None = typer.Option(None, help="Short for --set epochs=N."),
     seed: int | None = typer.Option(None, help="Short for --set seed=N."),
     model: str | None = typer.Option(None, help="Short for --set model=NAME."),
+    lr_max: str | None = typer.Option(
+        None, help="auto: find the lr first, as find-lr does; a number: short for --set lr=."
+    ),
     device: str = DEVICE,
     threads: int = THREADS,
     tta: str = TTA,
@@ -74,7 +78,7 @@ def train(
 
     _check(tta, measure)
     trackers = check_trackers(track)
-    changed = changes(settings, epochs=epochs, seed=seed, model=model)
+    changed = changes(settings, epochs=epochs, seed=seed, model=model, lr=_number(lr_max))
     chosen = from_dict(changed, load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
     clock = time.perf_counter()
@@ -84,10 +88,43 @@ def train(
     _check_val(measure, bool(chosen.val or dataset.val))
     _say(f"data ready in {time.perf_counter() - clock:.1f} s", as_json)
     folder = out or _next_folder(Path(recipe).stem)
+    runs.check_free(folder)
+    found: dict[str, Any] = {}
+    if lr_max == "auto":
+        chosen, found = _found(chosen, dataset, engine, as_json)
     given = "digits" if fallen_back else "cifar10" if data == "auto" else data
     command = {"command": " ".join(["leanres", *sys.argv[1:]])}
-    run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size))
+    run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size) | found)
     _train(run, tta, measure, as_json, trackers, not no_report)
+
+
+def _number(lr_max: str | None) -> float | None:
+    """`--lr-max` as a number; None where it is not given, or to be found."""
+    if lr_max in (None, "auto"):
+        return None
+    try:
+        return float(lr_max)
+    except ValueError:
+        raise UserError(f"--lr-max {lr_max}: give auto, or a number") from None
+
+
+def _found(
+    recipe: Recipe, dataset: Dataset, engine: Engine, as_json: bool
+) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with the rates that a range test suggests, and what run.json keeps of the test."""
+    from leanres.lr_finder import find_lr
+    from leanres.training.recipe import from_dict
+
+    clock = time.perf_counter()
+    result = find_lr(recipe, dataset, engine)
+    took = time.perf_counter() - clock
+    for name in ("lr_min", "lr_max"):
+        lr = getattr(result, name)
+        _say(f"{name} {lr:.2g} ({result.rules[name]}): {result.reasons[name]}", as_json)
+    _say(f"learning rates found in {took:.1f} s", as_json)
+    facts = result.to_dict()
+    kept = ("suggestions", "lr_min", "lr_max", "rules", "reasons", "stopped")
+    return from_dict(result.settings(recipe), recipe), {"lr_range": {k: facts[k] for k in kept}}
 
 
 def changes(settings: list[str], **short: Any) -> dict[str, Any]:

@@ -16,10 +16,20 @@ from leanres.tables import Table, unknown
 
 
 @dataclass(frozen=True)
+class Own:
+    """Test accuracy in percent that this project measured: the mean over `n` seeds, without TTA."""
+
+    accuracy: float
+    n: int
+    results: str  # the file in results/ that holds the runs
+
+
+@dataclass(frozen=True)
 class Entry:
     """A named network: `params` is golden, `reported` its source's test accuracy in percent.
 
-    `reported` is the last epoch's figure, None where the source gives none.
+    `reported` is the last epoch's figure, None where the source gives none; `own` is this
+    project's, None where the network has not been trained here yet.
     """
 
     config: ModelConfig
@@ -27,6 +37,7 @@ class Entry:
     source: str
     reported: float | None
     note: str = ""
+    own: Own | None = None
 
 
 FAMILIES: Table[Callable[..., ModelConfig]] = Table(

@@ -132,21 +132,22 @@ def create(
 
     `origin` goes into run.json as it is: what `reopen`'s loader needs to find the data again.
     """
-    _check_free(folder)
+    check_free(folder)
     run = prepare(folder, recipe, dataset, engine)
     run.info = _describe(run) | {"origin": origin or {}}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
-    _check_free(folder)  # another process may have been quicker
+    check_free(folder)  # another process may have been quicker
     run.lock = Lock(folder)
     _write_info(run)
     _save(run)  # step 0: whatever happens from here on, `resume` has something to go on from
     return run
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something already, with a UserError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
             f"{folder} exists already: `leanres resume {folder}` goes on with it, --out names"
