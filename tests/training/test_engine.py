@@ -34,11 +34,20 @@ def test_what_is_asked_for_is_kept():
     assert (engine.device, engine.precision, engine.compiled) == ("cpu", "bfloat16", True)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "cpu,1"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "cpu,1", "hpu", "meta", "mps", ""])
 def test_a_device_that_is_not_there_is_one_line(device):
     with pytest.raises(UserError, match="is not usable here") as caught:
         detect(device)
     assert "\n" not in str(caught.value)
+
+
+def test_the_cards_that_are_there_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        assert detect(device, "float32", compiled=False).device == device
+    with pytest.raises(UserError, match=r"give one of auto, cpu, cuda, cuda:0, cuda:1$"):
+        detect("cuda:2")
 
 
 def test_an_unknown_precision_lists_the_known_ones():

@@ -97,7 +97,7 @@ def _given(settings: list[str], **options: Any) -> list[str]:
 def _command(words: list[str], recipe: Recipe, result: LRRange) -> str:
     """`leanres train` with lr_max for its lr; every parameter group keeps its share of the lr."""
     found = result.settings(recipe)
-    (name, details) = found.pop("schedule", ("", {}))
+    name, details = found.pop("schedule", ("", {}))
     rates = [word for key, lr in found.items() for word in ("--set", f"{key}={lr:.2g}")]
     if details:
         table = ", ".join(f"{key} = {_toml(value)}" for key, value in details.items())

@@ -78,17 +78,13 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 def _resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    # torch raises RuntimeError for a name it does not know or a card that is not there,
-    # AssertionError for a build without CUDA, NotImplementedError for a device without memory,
-    # ImportError for one whose package is not installed (hpu).
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{i}" for i in range(cards))]
+    if device not in known:
         raise UserError(
-            f"device {device!r} is not usable here ({str(error).splitlines()[0]}): give auto, cpu"
-            " or cuda"
-        ) from None
+            f"device {device!r} is not usable here: give one of auto, {', '.join(known)}"
+        )
+    return torch.device(device)
 
 
 def cpu_multiplies_bfloat16() -> bool:

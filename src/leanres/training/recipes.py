@@ -59,7 +59,7 @@ def _budget(model: str, **settings: Any) -> Recipe:
 
 
 def _hole(model: str, schedule: Step, lr: float, **settings: Any) -> Recipe:
-    """24 epochs of SGD at 512 on crops, flips and a hole: the reports of 2018's fast networks."""
+    """24 epochs of SGD at batch 512 on crops, flips and a hole: the assignment's terms."""
     return replace(
         PLAIN,
         model=model,
