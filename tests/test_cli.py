@@ -190,7 +190,7 @@ def test_train_auto_says_in_one_line_that_it_falls_back_on_the_digits(
     done = leanres("train", "--data", "auto", "--out", tmp_path / "r", "--epochs", 1, *TINY)
     assert done.code == 0
     assert "training on the embedded digits instead" in done.err
-    assert "of digits, 1 epochs" in done.out
+    assert "of digits, 1 epoch of" in done.out
     assert time.perf_counter() - start < 40
     monkeypatch.setenv("LEANRES_DATA", str(tmp_path / "r"))
     mistake(leanres("train", "--data", "auto"), "holds no CIFAR-10")

@@ -37,6 +37,7 @@ def test_the_last_phase_trains_at_full_size():
     ("text", "setting"),
     [
         ("lr=0.2", ("lr", 0.2)),
+        ("lr=.2", ("lr", 0.2)),
         ("epochs=3", ("epochs", 3)),
         ("model=resnet20", ("model", "resnet20")),
         ('model="resnet20"', ("model", "resnet20")),

@@ -178,14 +178,23 @@ def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, 
     assert json.loads(done.stdout)["n"] == 360
 
 
-def test_a_run_chosen_on_val_is_measured_on_test_by_resuming_it(tmp_path):
+def test_a_run_begun_for_val_reads_test_only_when_asked(tmp_path):
     folder = tmp_path / "run"
     assert run_process([*train_command(folder, 2), "--measure", "val"]).returncode == 0
-    info = json.loads((folder / "run.json").read_text())
-    assert (info["result"]["split"], info["result"]["n"], info["test_reads"]) == ("val", 100, 0)
-    done = run_process(command("resume", folder, "--json"))
+
+    def measured():
+        info = json.loads((folder / "run.json").read_text())
+        return info["result"]["split"], info["result"]["n"], info["test_reads"]
+
+    assert measured() == ("val", 100, 0)
+    again = run_process(command("resume", folder))
+    assert again.returncode == 2
+    assert "--epochs N extends it, --measure test reads test too" in again.stderr
+    assert run_process(command("resume", folder, "--epochs", "3")).returncode == 0
+    assert measured() == ("val", 100, 0)
+    done = run_process(command("resume", folder, "--measure", "test", "--json"))
     assert json.loads(done.stdout)["n"] == 360
-    assert json.loads((folder / "run.json").read_text())["test_reads"] == 1
+    assert measured() == ("test", 360, 1)
     assert run_process(command("resume", folder)).returncode == 2
 
 

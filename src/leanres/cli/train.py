@@ -93,7 +93,11 @@ def train(
     if lr_max == "auto":
         chosen, found = _found(chosen, dataset, engine, as_json)
     given = "digits" if fallen_back else "cifar10" if data == "auto" else data
-    command = {"command": " ".join(["leanres", *sys.argv[1:]])}
+    command = {
+        "command": " ".join(["leanres", *sys.argv[1:]]),
+        "measure": measure,
+        "tta": tta,
+    }
     run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size) | found)
     _train(run, tta, measure, as_json, trackers, not no_report)
 
@@ -142,19 +146,19 @@ def resume(
     path: Path | None = PATH,
     device: str = DEVICE,
     threads: int = THREADS,
-    tta: str = TTA,
-    measure: str = MEASURE,
+    tta: str | None = typer.Option(None, help="As in train; default: what the run was given."),
+    measure: str | None = typer.Option(None, help="test, or val; default: what the run was given."),
     no_report: bool = NO_REPORT,
     track: str = TRACK,
     as_json: bool = JSON,
 ) -> None:
     """Go on with a run that was stopped or killed, or extend a finished one (--epochs).
 
-    A run that was measured on val alone is measured on test.
+    It is measured on what it was begun for; --measure test then reads test after val.
     """
     from leanres.training import run as runs
 
-    _check(tta, measure)
+    _check(tta or "none", measure or "test")
     trackers = check_trackers(track)
 
     def engine(info: dict[str, Any]) -> Engine:
@@ -165,13 +169,26 @@ def resume(
         )
 
     run = runs.reopen(folder, lambda info: reload(info, data, path), engine, epochs)
-    _check_val(measure, run.val is not None)
     for note in run.notes:
         typer.echo(f"note: {note}", err=True)
-    measured = run.info.get("result", {}).get("split")
-    if run.state.step == run.plan.total and measured == (measure if run.dataset.test else "val"):
-        raise UserError(f"{folder} is finished ({run.recipe.epochs} epochs): --epochs N extends it")
+    _check_unfinished(run, measure)
+    tta = tta or run.info["origin"].get("tta", "flip-shift")
+    measure = measure or run.info["origin"].get("measure", "test")
+    _check_val(measure, run.val is not None)
     _train(run, tta, measure, as_json, trackers, not no_report)
+
+
+def _check_unfinished(run: Run, measure: str | None) -> None:
+    """Refuse a run with no epoch left to train and nothing left to measure."""
+    measured = run.info.get("result", {}).get("split")
+    there = measure if run.dataset.test else "val"
+    if run.state.step < run.plan.total or measured is None or there not in (None, measured):
+        return
+    also = ", --measure test reads test too" if run.dataset.test and measured == "val" else ""
+    raise UserError(
+        f"{run.folder} is finished ({run.recipe.epochs} epochs, measured on {measured}):"
+        f" --epochs N extends it{also}"
+    )
 
 
 def _check(tta: str, measure: str) -> None:
@@ -279,9 +296,10 @@ def _headline(run: Run) -> str:
     e, r = run.engine, run.recipe
     name = r.model if isinstance(r.model, str) else "own network"
     val = f" + {len(run.val):,} val" if run.val is not None else ""
+    epochs = "1 epoch" if r.epochs == 1 else f"{r.epochs} epochs"
     return (
         f"{name} ({params / 1e6:.2f} M params) on {len(run.train):,} images{val} of"
-        f" {run.dataset.name}, {r.epochs} epochs of {run.plan.steps_per_epoch} steps, {e.device}"
+        f" {run.dataset.name}, {epochs} of {run.plan.steps_per_epoch} steps, {e.device}"
         f" {e.precision}{', compiled' if e.compiled else ''}, seed {r.seed} -> {run.folder}"
     )
 

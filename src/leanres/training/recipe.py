@@ -211,7 +211,7 @@ def _channels(key: str, value: Any) -> tuple[float, ...]:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """ "lr=0.2" -> ("lr", 0.2): the value is TOML, or a bare word."""
+    """ "lr=0.2" -> ("lr", 0.2): the value is TOML, a number as Python writes it, or a bare word."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"setting {text!r}: give key=value, as in lr=0.2")
@@ -222,7 +222,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
             raise UserError(
                 f"setting {text!r}: {error}; give TOML, lists as [1, 2], tables as {{key = 1}}"
             ) from None
-        return key.strip(), value.strip()
+        return key.strip(), _word(value.strip())
+
+
+def _word(text: str) -> float | str:
+    """A number that TOML does not know (.5, 1.) or the text itself."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)
