@@ -30,7 +30,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.run",
     "ledger tracking",  # what a run left, and who is told of it
     "lr_curve",
-    "lr_finder lr_plot compare search export report predict",
+    "lr_finder lr_plot compare bench search export report predict",
     "cli",
     "leanres __main__",
 )

@@ -74,7 +74,7 @@ def read_entry(path: Path) -> Row:
 
 
 def _entries(path: Path) -> list[Row]:
-    """The row of a run, or one per seed of a repeated one (benchmarks/repeat.py)."""
+    """The row of a run, or one per seed of a repeated one (`leanres bench race`)."""
     info = json.loads(path.read_text(encoding="utf-8"))
     name = path.resolve().parent.name if path.name == "run.json" else path.stem
     if "runs" not in info:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from leanres.cli import compare, data, evaluate, find_lr, models, report, runs, train
+from leanres.cli import bench, compare, data, evaluate, find_lr, models, report, runs, search, train
 from leanres.errors import UserError
 from leanres.version import __version__
 
@@ -28,6 +28,7 @@ COMMANDS = (
     train.train,
     train.resume,
     compare.compare,
+    search.search,
     evaluate.evaluate,
     evaluate.predict,
     report.report,
@@ -35,6 +36,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(runs.app, name="runs")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT
-from leanres.cli.train import DEVICE, THREADS, changes, load_or_digits, make_engine
+from leanres.cli.train import DEVICE, THREADS, changes, load_or_digits, make_engine, words
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def find_lr(
         typer.echo(json.dumps(result.to_dict()))
         return
     plain = {"data": data, "path": path, "size": size, "model": model, "seed": seed}
-    words = [recipe, *_given(settings, **plain)]
-    _print(result, out, _command(words, chosen, result))
+    arguments = [recipe, *_given(settings, **plain)]
+    _print(result, out, _command(arguments, chosen, result))
 
 
 def _check_picture(out: Path | None) -> None:
@@ -87,11 +87,7 @@ def _given(settings: list[str], **options: Any) -> list[str]:
     """What the user gave and a training needs too, less the rates that the test has found."""
     rates = ("lr", "bias_lr", "head_lr")
     kept = [text for text in settings if text.partition("=")[0].strip() not in rates]
-    words = [word for text in kept for word in ("--set", text)]
-    for name, value in options.items():
-        if value not in (None, "cifar10", SIZE.default):
-            words += [f"--{name}", str(value)]
-    return words
+    return words(kept, **options)
 
 
 def _command(words: list[str], recipe: Recipe, result: LRRange) -> str:

@@ -139,6 +139,17 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
     return dict(map(parse_setting, settings)) | given
 
 
+def words(settings: list[str], **options: Any) -> list[str]:
+    """The arguments that give another `leanres train` these settings and options."""
+    given = [word for text in settings for word in ("--set", text)]
+    for name, value in options.items():
+        if value is True:
+            given.append(f"--{name}")
+        elif value not in (None, False, "cifar10", SIZE.default):
+            given += [f"--{name}", str(value)]
+    return given
+
+
 def resume(
     folder: Path = typer.Argument(metavar="RUN", help="The run folder."),
     epochs: int | None = typer.Option(None, min=1, help="Go on to this many epochs in all."),

@@ -138,6 +138,20 @@ def matrix_rate(engine: Engine, n: int = 4096, dtype: torch.dtype = torch.bfloat
     return best
 
 
+def memory_rate(engine: Engine, mib: int = 512) -> float:
+    """Bytes per second that a copy reads and writes together: best of three, far beyond caches."""
+    source = torch.zeros(mib << 18, device=engine.device)
+    target = torch.ones_like(source)
+    best = 0.0
+    for _ in range(3):
+        engine.synchronize()
+        start = time.perf_counter()
+        target.copy_(source)
+        engine.synchronize()
+        best = max(best, 2 * (mib << 20) / (time.perf_counter() - start))
+    return best
+
+
 def hardware(engine: Engine) -> dict[str, object]:
     """What a claim about speed must name: processor, cores, memory, versions, engine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30

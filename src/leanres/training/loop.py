@@ -200,7 +200,7 @@ def _update(
     last: bool,
 ) -> StepResult:
     parts = zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True)
-    results = [_backward(forward, *part, len(targets), recipe, engine) for part in parts]
+    results = [forward_backward(forward, *part, len(targets), recipe, engine) for part in parts]
     # Once an epoch: it is read beside the losses, and a norm a step would cost more than it tells.
     norm = _gradient_norm(state.model) if last else None
     for optimizer in state.optimizers:
@@ -212,7 +212,7 @@ def _update(
     return StepResult(loss, correct, norm)
 
 
-def _backward(
+def forward_backward(
     forward: nn.Module, inputs: Tensor, targets: Tensor, batch: int, recipe: Recipe, engine: Engine
 ) -> tuple[Tensor, Tensor]:
     """Add a part's gradients; its share of the batch's mean loss, and its correct predictions.

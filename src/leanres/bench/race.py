@@ -1,0 +1,189 @@
+"""Seconds to a target accuracy: one recipe, many seeds, counted in both ways there are."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanres.bench.step import Clock
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+from leanres.evaluation.inference import predict_logits
+from leanres.evaluation.metrics import accuracy
+from leanres.training import run as runs
+from leanres.training.checkpoint import write_bytes
+from leanres.training.engine import Engine, hardware, matrix_rate
+from leanres.training.folder import INFO, METRICS, commit, fingerprints
+from leanres.training.loop import start, steps
+from leanres.training.recipe import Plan, Recipe, from_dict
+
+KEPT = ("accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
+SUMMED = ("accuracy", "accuracy_tta", "train_seconds", "evaluate_seconds", "wall_seconds")
+Lap = dict[str, Any]
+
+
+def cold_laps(
+    words: list[str], seeds: Iterable[int], folder: Path, engine: Engine
+) -> Iterator[Lap]:
+    """Each seed by `cold_lap`, its run folder named `folder` and the seed."""
+    for seed in seeds:
+        yield cold_lap(words, seed, folder.with_name(f"{folder.name}-{seed}"), engine)
+
+
+def cold_lap(words: list[str], seed: int, folder: Path, engine: Engine) -> Lap:
+    """The user's way: `leanres train WORDS` in a process of its own, from start to answer.
+
+    `wall_seconds` holds the interpreter, the data, the compiler and the evaluation too. A run in
+    `folder` that was cut off is resumed, which spoils its wall clock (None then) and nothing else.
+    """
+    rates = matrix_rates(engine)
+    cut_off = (folder / INFO).exists()
+    fresh = ["train", *words, "--seed", str(seed), "--out", str(folder), "--no-report"]
+    told = ["resume", str(folder), "--no-report"] if cut_off else fresh
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "leanres", *told, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    wall = time.perf_counter() - begun
+    if done.returncode:
+        raise UserError(f"seed {seed}: leanres {' '.join(told)} ended with {done.returncode}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    info = json.loads((folder / INFO).read_text())
+    return {
+        "seed": seed,
+        **{key: result[key] for key in KEPT},
+        "wall_seconds": None if cut_off else round(wall, 1),
+        "matrix_tflops": rates,
+        "commit": info["commit"],
+        "started": info["started"],
+        "hardware": info["hardware"],
+        "fingerprints": info["data"]["fingerprints"],
+        "recipe": info["recipe"],
+        "epochs": [json.loads(x) for x in (folder / METRICS).read_text().splitlines()],
+    }
+
+
+def warm_laps(
+    recipe: Recipe, seeds: Iterable[int], dataset: Dataset, engine: Engine, tta: str = "flip-shift"
+) -> Iterator[Lap]:
+    """The records' way: in one process, compiled and warmed up before the clock starts.
+
+    `train_seconds` holds initialisation, whitening and training, `evaluate_seconds` the test
+    images with augmentation; the images lie on the device.
+    """
+    if dataset.test is None:
+        raise UserError("a race is decided on test images, and this data set has none")
+    ready = runs.prepare(Path(), recipe, dataset, engine)
+    test = dataset.test.to(engine.device)
+    for step in phases(ready.plan):
+        ready.state.step = step
+        next(steps(ready.state, ready.train, recipe, ready.normalize, engine))
+    for seed in seeds:
+        mine = from_dict({"seed": seed}, recipe)
+        rates = matrix_rates(engine)
+        clock = Clock(engine)
+        state = start(mine, ready.train, ready.normalize, engine)
+        for _ in steps(state, ready.train, mine, ready.normalize, engine):
+            pass
+        clock("train")
+        logits = {}
+        for views in (tta, "none"):
+            logits[views] = predict_logits(
+                state.averaged,
+                test.images,
+                normalize=ready.normalize,
+                tta=views,
+                autocast=engine.autocast(),
+            )
+            clock(views)
+        yield {
+            "seed": seed,
+            "accuracy": accuracy(logits["none"], test.labels),
+            "accuracy_tta": accuracy(logits[tta], test.labels),
+            "tta": tta,
+            "n": len(test),
+            "train_seconds": clock.parts["train"],
+            "evaluate_seconds": clock.parts[tta],
+            "matrix_tflops": rates,
+            "commit": commit(),
+            "hardware": hardware(engine),
+            "fingerprints": fingerprints(dataset),
+            "recipe": mine.to_dict(),
+        }
+
+
+def phases(plan: Plan) -> list[int]:
+    """The first step of every phase that may run kernels of its own: sizes, and the frozen stem."""
+    starts = [round(share * plan.total) for share, _ in plan.recipe.resolution]
+    return sorted({s for s in (0, *starts, plan.freeze_stem) if s < plan.total})
+
+
+def matrix_rates(engine: Engine) -> dict[str, float]:
+    """TFLOP/s of a 4096^3 product by precision: shared machines drift, so each lap states it."""
+    kinds = (torch.bfloat16, torch.float32)
+    return {
+        str(kind).removeprefix("torch."): round(matrix_rate(engine, dtype=kind), 3)
+        for kind in kinds
+    }
+
+
+def race(
+    laps: Callable[[list[int]], Iterable[Lap]],
+    seeds: Iterable[int],
+    target: float,
+    out: Path,
+    claim: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Run `laps` of the seeds that the ledger entry `out` lacks, yielding its summary after each.
+
+    `target` is an accuracy in [0, 1], with test-time augmentation; `claim` is what the entry says
+    of itself, with its `recipe`. The file is rewritten whole after every lap, so that a stop
+    loses the running one at most. UserError where `out` holds laps of another recipe.
+    """
+    entry = read_entry(out, claim["recipe"]) | claim
+    missing = sorted(set(seeds) - {lap["seed"] for lap in entry["runs"]})
+    if not missing:
+        yield summary(entry["runs"], target)
+        return
+    for lap in laps(missing):
+        entry["runs"].append(lap)
+        entry["summary"] = summary(entry["runs"], target)
+        write_bytes(out, (json.dumps(entry, indent=1) + "\n").encode())
+        yield entry["summary"]
+
+
+def read_entry(out: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The ledger entry that a race goes on with; an empty one where there is no file."""
+    if not out.exists():
+        return {"runs": []}
+    try:
+        entry: dict[str, Any] = json.loads(out.read_text())
+        others = [lap["recipe"] for lap in entry["runs"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{out} is no ledger entry of a race: give another --out") from None
+    if any(other | {"seed": 0} != recipe | {"seed": 0} for other in others):
+        raise UserError(f"{out} holds laps of another recipe: give another --out")
+    return entry
+
+
+def summary(laps: list[Lap], target: float) -> dict[str, Any]:
+    """n, the share of seeds that reach the target, mean and sample deviation of each figure."""
+    reached = sum(lap["accuracy_tta"] >= target for lap in laps)
+    figures: dict[str, Any] = {"n": len(laps), "target": target, "reached": reached / len(laps)}
+    for key in SUMMED:
+        values = [lap[key] for lap in laps if lap.get(key) is not None]
+        if values:
+            sd = statistics.stdev(values) if len(values) > 1 else None
+            figures[key] = {"mean": statistics.mean(values), "sd": sd}
+    return figures

@@ -1,0 +1,287 @@
+"""What a training step costs, part by part, beside what the machine can do at best."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from leanres.data.split import Split, channel_stats
+from leanres.models.budget import summarize
+from leanres.training.engine import Engine, Normalize, hardware, matrix_rate, memory_rate
+from leanres.training.loop import (
+    TrainState,
+    epoch_order,
+    forward_backward,
+    network_config,
+    shrink,
+    start,
+    steps,
+    training_batch,
+)
+from leanres.training.recipe import Plan, Recipe
+
+WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, kernels compile
+
+KINDS = {  # an operator's name contains -> what it does
+    "convolution": "convolution",
+    "conv": "convolution",
+    "max_pool": "pooling",
+    "avg_pool": "pooling",
+    "batch_norm": "batch norm",
+    "threshold": "activation",
+    "clamp_min": "activation",
+    "relu": "activation",
+    "elu": "activation",
+    "upsample": "augmentation and resize",
+    "grid_sampler": "augmentation and resize",
+    "index": "augmentation and resize",
+    "reflection_pad": "augmentation and resize",
+    "aten::flip": "augmentation and resize",
+    "aten::where": "augmentation and resize",
+    "mm": "matrix products (optimizer, classifier)",
+    "_foreach": "optimizer",
+}
+
+
+def measure_step(recipe: Recipe, train: Split, engine: Engine, count: int = 10) -> dict[str, Any]:
+    """Seconds of a step and of its parts, and the shares of the machine's rates it reaches.
+
+    `train` lies on the engine's device. Steps at the start of the recipe are measured, so give
+    one whose phase of interest comes first. `parts` are medians in seconds: data (gathering the
+    batch and augmenting it), resize, forward, backward, optimizer; each is timed with the device
+    idle before and after, so on a GPU they add up to more than `seconds_per_step`.
+    """
+    plan = Plan(recipe, len(train))
+    side = round(plan.scale(0) * train.images.shape[-1])
+    network = network_config(recipe, train.classes)
+    normalize = Normalize(*channel_stats(train)).to(engine.device)
+    state = start(recipe, train, normalize, engine)
+    seconds = step_seconds(state, train, recipe, normalize, engine, count)
+    parts = part_seconds(state, train, recipe, normalize, engine, count)
+    flops, traffic = cost_of_step(state, train, recipe, normalize, engine)
+    images = shrink(normalize(train.images[: plan.batch_size]), plan.scale(0))
+    alone = convolution_rate(state.model.train(), images, engine)
+    matrix = matrix_rate(engine, dtype=getattr(torch, engine.precision))
+    memory = memory_rate(engine)
+    return {
+        "hardware": hardware(engine),
+        "model": recipe.model if isinstance(recipe.model, str) else "own network",
+        "macs_per_image": summarize(network, (3, side, side)).macs,
+        "side": side,
+        "batch_size": plan.batch_size,
+        "seconds_per_step": seconds,
+        "images_per_s": plan.batch_size / seconds,
+        "parts": parts,
+        "operators": operator_shares(state, train, recipe, normalize, engine),
+        "tflop_per_step": flops / 1e12,
+        "tflops": flops / seconds / 1e12,
+        "tflops_of_convolutions_alone": alone / 1e12,
+        "matrix_tflops": matrix,
+        "share_of_matrix_rate": flops / seconds / 1e12 / matrix,
+        "gb_per_step": traffic / 1e9,
+        "memory_gb_per_s": memory / 1e9,
+        "share_of_memory_rate": traffic / seconds / memory,
+        "peak_memory_mib": peak_memory(engine) / 2**20,
+    }
+
+
+def step_seconds(
+    state: TrainState,
+    train: Split,
+    recipe: Recipe,
+    normalize: Normalize,
+    engine: Engine,
+    count: int,
+) -> float:
+    """Wall seconds of one step of the loop that trains, over `count` of them in a row."""
+    run = endless(state, train, recipe, normalize, engine)
+    for _ in range(WARM_UP):
+        next(run)
+    engine.synchronize()
+    begun = time.perf_counter()
+    for _ in range(count):
+        next(run)
+    engine.synchronize()
+    return (time.perf_counter() - begun) / count
+
+
+def endless(
+    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
+) -> Iterator[object]:
+    """The loop's steps, begun anew whenever the recipe ends: a small data set has few."""
+    while True:
+        state.step = 0
+        yield from steps(state, train, recipe, normalize, engine)
+
+
+def part_seconds(
+    state: TrainState,
+    train: Split,
+    recipe: Recipe,
+    normalize: Normalize,
+    engine: Engine,
+    count: int,
+) -> dict[str, float]:
+    """Median seconds of each part of the first `count` steps, run by the loop's own functions."""
+    forward = engine.forward(state.model)
+    plan = Plan(recipe, len(train))
+    order = epoch_order(train, recipe.seed, 0)
+    state.model.train()
+    laps: list[dict[str, float]] = []
+    for lap in range(count + 1):
+        position = lap % plan.steps_per_epoch
+        indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
+        clock = Clock(engine)
+        images, targets = training_batch(train, indices, recipe, 0, position)
+        clock("data and augmentation")
+        inputs = shrink(normalize(images), plan.scale(0))
+        clock("normalise and resize")
+        chunks = inputs.chunk(recipe.accumulate)
+        for chunk in chunks:
+            with engine.autocast():
+                forward(chunk)
+        clock("forward")
+        for chunk, part in zip(chunks, targets.chunk(recipe.accumulate), strict=True):
+            forward_backward(forward, chunk, part, len(targets), recipe, engine)
+        clock("forward and backward")
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        clock("optimizer")
+        laps.append(clock.parts)
+    parts = {name: statistics.median(lap[name] for lap in laps[1:]) for name in laps[0]}
+    parts["backward"] = max(0.0, parts.pop("forward and backward") - parts["forward"])
+    return parts
+
+
+class Clock:
+    """Seconds between calls, the device idle at each."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.parts = engine, dict[str, float]()
+        engine.synchronize()
+        self.since = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        self.engine.synchronize()
+        now = time.perf_counter()
+        self.parts[name], self.since = now - self.since, now
+
+
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every operator's tensors, each read or written once; views move nothing.
+
+    That is what an eager step moves where no cache helps.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = (x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor))
+            self.bytes += sum(x.nbytes for x in tensors)
+        return out
+
+
+def cost_of_step(
+    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
+) -> tuple[int, int]:
+    """(FLOP of products and convolutions, bytes moved) of the next step, run uncompiled."""
+    run = endless(state, train, recipe, normalize, replace(engine, compiled=False))
+    next(run)
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        next(run)
+    return flops.get_total_flops(), traffic.bytes
+
+
+def convolution_rate(model: nn.Module, images: Tensor, engine: Engine) -> float:
+    """FLOP/s of the model's convolutions alone, forward and backward, each on its own: best of 3.
+
+    images: (N, 3, H, W) float, a batch as the model trains on it.
+    """
+    calls: list[tuple[nn.Conv2d, Tensor]] = []
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [
+        m.register_forward_pre_hook(lambda m, inputs: calls.append((m, inputs[0])))
+        for m in convolutions
+    ]
+    with engine.autocast():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    seconds, flops = 0.0, 0
+    for conv, seen in calls:
+        x = seen.detach().requires_grad_(seen.requires_grad)
+        with FlopCounterMode(display=False) as counter:
+            _both_ways(conv, x, engine)
+        flops += counter.get_total_flops()
+        seconds += min(_timed(conv, x, engine) for _ in range(3))
+    return flops / seconds
+
+
+def _timed(conv: nn.Conv2d, x: Tensor, engine: Engine) -> float:
+    clock = Clock(engine)
+    _both_ways(conv, x, engine)
+    clock("both")
+    return clock.parts["both"]
+
+
+def _both_ways(conv: nn.Conv2d, x: Tensor, engine: Engine) -> None:
+    with engine.autocast():
+        y = conv(x)
+    if y.requires_grad:
+        y.backward(torch.ones_like(y))
+    for p in (*conv.parameters(), x):
+        p.grad = None  # else the next backward would add to it
+
+
+def operator_shares(
+    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
+) -> dict[str, float]:
+    """The share of an uncompiled step's operator time that each kind takes, largest first."""
+    run = endless(state, train, recipe, normalize, replace(engine, compiled=False))
+    next(run)
+    cuda = torch.device(engine.device).type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as recorded:
+        for _ in range(3):
+            next(run)
+        engine.synchronize()
+    clock = "self_device_time_total" if cuda else "self_cpu_time_total"
+    seconds: Counter[str] = Counter()
+    for event in recorded.key_averages():
+        if event.key.startswith("aten::") or "mkldnn" in event.key:
+            seconds[kind_of(event.key)] += getattr(event, clock)
+    total = sum(seconds.values())
+    return {kind: spent / total for kind, spent in seconds.most_common()}
+
+
+def kind_of(operator: str) -> str:
+    """What an operator of the profiler is for; convolutions apart by direction."""
+    kind = next((kind for part, kind in KINDS.items() if part in operator), "rest")
+    if kind == "convolution":
+        return f"{kind}, {'backward' if 'backward' in operator else 'forward'}"
+    return kind
+
+
+def peak_memory(engine: Engine) -> int:
+    """Bytes: of the device's tensors at their most, or of the process where that is the CPU."""
+    if torch.device(engine.device).type == "cuda":
+        return torch.cuda.max_memory_allocated(engine.device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
