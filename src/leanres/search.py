@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanres.data.split import Dataset
+from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.models.budget import Summary, count_params, summarize
 from leanres.models.resnet import ResNetConfig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STUDY = "study.log"
 NEAR = 0.99  # of the parameter budget is the least that a candidate uses
 HAND_MADE = {"stages": 3, "depth_0": 3, "depth_1": 3, "depth_2": 3, "block": "basic", "growth": 2.0}
-PATIENCE = 200  # proposals out of bounds in a row, before the bounds are called empty
+PATIENCE = 100  # proposals out of bounds in a row, before the bounds are called empty
 
 
 @dataclass(frozen=True)
@@ -111,20 +111,27 @@ def _widened(config: ResNetConfig, stage: int, step: int) -> ResNetConfig:
     return replace(config, widths=tuple(widths))
 
 
+def _cost(config: ResNetConfig, train: Split) -> Summary:
+    _, channels, height, width = train.images.shape
+    return summarize(config, (channels, height, width))
+
+
 @cache
 def _params(config: ResNetConfig) -> int:
     return count_params(config)
 
 
-def propose(trial: optuna.trial.BaseTrial, bounds: Bounds, classes: int) -> ResNetConfig | None:
-    """A network from a trial's choices; None where it does not keep within the bounds."""
+def propose(trial: optuna.trial.BaseTrial, bounds: Bounds, train: Split) -> ResNetConfig | None:
+    """A network for these images from a trial's choices; None where it is out of bounds."""
     stages = trial.suggest_int("stages", 3, 4)
     depths = tuple(trial.suggest_int(f"depth_{i}", 1, 6) for i in range(stages))
     block = trial.suggest_categorical("block", ["basic", "wide"])
     growth = trial.suggest_float("growth", 1.0, 2.2, step=0.1)
-    shape = ResNetConfig((bounds.multiple,) * stages, depths, block=block, num_classes=classes)
+    shape = ResNetConfig(
+        (bounds.multiple,) * stages, depths, block=block, num_classes=len(train.classes)
+    )
     config = fit_widths(shape, growth, bounds)
-    return config if config and bounds.admits(summarize(config)) else None
+    return config if config and bounds.admits(_cost(config, train)) else None
 
 
 def search(
@@ -183,10 +190,10 @@ def _check_installed() -> None:
 def _check_same(folder: Path, asked: dict[str, Any]) -> None:
     """Keep what a folder searches for, and refuse to go on with something else in it."""
     path = folder / "search.json"
-    text = json.dumps(asked, indent=1)
-    if path.exists() and json.loads(path.read_text()) != json.loads(text):
+    text = json.dumps(asked, indent=1) + "\n"
+    if path.exists() and path.read_text() != text:
         raise UserError(f"{folder} holds a search with other bounds or recipe: give another --out")
-    path.write_text(text + "\n")
+    path.write_text(text)
 
 
 def _study(folder: Path, recipe: Recipe, seed: int) -> optuna.Study:
@@ -242,7 +249,7 @@ def _try_one(
     from optuna.trial import TrialState
 
     trial = study.ask()
-    config = propose(trial, bounds, len(dataset.train.classes))
+    config = propose(trial, bounds, dataset.train)
     known = {c.name for c in candidates(study)}
     if config is None or _name(config) in known:
         trial.set_user_attr("nothing new", True)
@@ -287,7 +294,7 @@ def _rows(run: runs.Run) -> Iterator[dict[str, Any]]:
 
 
 def _candidate(run: runs.Run, config: ResNetConfig) -> Candidate:
-    cost, last = summarize(config), run.state.history[-1]
+    cost, last = _cost(config, run.train), run.state.history[-1]
     return Candidate(
         name=run.folder.name,
         model=config_to_dict(config),
