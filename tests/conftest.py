@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from leanres.cli import main
+from leanres.data.sources import load
+from leanres.data.split import Dataset
+from leanres.training.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +34,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LEANRES_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine("cpu", "float32", compiled=False)
 
 
 class Outcome(NamedTuple):

@@ -2,21 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from leanres.data.sources import load
-from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.engine import Engine
 from leanres.training.recipe import Recipe
-
-
-@pytest.fixture(scope="session")
-def digits() -> Dataset:
-    return load("digits")
-
-
-@pytest.fixture
-def engine() -> Engine:
-    return Engine("cpu", "float32", compiled=False)
 
 
 @pytest.fixture
