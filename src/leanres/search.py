@@ -45,6 +45,11 @@ class Bounds:
     receptive_field: tuple[int, int] = (1, 10**6)  # least and most, in pixels
     multiple: int = 8  # of channels: what matrix units are fed with
 
+    def __post_init__(self) -> None:
+        least, most = self.receptive_field
+        if least > most:
+            raise UserError(f"receptive field from {least} to {most} px: give the least first")
+
     def admits(self, summary: Summary) -> bool:
         """Whether a network keeps within all of them."""
         least, most = self.receptive_field
@@ -154,7 +159,8 @@ def search(
     if not recipe.val and dataset.val is None:
         raise UserError("a search chooses on val images, and there are none: --set val=5000")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same(folder, {"bounds": asdict(bounds), "recipe": recipe.to_dict()})
+    asked = {"bounds": asdict(bounds), "recipe": recipe.to_dict()}
+    _check_same(folder, asked | {"data": dataset.train.fingerprint})
     study = _study(folder, recipe, seed)
     while len(_ended(study)) < trials:
         candidate = _try_one(study, bounds, recipe, dataset, engine, folder)
@@ -192,7 +198,9 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
     path = folder / "search.json"
     text = json.dumps(asked, indent=1) + "\n"
     if path.exists() and path.read_text() != text:
-        raise UserError(f"{folder} holds a search with other bounds or recipe: give another --out")
+        raise UserError(
+            f"{folder} holds a search with other bounds, recipe or data: give another --out"
+        )
     path.write_text(text)
 
 
@@ -263,11 +271,11 @@ def _try_one(
     candidate = _candidate(run, config)
     if candidate.finished and "result" not in run.info:
         runs.finish(run, "none", "val")
-    if not candidate.finished:
-        shutil.rmtree(run.folder / CHECKPOINTS)
     trial.set_user_attr("candidate", asdict(candidate))
     state = TrialState.COMPLETE if candidate.finished else TrialState.PRUNED
     study.tell(trial, candidate.accuracy if candidate.finished else None, state)
+    if not candidate.finished:  # last: a kill before it could not be resumed without them
+        shutil.rmtree(run.folder / CHECKPOINTS)
     return candidate
 
 

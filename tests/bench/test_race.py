@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from leanres.bench.race import cold_laps, phases, race, read_entry, summary, warm_laps
 from leanres.errors import UserError
@@ -66,6 +67,20 @@ def test_a_race_needs_test_images(tiny, digits, engine):
         next(iter(warm_laps(tiny, [0], replace(digits, test=None), engine)))
 
 
+def test_a_cold_race_without_test_images_is_refused_too(tmp_path, engine):
+    folder = tmp_path / "photos" / "train"
+    for i, name in enumerate(("cats", "dogs")):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (32, 32), (100 * i + number,) * 3).save(
+                folder / name / f"{number}.png"
+            )
+    words = [*WORDS, "--set", "batch_size=8"]
+    words[words.index("digits")] = str(tmp_path / "photos")
+    with pytest.raises(UserError, match="has none"):
+        list(cold_laps(words, [0], tmp_path / "race", engine))
+
+
 def test_a_race_runs_the_seeds_that_its_file_lacks(tmp_path):
     out = tmp_path / "race.json"
     asked = []
@@ -96,7 +111,12 @@ def test_a_race_that_is_stopped_keeps_its_laps(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"runs": [{"recipe": {"lr": 2.0, "seed": 0}}]}', "laps of another recipe"),
+        (
+            '{"counted": "warm", "runs": [{"recipe": {"lr": 2.0, "seed": 0}}]}',
+            "laps of another recipe",
+        ),
+        ('{"counted": "cold", "runs": []}', "laps counted cold"),
+        ('{"counted": "warm", "runs": [{"recipe": 1}]}', "is no ledger entry of a race"),
         ("[]", "is no ledger entry of a race"),
         ("{", "is no ledger entry of a race"),
         ('{"runs": [1]}', "is no ledger entry of a race"),
@@ -106,7 +126,7 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path, content, message)
     out = tmp_path / "race.json"
     out.write_text(content)
     with pytest.raises(UserError, match=message):
-        read_entry(out, CLAIM["recipe"])
+        read_entry(out, CLAIM)
     assert out.read_text() == content
 
 

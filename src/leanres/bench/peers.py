@@ -58,9 +58,11 @@ class Work:
     device: str = "auto"
 
     def split(self) -> Split:
-        """The training images."""
+        """The training images; UserError where they do not fill a batch."""
         whole = load(self.data, self.path and Path(self.path)).train
         count = min(self.images or len(whole), len(whole))
+        if count < self.batch_size:
+            raise UserError(f"{count} images make no batch of {self.batch_size}: give more images")
         return whole.subset(range(count))
 
     def network(self, split: Split) -> nn.Module:

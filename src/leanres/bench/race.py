@@ -27,6 +27,7 @@ from leanres.training.recipe import Plan, Recipe, from_dict
 
 KEPT = ("accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
 SUMMED = ("accuracy", "accuracy_tta", "train_seconds", "evaluate_seconds", "wall_seconds")
+NO_TEST = "a race is decided on test images, and this data set has none"
 Lap = dict[str, Any]
 
 
@@ -59,6 +60,8 @@ def cold_lap(words: list[str], seed: int, folder: Path, engine: Engine) -> Lap:
     if done.returncode:
         raise UserError(f"seed {seed}: leanres {' '.join(told)} ended with {done.returncode}")
     result = json.loads(done.stdout.splitlines()[-1])
+    if result["split"] != "test":
+        raise UserError(NO_TEST)
     info = json.loads((folder / INFO).read_text())
     return {
         "seed": seed,
@@ -83,7 +86,7 @@ def warm_laps(
     images with augmentation; the images lie on the device.
     """
     if dataset.test is None:
-        raise UserError("a race is decided on test images, and this data set has none")
+        raise UserError(NO_TEST)
     ready = runs.prepare(Path(), recipe, dataset, engine)
     test = dataset.test.to(engine.device)
     for step in phases(ready.plan):
@@ -151,7 +154,7 @@ def race(
     of itself, with its `recipe`. The file is rewritten whole after every lap, so that a stop
     loses the running one at most. UserError where `out` holds laps of another recipe.
     """
-    entry = read_entry(out, claim["recipe"]) | claim
+    entry = read_entry(out, claim) | claim
     missing = sorted(set(seeds) - {lap["seed"] for lap in entry["runs"]})
     if not missing:
         yield summary(entry["runs"], target)
@@ -163,16 +166,19 @@ def race(
         yield entry["summary"]
 
 
-def read_entry(out: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+def read_entry(out: Path, claim: dict[str, Any]) -> dict[str, Any]:
     """The ledger entry that a race goes on with; an empty one where there is no file."""
     if not out.exists():
         return {"runs": []}
     try:
         entry: dict[str, Any] = json.loads(out.read_text())
-        others = [lap["recipe"] for lap in entry["runs"]]
+        others = [lap["recipe"] | {"seed": 0} for lap in entry["runs"]]
+        counted = entry["counted"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{out} is no ledger entry of a race: give another --out") from None
-    if any(other | {"seed": 0} != recipe | {"seed": 0} for other in others):
+    if counted != claim["counted"]:
+        raise UserError(f"{out} holds laps counted {counted}: give another --out")
+    if any(other != claim["recipe"] | {"seed": 0} for other in others):
         raise UserError(f"{out} holds laps of another recipe: give another --out")
     return entry
 

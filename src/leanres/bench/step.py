@@ -36,14 +36,12 @@ from leanres.training.recipe import Plan, Recipe
 WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, kernels compile
 
 KINDS = {  # an operator's name contains -> what it does
-    "convolution": "convolution",
     "conv": "convolution",
     "max_pool": "pooling",
     "avg_pool": "pooling",
     "batch_norm": "batch norm",
     "threshold": "activation",
     "clamp_min": "activation",
-    "relu": "activation",
     "elu": "activation",
     "upsample": "augmentation and resize",
     "grid_sampler": "augmentation and resize",
@@ -70,6 +68,7 @@ def measure_step(recipe: Recipe, train: Split, engine: Engine, count: int = 10) 
     normalize = Normalize(*channel_stats(train)).to(engine.device)
     state = start(recipe, train, normalize, engine)
     seconds = step_seconds(state, train, recipe, normalize, engine, count)
+    peak = peak_memory(engine)  # before the rates: they take a GiB themselves
     parts = part_seconds(state, train, recipe, normalize, engine, count)
     flops, traffic = cost_of_step(state, train, recipe, normalize, engine)
     images = shrink(normalize(train.images[: plan.batch_size]), plan.scale(0))
@@ -94,7 +93,7 @@ def measure_step(recipe: Recipe, train: Split, engine: Engine, count: int = 10) 
         "gb_per_step": traffic / 1e9,
         "memory_gb_per_s": memory / 1e9,
         "share_of_memory_rate": traffic / seconds / memory,
-        "peak_memory_mib": peak_memory(engine) / 2**20,
+        "peak_memory_mib": peak / 2**20,
     }
 
 

@@ -51,17 +51,19 @@ def step(
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
     train = load(data, path, size, strict).train.to(engine.device)
     report = measure_step(chosen, train, engine, steps)
-    _write(out, report)
     if as_json:
         typer.echo(json.dumps(report))
     else:
         _print_step(report)
+    _write(out, report)
 
 
 def _write(out: Path | None, report: dict[str, Any]) -> None:
+    """Write the report; it has been printed, so that a bad place loses nothing."""
     if out is not None:
         from leanres.training.checkpoint import write_bytes
 
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out, (json.dumps(report, indent=1) + "\n").encode())
 
 
@@ -201,6 +203,7 @@ def peers(
 
     where = None if path is None else str(path)
     work = Work(model, data, where, images, batch_size, epochs, workers, device)
+    work.network(work.split())  # a mistake ends here, not in each program
     engine = detect(device)
     chosen = list(PEERS) if names == "all" else names.split(",")
     lacking = {name: package for name in chosen if (package := missing(name))}
@@ -219,11 +222,11 @@ def peers(
         "epoch_seconds": seconds,
         "scripts": {str(path): run_script(path, pattern or AIRBENCH_ROW) for path in script},
     }
-    _write(out, report)
     if as_json:
         typer.echo(json.dumps(report))
     else:
         _print_peers(report)
+    _write(out, report)
 
 
 def _print_peers(report: dict[str, Any]) -> None:
