@@ -172,6 +172,18 @@ def test_the_command_line_searches(leanres, tmp_path):
     assert len(json.loads(again.out)) == 2
 
 
+def test_a_network_that_diverges_is_passed_over(digits, tmp_path):
+    wild = replace(RECIPE, lr=1e3, warmup=0.0, epochs=1)
+    (c,) = search(BOUNDS, wild, digits, ENGINE, tmp_path, trials=1)
+    assert (c.finished, c.epochs, c.accuracy) == (False, 0, 0.0)
+
+
+def test_a_damaged_study_is_one_line(digits, tmp_path):
+    (tmp_path / "study.log").write_text("garbage\n")
+    with pytest.raises(UserError, match="is damaged"):
+        search(BOUNDS, RECIPE, digits, ENGINE, tmp_path)
+
+
 def test_a_field_that_is_no_pair_is_one_line(leanres):
     done = leanres("search", "--field", "16")
     assert done.code == 2

@@ -7,6 +7,7 @@ candidate's run in OUT/NAME, so a killed search goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -210,16 +211,18 @@ def _study(folder: Path, recipe: Recipe, seed: int) -> optuna.Study:
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY)))
-    study = optuna.create_study(
-        storage=storage,
-        pruner=optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=max(1, recipe.epochs // 3), reduction_factor=3
-        ),
-        direction="maximize",
-        study_name="search",
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY))),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=max(1, recipe.epochs // 3), reduction_factor=3
+            ),
+            direction="maximize",
+            study_name="search",
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError, TypeError):  # its own lines do not parse or do not fit
+        raise UserError(f"{folder / STUDY} is damaged: give another --out") from None
     # Seeded anew by what it knows: a resumed search would propose its first networks again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     if not study.trials:  # so the best found is never behind the shape that one would take by hand
@@ -264,10 +267,12 @@ def _try_one(
         study.tell(trial, state=TrialState.FAIL)
         return None
     run = _open(folder / _name(config), from_dict({"model": config}, recipe), dataset, engine)
-    for row in _rows(run):
-        trial.report(row["val_accuracy"], row["epoch"])
-        if row["epoch"] < recipe.epochs and trial.should_prune():
-            break
+    # A network that diverges is a bad one; the search goes on.
+    with contextlib.suppress(runs.DivergedError):
+        for row in _rows(run):
+            trial.report(row["val_accuracy"], row["epoch"])
+            if row["epoch"] < recipe.epochs and trial.should_prune():
+                break
     candidate = _candidate(run, config)
     if candidate.finished and "result" not in run.info:
         runs.finish(run, "none", "val")
@@ -302,14 +307,15 @@ def _rows(run: runs.Run) -> Iterator[dict[str, Any]]:
 
 
 def _candidate(run: runs.Run, config: ResNetConfig) -> Candidate:
-    cost, last = _cost(config, run.train), run.state.history[-1]
+    cost, rows = _cost(config, run.train), run.state.history
+    accuracy = rows[-1]["val_accuracy"] if rows else 0.0  # none: it diverged in its first epoch
     return Candidate(
         name=run.folder.name,
         model=config_to_dict(config),
         params=cost.params,
         macs=cost.macs,
         receptive_field=cost.receptive_field,
-        epochs=last["epoch"],
-        accuracy=last["val_accuracy"],
-        finished=last["epoch"] == run.recipe.epochs,
+        epochs=len(rows),
+        accuracy=accuracy,
+        finished=len(rows) == run.recipe.epochs,
     )

@@ -66,6 +66,10 @@ from leanres.version import __version__
 LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
 
 
+class DivergedError(UserError):
+    """The training's loss or weights are not finite any more."""
+
+
 @dataclass
 class Run:
     """A run folder and what is in memory of it. Make it with `create` or `reopen`."""
@@ -275,7 +279,7 @@ def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterato
             _save(run)
     except NonFiniteLossError as error:
         kept = checkpoint.saved(run.folder / CHECKPOINTS)
-        raise UserError(
+        raise DivergedError(
             f"{error}: stopped; the last good checkpoint is {kept[0] if kept else 'none'}"
             ' (a lower lr, or precision = "float32", may help)'
         ) from None
