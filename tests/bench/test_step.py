@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +19,15 @@ from leanres.bench.step import (
     kind_of,
     measure_step,
 )
-from leanres.data.split import channel_stats
 from leanres.models.budget import summarize
 from leanres.models.resnet import ResNetConfig
-from leanres.training.engine import Normalize, memory_rate
-from leanres.training.loop import start
+from leanres.training.engine import memory_rate
+from leanres.training.run import prepare
 
 
 @pytest.fixture
 def report(tiny, digits, engine):
-    return measure_step(replace(tiny, resolution=()), digits.train, engine, count=2)
+    return measure_step(replace(tiny, resolution=()), digits, engine, count=2)
 
 
 def test_the_parts_add_up_to_about_the_step(report):
@@ -43,8 +43,8 @@ def test_the_parts_add_up_to_about_the_step(report):
     assert report["images_per_s"] == pytest.approx(200 / report["seconds_per_step"])
 
 
-def test_operator_shares_are_shares(report):
-    assert sum(report["operators"].values()) == pytest.approx(1)
+def test_the_operators_add_up_to_about_the_step(report):
+    assert sum(report["operators"].values()) == pytest.approx(report["seconds_per_step"], rel=0.9)
     assert {"convolution, forward", "convolution, backward"} <= set(report["operators"])
 
 
@@ -59,9 +59,7 @@ def test_a_residual_networks_step_costs_three_forward_passes_less_the_images_gra
 ):
     config = ResNetConfig(widths=(8, 16), depths=(1, 1), num_classes=10)
     recipe = replace(tiny, model=config, resolution=(), optimizer="sgd", lr=0.1)
-    normalize = Normalize(*channel_stats(digits.train))
-    state = start(recipe, digits.train, normalize, engine)
-    flops, _ = cost_of_step(state, digits.train, recipe, normalize, engine)
+    flops, _ = cost_of_step(prepare(Path(), recipe, digits, engine))
     summary = summarize(config)
     stem = next(row.macs for row in summary.rows if row.macs)
     assert flops == 2 * recipe.batch_size * (3 * summary.macs - stem)
@@ -87,11 +85,8 @@ def test_convolutions_alone_are_timed_both_ways_and_left_without_gradients(engin
 
 def test_steps_go_on_past_the_recipes_end(tiny, digits, engine):
     short = replace(tiny, epochs=1, batch_size=700)
-    normalize = Normalize(*channel_stats(digits.train))
-    run = endless(
-        start(short, digits.train, normalize, engine), digits.train, short, normalize, engine
-    )
-    assert len([next(run) for _ in range(5)]) == 5
+    loop = endless(prepare(Path(), short, digits, engine))
+    assert len([next(loop) for _ in range(5)]) == 5
 
 
 def test_a_clock_counts_from_call_to_call(engine):

@@ -14,7 +14,6 @@ import importlib.util
 import json
 import random
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from leanres.data.sources import load
 from leanres.data.split import Split, channel_stats
 from leanres.errors import UserError
+from leanres.evaluation.statistics import mean_sd
 from leanres.tables import Table
 from leanres.training.engine import Normalize, detect, keep_freed_memory
 from leanres.training.loop import network_config, start, train
@@ -264,9 +264,7 @@ def run_script(path: Path, pattern: str = AIRBENCH_ROW) -> dict[str, Any]:
         raise UserError(f"{path} printed nothing that matches {pattern!r}: give its --pattern")
     figures: dict[str, Any] = {"n": len(found)}
     for key in ("accuracy", "seconds"):
-        values = [float(match[key]) for match in found]
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        figures[key] = {"mean": statistics.mean(values), "sd": sd}
+        figures[key] = mean_sd([float(match[key]) for match in found])
     return figures
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
 from leanres.evaluation.metrics import accuracy
+from leanres.evaluation.statistics import mean_sd
 from leanres.training import run as runs
 from leanres.training.checkpoint import write_bytes
 from leanres.training.engine import Engine, hardware, matrix_rate
@@ -190,6 +190,5 @@ def summary(laps: list[Lap], target: float) -> dict[str, Any]:
     for key in SUMMED:
         values = [lap[key] for lap in laps if lap.get(key) is not None]
         if values:
-            sd = statistics.stdev(values) if len(values) > 1 else None
-            figures[key] = {"mean": statistics.mean(values), "sd": sd}
+            figures[key] = mean_sd(values)
     return figures

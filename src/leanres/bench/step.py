@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,20 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from leanres.data.split import Split, channel_stats
+from leanres.data.split import Dataset
 from leanres.models.budget import summarize
-from leanres.training.engine import Engine, Normalize, hardware, matrix_rate, memory_rate
-from leanres.training.loop import (
-    TrainState,
-    epoch_order,
-    forward_backward,
-    network_config,
-    shrink,
-    start,
-    steps,
-    training_batch,
-)
-from leanres.training.recipe import Plan, Recipe
+from leanres.training import run as runs
+from leanres.training.engine import Engine, hardware, matrix_rate, memory_rate
+from leanres.training.loop import epoch_order, forward_backward, shrink, steps, training_batch
+from leanres.training.recipe import Recipe
 
 WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, kernels compile
 
@@ -54,37 +47,37 @@ KINDS = {  # an operator's name contains -> what it does
 }
 
 
-def measure_step(recipe: Recipe, train: Split, engine: Engine, count: int = 10) -> dict[str, Any]:
+def measure_step(
+    recipe: Recipe, dataset: Dataset, engine: Engine, count: int = 10
+) -> dict[str, Any]:
     """Seconds of a step and of its parts, and the shares of the machine's rates it reaches.
 
-    `train` lies on the engine's device. Steps at the start of the recipe are measured, so give
-    one whose phase of interest comes first. `parts` are medians in seconds: data (gathering the
-    batch and augmenting it), resize, forward, backward, optimizer; each is timed with the device
-    idle before and after, so on a GPU they add up to more than `seconds_per_step`.
+    Steps at the start of the recipe are measured, so give one whose phase of interest comes
+    first. `parts` are medians in seconds: data (gathering the batch and augmenting it), resize,
+    forward, backward, optimizer; each is timed with the device idle before and after, so on a GPU
+    they add up to more than `seconds_per_step`. `operators` are seconds of an uncompiled step.
     """
-    plan = Plan(recipe, len(train))
-    side = round(plan.scale(0) * train.images.shape[-1])
-    network = network_config(recipe, train.classes)
-    normalize = Normalize(*channel_stats(train)).to(engine.device)
-    state = start(recipe, train, normalize, engine)
-    seconds = step_seconds(state, train, recipe, normalize, engine, count)
+    run = runs.prepare(Path(), recipe, dataset, engine)
+    plan, scale = run.plan, run.plan.scale(0)
+    side = round(scale * run.train.images.shape[-1])
+    seconds = step_seconds(run, count)
     peak = peak_memory(engine)  # before the rates: they take a GiB themselves
-    parts = part_seconds(state, train, recipe, normalize, engine, count)
-    flops, traffic = cost_of_step(state, train, recipe, normalize, engine)
-    images = shrink(normalize(train.images[: plan.batch_size]), plan.scale(0))
-    alone = convolution_rate(state.model.train(), images, engine)
+    parts = part_seconds(run, count)
+    flops, traffic = cost_of_step(run)
+    images = shrink(run.normalize(run.train.images[: plan.batch_size]), scale)
+    alone = convolution_rate(run.state.model.train(), images, engine)
     matrix = matrix_rate(engine, dtype=getattr(torch, engine.precision))
     memory = memory_rate(engine)
     return {
         "hardware": hardware(engine),
         "model": recipe.model if isinstance(recipe.model, str) else "own network",
-        "macs_per_image": summarize(network, (3, side, side)).macs,
+        "macs_per_image": summarize(run.config, (3, side, side)).macs,
         "side": side,
         "batch_size": plan.batch_size,
         "seconds_per_step": seconds,
         "images_per_s": plan.batch_size / seconds,
         "parts": parts,
-        "operators": operator_shares(state, train, recipe, normalize, engine),
+        "operators": operator_seconds(run),
         "tflop_per_step": flops / 1e12,
         "tflops": flops / seconds / 1e12,
         "tflops_of_convolutions_alone": alone / 1e12,
@@ -97,56 +90,45 @@ def measure_step(recipe: Recipe, train: Split, engine: Engine, count: int = 10) 
     }
 
 
-def step_seconds(
-    state: TrainState,
-    train: Split,
-    recipe: Recipe,
-    normalize: Normalize,
-    engine: Engine,
-    count: int,
-) -> float:
+def step_seconds(run: runs.Run, count: int) -> float:
     """Wall seconds of one step of the loop that trains, over `count` of them in a row."""
-    run = endless(state, train, recipe, normalize, engine)
+    loop = endless(run)
     for _ in range(WARM_UP):
-        next(run)
-    engine.synchronize()
+        next(loop)
+    run.engine.synchronize()
     begun = time.perf_counter()
     for _ in range(count):
-        next(run)
-    engine.synchronize()
+        next(loop)
+    run.engine.synchronize()
     return (time.perf_counter() - begun) / count
 
 
-def endless(
-    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
-) -> Iterator[object]:
+def endless(run: runs.Run) -> Iterator[object]:
     """The loop's steps, begun anew whenever the recipe ends: a small data set has few."""
     while True:
-        state.step = 0
-        yield from steps(state, train, recipe, normalize, engine)
+        run.state.step = 0
+        yield from steps(run.state, run.train, run.recipe, run.normalize, run.engine)
 
 
-def part_seconds(
-    state: TrainState,
-    train: Split,
-    recipe: Recipe,
-    normalize: Normalize,
-    engine: Engine,
-    count: int,
-) -> dict[str, float]:
+def uncompiled(run: runs.Run) -> runs.Run:
+    """The run with its operators one by one, as counters and the profiler need them."""
+    return replace(run, engine=replace(run.engine, compiled=False))
+
+
+def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
     """Median seconds of each part of the first `count` steps, run by the loop's own functions."""
-    forward = engine.forward(state.model)
-    plan = Plan(recipe, len(train))
-    order = epoch_order(train, recipe.seed, 0)
-    state.model.train()
+    recipe, engine, plan = run.recipe, run.engine, run.plan
+    forward = engine.forward(run.state.model)
+    order = epoch_order(run.train, recipe.seed, 0)
+    run.state.model.train()
     laps: list[dict[str, float]] = []
     for lap in range(count + 1):
         position = lap % plan.steps_per_epoch
         indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
         clock = Clock(engine)
-        images, targets = training_batch(train, indices, recipe, 0, position)
+        images, targets = training_batch(run.train, indices, recipe, 0, position)
         clock("data and augmentation")
-        inputs = shrink(normalize(images), plan.scale(0))
+        inputs = shrink(run.normalize(images), plan.scale(0))
         clock("normalise and resize")
         chunks = inputs.chunk(recipe.accumulate)
         for chunk in chunks:
@@ -156,7 +138,7 @@ def part_seconds(
         for chunk, part in zip(chunks, targets.chunk(recipe.accumulate), strict=True):
             forward_backward(forward, chunk, part, len(targets), recipe, engine)
         clock("forward and backward")
-        for optimizer in state.optimizers:
+        for optimizer in run.state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         clock("optimizer")
@@ -198,14 +180,12 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def cost_of_step(
-    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
-) -> tuple[int, int]:
+def cost_of_step(run: runs.Run) -> tuple[int, int]:
     """(FLOP of products and convolutions, bytes moved) of the next step, run uncompiled."""
-    run = endless(state, train, recipe, normalize, replace(engine, compiled=False))
-    next(run)
+    loop = endless(uncompiled(run))
+    next(loop)
     with FlopCounterMode(display=False) as flops, Traffic() as traffic:
-        next(run)
+        next(loop)
     return flops.get_total_flops(), traffic.bytes
 
 
@@ -250,24 +230,21 @@ def _both_ways(conv: nn.Conv2d, x: Tensor, engine: Engine) -> None:
         p.grad = None  # else the next backward would add to it
 
 
-def operator_shares(
-    state: TrainState, train: Split, recipe: Recipe, normalize: Normalize, engine: Engine
-) -> dict[str, float]:
-    """The share of an uncompiled step's operator time that each kind takes, largest first."""
-    run = endless(state, train, recipe, normalize, replace(engine, compiled=False))
-    next(run)
-    cuda = torch.device(engine.device).type == "cuda"
+def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
+    """Seconds that each kind of operator takes of an uncompiled step, mean of `count`."""
+    loop = endless(uncompiled(run))
+    next(loop)
+    cuda = torch.device(run.engine.device).type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]) as recorded:
-        for _ in range(3):
-            next(run)
-        engine.synchronize()
+        for _ in range(count):
+            next(loop)
+        run.engine.synchronize()
     clock = "self_device_time_total" if cuda else "self_cpu_time_total"
-    seconds: Counter[str] = Counter()
+    microseconds: Counter[str] = Counter()
     for event in recorded.key_averages():
         if event.key.startswith("aten::") or "mkldnn" in event.key:
-            seconds[kind_of(event.key)] += getattr(event, clock)
-    total = sum(seconds.values())
-    return {kind: spent / total for kind, spent in seconds.most_common()}
+            microseconds[kind_of(event.key)] += getattr(event, clock)
+    return {kind: spent / 1e6 / count for kind, spent in microseconds.items()}
 
 
 def kind_of(operator: str) -> str:

@@ -49,8 +49,7 @@ def step(
     changed = {"freeze_stem_at": 0.0} | changes(settings, model=model)
     chosen = from_dict(changed | {"resolution": [[0.0, scale]]}, load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
-    train = load(data, path, size, strict).train.to(engine.device)
-    report = measure_step(chosen, train, engine, steps)
+    report = measure_step(chosen, load(data, path, size, strict), engine, steps)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -84,14 +83,11 @@ def _print_step(report: dict[str, Any]) -> None:
     for title, parts in (("part of a step", r["parts"]), ("kind of operator", r["operators"])):
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column(title, no_wrap=True)
-        seconds = title == "part of a step"
-        if seconds:
-            table.add_column("ms", justify="right")
+        table.add_column("ms", justify="right")
         table.add_column("share", justify="right")
         total = sum(parts.values())
-        for name, value in sorted(parts.items(), key=lambda part: -part[1]):
-            cells = [f"{1e3 * value:.1f}"] if seconds else []
-            table.add_row(name, *cells, f"{100 * value / total:.1f} %")
+        for name, seconds in sorted(parts.items(), key=lambda part: -part[1]):
+            table.add_row(name, f"{1e3 * seconds:.1f}", f"{100 * seconds / total:.1f} %")
         typer.echo()
         console().print(table)
     typer.echo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ class Comparison:
 def p_value(p: float) -> str:
     """A p-value with two digits: "p = 0.035", and "p < 0.0001" below that."""
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+
+
+def mean_sd(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation, which is None for one value alone."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "sd": sd}
 
 
 def mcnemar(first: Tensor, second: Tensor) -> Comparison:
