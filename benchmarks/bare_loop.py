@@ -55,7 +55,7 @@ def losses(
         images = crop(alternating_flip(split.images[chosen], draw), draw, 2, "reflect")
         images = color_jitter(images, draw, 0.1, 0.1, 0, 0)
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
-        if step < round(0.35 * total):
+        if step < round(0.4 * total):
             x = F.interpolate(x, scale_factor=0.75, mode="bilinear", antialias=True)
             x = x.contiguous(memory_format=torch.channels_last)
         if step == round(total * r.freeze_stem_at):
@@ -64,13 +64,17 @@ def losses(
         for optimizer, lrs in ((muon, [r.lr]), (adam, [r.bias_lr, head_lr])):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr * (1 - step / total)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            logits = net(x)
-        loss = F.cross_entropy(
-            logits.float(), split.labels[chosen], label_smoothing=r.label_smoothing
-        )
-        loss.backward()
+        parts = []
+        for images, labels in zip(
+            x.chunk(r.accumulate), split.labels[chosen].chunk(r.accumulate), strict=True
+        ):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                logits = net(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=r.label_smoothing)
+            loss = loss * (len(labels) / batch)
+            loss.backward()
+            parts.append(loss.detach())
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad()
-        yield loss.detach()
+        yield torch.stack(parts).sum()

@@ -140,7 +140,9 @@ def test_the_summary_is_plain_statistics():
 
 
 def test_every_phase_is_warmed_up():
-    recipe = Recipe(epochs=10, resolution=((0, 0.5), (0.4, 1.0)), freeze_stem_at=0.7)
+    recipe = Recipe(
+        epochs=10, batch_size=500, resolution=((0, 0.5), (0.4, 1.0)), freeze_stem_at=0.7
+    )
     assert phases(Plan(recipe, 5000)) == [0, 40, 70]
     assert phases(Plan(replace(recipe, freeze_stem_at=1.0), 5000)) == [0, 40]
 

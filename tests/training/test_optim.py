@@ -80,7 +80,8 @@ def test_every_optimizer_holds_every_parameter_once_and_lowers_the_loss(name):
 
 def test_sgd_equals_pytorchs_own_with_the_recipes_settings():
     ours, theirs = network(), network()
-    (optimizer,) = OPTIMIZERS["sgd"](ours, Recipe(optimizer="sgd", lr=0.1, weight_decay=0.01))
+    recipe = Recipe(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.01)
+    (optimizer,) = OPTIMIZERS["sgd"](ours, recipe)
     plain = torch.optim.SGD(
         theirs.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=0.01
     )

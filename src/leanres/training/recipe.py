@@ -33,24 +33,24 @@ class Recipe:
     """
 
     model: str | ModelConfig = "speednet"  # of MODELS, or a config of one's own
-    epochs: int = 10
-    batch_size: int = 500
-    accumulate: int = 1  # parts that a batch goes through the network in, one after the other
+    epochs: int = 11
+    batch_size: int = 2000
+    accumulate: int = 4  # parts that a batch goes through the network in, one after the other
     augment: tuple[Step, ...] = SPEED_AUGMENT
     mix: tuple[Step, ...] = ()  # mixup, cutmix, ricap: one of those named, drawn for each batch
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side; small images are cheap, and the early epochs learn what can be seen in them.
-    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.75), (0.35, 1.0))
+    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.75), (0.4, 1.0))
     label_smoothing: float = 0.2
     optimizer: str = "muon"
-    lr: float = 0.06  # of the filters (muon), or of everything
-    momentum: float = 0.9
+    lr: float = 0.24  # of the filters (muon), or of everything
+    momentum: float = 0.6
     nesterov: bool = True  # sgd (muon always is)
     betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
     weight_decay: float = 0.0  # not under muon, which resets the filters' norm at each step
     decay_all: bool = True  # False: biases and norm scales are not decayed
-    bias_lr: float = 0.01  # muon only: biases and norms, by AdamW
-    head_lr: float = 0.256  # muon only: the classifier, by AdamW; divided by its inputs
+    bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
+    head_lr: float = 0.768  # muon only: the classifier, by AdamW; divided by its inputs
     rest_decay: float = 0.5  # muon only: of biases, norms and classifier, as AdamW's
     schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
     warmup: float = 0.0  # share of training

@@ -13,7 +13,14 @@ from leanres.tables import Table
 from leanres.training.recipe import Recipe, from_dict
 
 # The least that recipes before the speed records do: full size, plain loss, nothing frozen.
-PLAIN = Recipe(resolution=(), label_smoothing=0.0, nesterov=False, momentum=0.9, freeze_stem_at=1.0)
+PLAIN = Recipe(
+    accumulate=1,
+    resolution=(),
+    label_smoothing=0.0,
+    nesterov=False,
+    momentum=0.9,
+    freeze_stem_at=1.0,
+)
 CROP_FLIP: tuple[Step, ...] = (("crop", {"padding": 4}), ("flip", {}))
 BUDGET_AUGMENT: tuple[Step, ...] = (
     ("auto_augment", {}),
@@ -97,8 +104,13 @@ RECIPES: Table[Recipe] = Table(
         "digits": Recipe(
             epochs=12,
             batch_size=64,
+            accumulate=1,
             augment=(("crop", {"padding": 2}),),
             resolution=(),
+            lr=0.06,
+            momentum=0.9,
+            bias_lr=0.01,
+            head_lr=0.256,
             val=180,
         ),
         # He et al. 2015, section 4.2, in epochs, with a cosine for the three steps.
@@ -106,6 +118,7 @@ RECIPES: Table[Recipe] = Table(
             model="resnet20",
             epochs=30,
             batch_size=128,
+            accumulate=1,
             augment=(("crop", {"padding": 4}), ("flip", {})),
             resolution=(),
             label_smoothing=0.0,
