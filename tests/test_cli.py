@@ -170,7 +170,15 @@ def test_train_prints_what_happened_and_what_to_do_next(leanres, tmp_path):
     assert "epoch   1/1" in done.out
     assert "test accuracy" in done.out
     assert f"next: leanres evaluate {tmp_path / 'run'}" in done.out
+    assert "teach little" not in done.err
     mistake(leanres("train", "digits", *words), "exists already", "leanres resume")
+
+
+def test_a_batch_that_leaves_few_steps_is_said(leanres, tmp_path):
+    words = ["--data", "digits", "--out", tmp_path / "run", "--epochs", 1, "--no-report", *TINY]
+    done = leanres("train", *words, "--set", "batch_size=700")
+    assert done.code == 0
+    assert "note: 2 steps of 700 images in all teach little" in done.err
 
 
 def test_a_long_run_states_the_machines_rate_beside_its_time(leanres, tmp_path, monkeypatch):

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 
 import typer
 
-from leanres.cli import bench, compare, data, evaluate, find_lr, models, report, runs, search, train
+from leanres.cli import (
+    bench,
+    compare,
+    data,
+    evaluate,
+    export,
+    find_lr,
+    models,
+    report,
+    runs,
+    search,
+    train,
+)
 from leanres.errors import UserError
 from leanres.version import __version__
 
@@ -32,6 +44,7 @@ COMMANDS = (
     evaluate.evaluate,
     evaluate.predict,
     report.report,
+    export.export,
 )
 for command in COMMANDS:
     app.command()(command)

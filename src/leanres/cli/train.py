@@ -27,6 +27,7 @@ TTA = typer.Option("flip-shift", help="Test-time augmentation beside the plain f
 NO_REPORT = typer.Option(False, "--no-report", help="Write no report.html at the end.")
 TRACK = typer.Option("", help="Pass metrics on live: tensorboard, mlflow, or both with a comma.")
 JSON = typer.Option(False, "--json", help="Print the result as JSON; progress goes to stderr.")
+FEW_STEPS = 10  # an epoch: with fewer the batch is too large for the data
 
 
 def recipes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
@@ -99,6 +100,12 @@ def train(
         "tta": tta,
     }
     run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size) | found)
+    if run.plan.steps_per_epoch < FEW_STEPS and run.plan.total < 10 * FEW_STEPS:
+        typer.echo(
+            f"note: {run.plan.total} steps of {run.plan.batch_size} images in all teach little:"
+            " the recipe small-data has smaller batches",
+            err=True,
+        )
     _train(run, tta, measure, as_json, trackers, not no_report)
 
 

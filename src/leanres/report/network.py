@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ class Network:
     config: Any
     normalize: Normalize
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, tta: str = "none") -> Tensor:
         """uint8 (N, 3, H, W) -> logits (N, K) float32."""
-        return predict_logits(self.model, images, normalize=self.normalize)
+        return predict_logits(self.model, images, normalize=self.normalize, tta=tta)
 
     def layers(self, image: Tensor) -> dict[str, tuple[int, int]]:
         """Layers with maps and their sizes, for images like this one (3, H, W) uint8."""
@@ -47,9 +48,12 @@ class Network:
         return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
 
 
-def load_network(record: Record) -> Network:
-    """The network of the run's weights file. UserError (CheckpointError) where there is none."""
-    path = record.folder / WEIGHTS
+def load_network(record: Record, path: Path | None = None) -> Network:
+    """The network of the run's weights file, or of another made of it.
+
+    UserError (CheckpointError) where there is none.
+    """
+    path = path or record.folder / WEIGHTS
     if not path.exists():
         raise UserError(f"{record.folder} has no {WEIGHTS}: `leanres resume {record.folder}`")
     model, config, preprocess = load_weights(path)

@@ -21,6 +21,17 @@ PLAIN = Recipe(
     momentum=0.9,
     freeze_stem_at=1.0,
 )
+# A few hundred to some thousand images: small batches make enough steps of them.
+SMALL_DATA = Recipe(
+    epochs=30,
+    batch_size=64,
+    accumulate=1,
+    resolution=(),
+    lr=0.06,
+    momentum=0.9,
+    bias_lr=0.01,
+    head_lr=0.256,
+)
 CROP_FLIP: tuple[Step, ...] = (("crop", {"padding": 4}), ("flip", {}))
 BUDGET_AUGMENT: tuple[Step, ...] = (
     ("auto_augment", {}),
@@ -100,19 +111,9 @@ RECIPES: Table[Recipe] = Table(
     {
         # The main job, being tuned towards 94 % in the fewest seconds (results/, docs/log.md).
         "speed": Recipe(),
-        # Handwritten digits: no mirroring, and small batches for 1,437 images.
-        "digits": Recipe(
-            epochs=12,
-            batch_size=64,
-            accumulate=1,
-            augment=(("crop", {"padding": 2}),),
-            resolution=(),
-            lr=0.06,
-            momentum=0.9,
-            bias_lr=0.01,
-            head_lr=0.256,
-            val=180,
-        ),
+        "small-data": SMALL_DATA,
+        # Handwritten digits: no mirroring.
+        "digits": replace(SMALL_DATA, epochs=12, augment=(("crop", {"padding": 2}),), val=180),
         # He et al. 2015, section 4.2, in epochs, with a cosine for the three steps.
         "plain-sgd": Recipe(
             model="resnet20",
