@@ -31,6 +31,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "ledger tracking",  # what a run left, and who is told of it
     "lr_curve",
     "lr_finder lr_plot compare bench search export report predict",
+    "campaign",
     "cli",
     "leanres __main__",
 )

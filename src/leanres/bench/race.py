@@ -21,11 +21,11 @@ from leanres.evaluation.statistics import mean_sd
 from leanres.training import run as runs
 from leanres.training.checkpoint import write_bytes
 from leanres.training.engine import Engine, hardware, matrix_rate
-from leanres.training.folder import INFO, METRICS, commit, fingerprints
+from leanres.training.folder import INFO, METRICS, commit, fingerprints, read_info
 from leanres.training.loop import start, steps
 from leanres.training.recipe import Plan, Recipe, from_dict
 
-KEPT = ("accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
+KEPT = ("split", "accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
 SUMMED = ("accuracy", "accuracy_tta", "train_seconds", "evaluate_seconds", "wall_seconds")
 NO_TEST = "a race is decided on test images, and this data set has none"
 Lap = dict[str, Any]
@@ -59,15 +59,18 @@ def cold_lap(words: list[str], seed: int, folder: Path, engine: Engine) -> Lap:
     wall = time.perf_counter() - begun
     if done.returncode:
         raise UserError(f"seed {seed}: leanres {' '.join(told)} ended with {done.returncode}")
-    result = json.loads(done.stdout.splitlines()[-1])
-    if result["split"] != "test":
+    found = read_lap(folder)
+    if found["split"] != "test":
         raise UserError(NO_TEST)
-    info = json.loads((folder / INFO).read_text())
+    return found | {"wall_seconds": None if cut_off else round(wall, 1), "matrix_tflops": rates}
+
+
+def read_lap(folder: Path) -> Lap:
+    """What a ledger entry keeps of a finished run; None for what was not measured."""
+    info = read_info(folder)
     return {
-        "seed": seed,
-        **{key: result[key] for key in KEPT},
-        "wall_seconds": None if cut_off else round(wall, 1),
-        "matrix_tflops": rates,
+        "seed": info["recipe"]["seed"],
+        **{key: info["result"].get(key) for key in KEPT},
         "commit": info["commit"],
         "started": info["started"],
         "hardware": info["hardware"],
@@ -159,11 +162,16 @@ def race(
     if not missing:
         yield summary(entry["runs"], target)
         return
-    for lap in laps(missing):
-        entry["runs"].append(lap)
-        entry["summary"] = summary(entry["runs"], target)
-        write_bytes(out, (json.dumps(entry, indent=1) + "\n").encode())
-        yield entry["summary"]
+    for found in laps(missing):
+        yield add_lap(entry, found, out, target)
+
+
+def add_lap(entry: dict[str, Any], found: Lap, out: Path, target: float | None) -> dict[str, Any]:
+    """Put a lap into its ledger entry, write the entry to `out`, return its summary."""
+    entry["runs"].append(found)
+    entry["summary"] = summary(entry["runs"], target)
+    write_bytes(out, (json.dumps(entry, indent=1) + "\n").encode())
+    return dict(entry["summary"])
 
 
 def read_entry(out: Path, claim: dict[str, Any]) -> dict[str, Any]:
@@ -175,18 +183,20 @@ def read_entry(out: Path, claim: dict[str, Any]) -> dict[str, Any]:
         others = [lap["recipe"] | {"seed": 0} for lap in entry["runs"]]
         counted = entry["counted"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{out} is no ledger entry of a race: give another --out") from None
+        raise UserError(f"{out} is no ledger entry of a race: name another file") from None
     if counted != claim["counted"]:
-        raise UserError(f"{out} holds laps counted {counted}: give another --out")
+        raise UserError(f"{out} holds laps counted {counted}: name another file")
     if any(other != claim["recipe"] | {"seed": 0} for other in others):
-        raise UserError(f"{out} holds laps of another recipe: give another --out")
+        raise UserError(f"{out} holds laps of another recipe: name another file")
     return entry
 
 
-def summary(laps: list[Lap], target: float) -> dict[str, Any]:
-    """n, the share of seeds that reach the target, mean and sample deviation of each figure."""
-    reached = sum(lap["accuracy_tta"] >= target for lap in laps)
-    figures: dict[str, Any] = {"n": len(laps), "target": target, "reached": reached / len(laps)}
+def summary(laps: list[Lap], target: float | None = None) -> dict[str, Any]:
+    """n, mean and sample deviation of each figure, and the share of seeds that reach `target`."""
+    figures: dict[str, Any] = {"n": len(laps)}
+    if target is not None:
+        reached = sum(lap["accuracy_tta"] >= target for lap in laps)
+        figures |= {"target": target, "reached": reached / len(laps)}
     for key in SUMMED:
         values = [lap[key] for lap in laps if lap.get(key) is not None]
         if values:

@@ -9,6 +9,7 @@ import typer
 
 from leanres.cli import (
     bench,
+    campaign,
     compare,
     data,
     evaluate,
@@ -45,6 +46,7 @@ COMMANDS = (
     evaluate.predict,
     report.report,
     export.export,
+    campaign.campaign,
 )
 for command in COMMANDS:
     app.command()(command)

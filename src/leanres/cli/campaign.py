@@ -1,0 +1,120 @@
+"""`leanres campaign`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from leanres.cli.data import PATH, SIZE, STRICT, load
+from leanres.cli.train import DEVICE, THREADS, augmented, changes, words
+from leanres.errors import UserError
+from leanres.tables import unknown
+
+if TYPE_CHECKING:
+    from leanres.campaign import Event, Row
+
+KEYS = ["recipe", "seeds", "set", "measure"]
+
+
+def campaign(
+    plan: Path = typer.Argument(metavar="PLAN", help="A TOML file: a table per recipe, see below."),
+    at_once: int = typer.Option(1, min=1, help="Trainings that run beside each other."),
+    minutes: float = typer.Option(0, min=0, help="Then save and stop; 0: run to the end."),
+    runs: Path = typer.Option(Path("runs"), help="Folder of the run folders and their logs."),
+    results: Path = typer.Option(Path("results"), help="Folder of the ledger entries."),
+    weights: Path = typer.Option(Path("weights"), help="Folder of the first seeds' weights."),
+    data: str = typer.Option("cifar10", help="cifar10, digits, or a folder with one per class."),
+    path: Path | None = PATH,
+    size: int = SIZE,
+    strict: bool = STRICT,
+    device: str = DEVICE,
+    threads: int = THREADS,
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per event."),
+) -> None:
+    """Train a plan's recipes, several at once: first seeds first; stopped, it goes on.
+
+    A plan has one table per recipe: [NAME], with recipe = "..." (else NAME), seeds = [0, 1],
+    set = ["epochs=2"] and measure = "val" where they are wanted.
+    """
+    from leanres import campaign as campaigns
+
+    options = {"data": data, "path": path, "size": size, "strict": strict}
+    rows = _rows(plan, options)
+    jobs = campaigns.jobs_of(rows, runs)
+    left = sum(not job.finished() for job in jobs)
+    typer.echo(
+        f"{plan}: {len(jobs)} trainings, {len(jobs) - left} finished; {at_once} at once,"
+        f" progress in {runs}/*.log",
+        err=as_json,
+    )
+    images = load(data, path, size, strict).train.images[:200]
+    own = words([], device=device, threads=threads or None)
+    failed = 0
+    limit = 60 * minutes or float("inf")
+    for event in campaigns.campaign(jobs, results, at_once, limit, own):
+        failed += event.kind == "failed"
+        kept = _keep(event, weights, images)
+        if as_json:
+            typer.echo(json.dumps({"event": event.kind, "run": str(event.job.folder)}))
+        else:
+            typer.echo(f"{event.kind:8} {event.job.name}{_told(event)}{kept}")
+    done = sum(job.finished() for job in jobs)
+    again = "" if done == len(jobs) else "; the same command goes on"
+    typer.echo(f"{done} of {len(jobs)} trainings finished{again}", err=as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _rows(plan: Path, options: dict[str, Any]) -> list[Row]:
+    """The plan's rows, each checked whole before anything is trained."""
+    try:
+        tables = tomllib.loads(plan.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{plan} is not TOML: {error}") from None
+    if not tables:
+        raise UserError(f"{plan} has no rows: give a table per recipe, as [speed]")
+    return [_row(plan, name, table, options) for name, table in tables.items()]
+
+
+def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
+    from leanres.campaign import Row
+    from leanres.training.recipe import from_dict
+    from leanres.training.recipes import load_recipe
+
+    if not isinstance(table, dict):
+        raise UserError(f"{name} in {plan} is no table: give [{name}]")
+    for key in table:
+        if key not in KEYS:
+            raise UserError(f"[{name}] in {plan}: {unknown('key', key, KEYS)}")
+    settings, seeds = table.get("set", []), table.get("seeds", [0])
+    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"[{name}] in {plan}: seeds = {seeds}: give different whole numbers")
+    if not isinstance(settings, list) or not all(isinstance(text, str) for text in settings):
+        raise UserError(f'[{name}] in {plan}: set = {settings}: give texts, as ["epochs=2"]')
+    recipe, measure = table.get("recipe", name), table.get("measure", "test")
+    if measure not in ("test", "val"):
+        raise UserError(f"[{name}] in {plan}: measure = {measure!r}: give test or val")
+    chosen = from_dict(changes(settings), load_recipe(recipe))
+    return Row(name, chosen, (recipe, *words(settings, **options)), tuple(seeds), measure)
+
+
+def _keep(event: Event, weights: Path, images: Any) -> str:
+    """Ship a row's first seed when it is finished."""
+    from leanres.export import export
+
+    if event.kind != "finished" or event.job.seed != event.job.row.seeds[0]:
+        return ""
+    out = weights / f"{event.job.row.name}.safetensors"
+    return f" -> {export(event.job.folder, out, images).path}"
+
+
+def _told(event: Event) -> str:
+    if event.result is None:
+        return f": {event.detail}" if event.detail else ""
+    accuracy = 100 * event.result["accuracy"]
+    return f": {accuracy:.2f} %{augmented(event.result)}, {event.result['train_seconds']:,.0f} s"

@@ -1,0 +1,148 @@
+"""A campaign trains its plan in order, loses nothing when it is stopped, and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from leanres.campaign import campaign, jobs_of
+from leanres.cli.campaign import _rows
+from leanres.errors import UserError
+from leanres.predict import load as load_predictor
+
+PLAN = """
+[quick]
+recipe = "digits"
+seeds = [3, 4]
+set = ["model={family='speednet', widths=[8]}", "epochs=1"]
+
+[digits]
+measure = "val"
+set = ["model={family='speednet', widths=[8]}", "epochs=2"]
+"""
+DIGITS = {"data": "digits"}
+OWN = ["--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanres):
+    places = [w for name in ("runs", "results", "weights") for w in (f"--{name}", tmp_path / name)]
+    words = ["campaign", plan, "--at-once", 2, "--data", "digits", *places, *OWN]
+    done = leanres(*words)
+    assert done.code == 0, done.err
+    assert f"{plan}: 3 trainings, 0 finished; 2 at once" in done.out
+    assert "begun    quick-3\nbegun    digits-0\n" in done.out
+    assert "3 of 3 trainings finished\n" in done.out
+    quick = json.loads((tmp_path / "results" / "quick.json").read_text())
+    assert sorted(run["seed"] for run in quick["runs"]) == [3, 4]
+    assert quick["summary"]["n"] == 2
+    (other,) = json.loads((tmp_path / "results" / "digits.json").read_text())["runs"]
+    assert (other["split"], other["n"], len(other["epochs"])) == ("val", 180, 2)
+    shipped = sorted(path.name for path in (tmp_path / "weights").iterdir())
+    assert shipped == ["digits.safetensors", "quick.safetensors"]
+    assert load_predictor(tmp_path / "weights" / "quick.safetensors").config.widths == (8,)
+
+    again = leanres(*words)  # nothing is left to do, and nothing is done
+    assert again.out.splitlines()[1:] == ["3 of 3 trainings finished"]
+    assert json.loads((tmp_path / "results" / "quick.json").read_text()) == quick
+    listed = leanres("runs", "--runs", tmp_path / "none", "--results", tmp_path / "results")
+    assert "quick:3" in listed.out
+
+
+def test_the_first_seeds_of_all_rows_come_first(plan, tmp_path):
+    jobs = jobs_of(_rows(plan, DIGITS), tmp_path)
+    assert [job.name for job in jobs] == ["quick-3", "digits-0", "quick-4"]
+
+
+def test_when_its_time_is_up_the_running_ones_save_and_the_next_call_goes_on(plan, tmp_path):
+    plan.write_text("[digits]\nset = [\"model={family='speednet', widths=[8]}\", 'epochs=300']\n")
+    behind = [0]
+    for kind in ("begun", "resumed"):
+        (job,) = jobs_of(_rows(plan, DIGITS), tmp_path / "runs")
+        events = campaign([job], tmp_path / "results", 1, seconds=0.5, words=OWN)
+        assert next(events).kind == kind
+        while job.epochs_done() == behind[-1]:
+            time.sleep(0.1)
+        assert [event.kind for event in events] == ["stopped"]
+        behind.append(job.epochs_done())
+    assert 0 < behind[1] < behind[2] < 300
+    assert not (tmp_path / "results").exists()
+
+
+def test_ctrl_c_stops_them_all_and_is_passed_on(plan, tmp_path):
+    words = ["campaign", str(plan), "--data", "digits", "--runs", str(tmp_path / "runs"), *OWN]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "leanres", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    timer = threading.Timer(60, process.kill)
+    timer.start()
+    assert "3 trainings" in process.stdout.readline()
+    assert process.stdout.readline() == "begun    quick-3\n"
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    timer.cancel()
+    assert process.wait() == 130
+    assert rest.startswith("stopped  quick-3")
+    assert "begun" not in rest
+
+
+def test_a_failing_training_is_said_and_the_others_go_on(plan, tmp_path, leanres):
+    plan.write_text(
+        PLAN.replace("[3, 4]", "[3]") + '\n[broken]\nrecipe = "digits"\nset = ["model=resnet20",'
+        " \"augment=[['crop', {padding=40, mode='reflect'}]]\"]\n"
+    )
+    places = [w for name in ("runs", "results", "weights") for w in (f"--{name}", tmp_path / name)]
+    done = leanres("campaign", plan, "--at-once", 3, "--data", "digits", *places, *OWN)
+    assert done.code == 1
+    (line,) = [line for line in done.out.splitlines() if line.startswith("failed")]
+    assert "broken-0: it ended with 2: leanres: augment =" in line
+    assert "2 of 3 trainings finished; the same command goes on" in done.out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "has no rows"),
+        ("[", "is not TOML"),
+        ("digits = 3", "is no table"),
+        ("[digit]", "digit"),
+        ("[digits]\nseed = 3", "seeds"),
+        ("[digits]\nseeds = [1, 1]", "give different whole numbers"),
+        ("[digits]\nseeds = []", "give different whole numbers"),
+        ("[digits]\nseeds = [true]", "give different whole numbers"),
+        ("[digits]\nset = 'epochs=2'", "give texts"),
+        ("[digits]\nset = ['epoch=2']", "epochs"),
+        ("[digits]\nmeasure = 'train'", "give test or val"),
+    ],
+)
+def test_a_plan_with_a_mistake_is_one_line_and_nothing_runs(plan, tmp_path, leanres, text, told):
+    plan.write_text(text)
+    done = leanres("campaign", plan, "--runs", tmp_path / "runs")
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_of_another_recipe_is_refused(plan, tmp_path):
+    jobs = jobs_of(_rows(plan, DIGITS), tmp_path / "runs")
+    list(campaign(jobs[:1], tmp_path / "results", 1, words=OWN))
+    plan.write_text(PLAN.replace("epochs=1", "epochs=5"))
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        list(campaign(jobs_of(_rows(plan, DIGITS), tmp_path / "runs"), tmp_path / "results", 1))
