@@ -84,20 +84,17 @@ def test_when_its_time_is_up_the_running_ones_save_and_the_next_call_goes_on(pla
 
 def test_ctrl_c_stops_them_all_and_is_passed_on(plan, tmp_path):
     words = ["campaign", str(plan), "--data", "digits", "--runs", str(tmp_path / "runs"), *OWN]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "leanres", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    timer = threading.Timer(60, process.kill)
-    timer.start()
-    assert "3 trainings" in process.stdout.readline()
-    assert process.stdout.readline() == "begun    quick-3\n"
-    process.send_signal(signal.SIGINT)
-    rest = process.stdout.read()
-    timer.cancel()
-    assert process.wait() == 130
+    command = [sys.executable, "-m", "leanres", *words]
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=unbuffered) as process:
+        timer = threading.Timer(120, process.kill)
+        timer.start()
+        assert "3 trainings" in process.stdout.readline()
+        assert process.stdout.readline() == "begun    quick-3\n"
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        timer.cancel()
+    assert process.returncode == 130
     assert rest.startswith("stopped  quick-3")
     assert "begun" not in rest
 

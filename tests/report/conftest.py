@@ -21,6 +21,7 @@ RECIPE = Recipe(
     model=SpeedNetConfig((8, 16)),
     epochs=3,
     batch_size=200,
+    accumulate=1,
     augment=(("crop", {"padding": 2}),),
     resolution=((0.0, 0.75), (0.6, 1.0)),
     val=200,

@@ -137,7 +137,7 @@ def test_the_page_says_what_the_run_was_and_how_good(html, trained):
         assert part in words
     assert "no command was recorded" in words  # it was started from Python
     assert "confident learning" in words
-    assert "batch_size 500 200" in words  # the recipe's difference from the default
+    assert "batch_size 2000 200" in words  # the recipe's difference from the default
 
 
 def test_the_calibration_is_that_of_the_predictions_and_of_val(html, trained):

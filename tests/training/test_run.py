@@ -37,15 +37,19 @@ SETTINGS = [
 ]
 
 
-def command(*words: str | Path) -> list[str]:
-    # the page at a run's end has its own tests
-    return [sys.executable, "-m", "leanres", *map(str, words), "--no-report"]
-
-
-def train_command(out: Path, epochs: int = 6) -> list[str]:
+def train_words(out: Path, epochs: int = 6) -> list[str | Path]:
     sets = [word for s in SETTINGS for word in ("--set", s)]
-    where = ["--data", "digits", "--out", str(out), "--epochs", str(epochs), "--threads", "1"]
-    return command("train", "speed", *where, *sets)
+    where = ["--data", "digits", "--out", out, "--epochs", str(epochs), "--threads", "1"]
+    # the page at a run's end has its own tests
+    return ["train", "speed", *where, *sets, "--no-report"]
+
+
+def resume_words(folder: Path, *more: str) -> list[str | Path]:
+    return ["resume", folder, "--threads", "1", "--no-report", *more]
+
+
+def command(words: list[str | Path]) -> list[str]:
+    return [sys.executable, "-m", "leanres", *map(str, words)]
 
 
 def run_process(words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -62,7 +66,7 @@ def digest(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_process(train_command(folder))
+    done = run_process(command(train_words(folder)))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -71,7 +75,7 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
     uninterrupted, tmp_path
 ):
     folder, rng = tmp_path / "run", random.Random(7)
-    words = train_command(folder)
+    words = command(train_words(folder))
     for kill in range(3):
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         steps = wait_for_steps(folder, after=kill, process=process)
@@ -79,7 +83,7 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"it ended before the kill, {steps=}"
-        words = command("resume", folder, "--threads", "1")
+        words = command(resume_words(folder))
     done = run_process(words)
     assert done.returncode == 0, done.stderr
     assert digest(folder) == digest(uninterrupted)
@@ -101,7 +105,7 @@ def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_
 ):
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        train_command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(train_words(folder)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for_steps(folder, 1, process)
     process.send_signal(number)
@@ -110,7 +114,7 @@ def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_
     assert "saved" in out
     assert f"leanres resume {folder}" in out
     assert "Traceback" not in err
-    assert run_process(command("resume", folder, "--threads", "1")).returncode == 0
+    assert run_process(command(resume_words(folder))).returncode == 0
     assert digest(folder) == digest(uninterrupted)
 
 
@@ -160,14 +164,14 @@ def test_the_folder_holds_what_the_readme_says(uninterrupted):
     assert float(rows[-1]["images_per_s"]) > 0
 
 
-def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, tmp_path):
+def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, tmp_path, leanres):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
-    again = run_process(command("resume", folder))
-    assert again.returncode == 2
-    assert "--epochs N extends it" in again.stderr
-    done = run_process(command("resume", folder, "--epochs", "8", "--json"))
-    assert done.returncode == 0, done.stderr
+    again = leanres(*resume_words(folder))
+    assert again.code == 2
+    assert "--epochs N extends it" in again.err
+    done = leanres(*resume_words(folder, "--epochs", "8", "--json"))
+    assert done.code == 0, done.err
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     before = (uninterrupted / "metrics.jsonl").read_text()
@@ -175,27 +179,27 @@ def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, 
     info = json.loads((folder / "run.json").read_text())
     assert info["recipe"]["epochs"] == 8
     assert info["test_reads"] == 2
-    assert json.loads(done.stdout)["n"] == 360
+    assert json.loads(done.out)["n"] == 360
 
 
-def test_a_run_begun_for_val_reads_test_only_when_asked(tmp_path):
+def test_a_run_begun_for_val_reads_test_only_when_asked(tmp_path, leanres):
     folder = tmp_path / "run"
-    assert run_process([*train_command(folder, 2), "--measure", "val"]).returncode == 0
+    assert leanres(*train_words(folder, 2), "--measure", "val").code == 0
 
     def measured():
         info = json.loads((folder / "run.json").read_text())
         return info["result"]["split"], info["result"]["n"], info["test_reads"]
 
     assert measured() == ("val", 100, 0)
-    again = run_process(command("resume", folder))
-    assert again.returncode == 2
-    assert "--epochs N extends it, --measure test reads test too" in again.stderr
-    assert run_process(command("resume", folder, "--epochs", "3")).returncode == 0
+    again = leanres(*resume_words(folder))
+    assert again.code == 2
+    assert "--epochs N extends it, --measure test reads test too" in again.err
+    assert leanres(*resume_words(folder, "--epochs", "3")).code == 0
     assert measured() == ("val", 100, 0)
-    done = run_process(command("resume", folder, "--measure", "test", "--json"))
-    assert json.loads(done.stdout)["n"] == 360
+    done = leanres(*resume_words(folder, "--measure", "test", "--json"))
+    assert json.loads(done.out)["n"] == 360
     assert measured() == ("test", 360, 1)
-    assert run_process(command("resume", folder)).returncode == 2
+    assert leanres(*resume_words(folder)).code == 2
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path, digits, engine, small):
@@ -293,14 +297,14 @@ def test_images_in_another_order_are_said(tmp_path, digits, engine, small):
     assert "another order" in again.notes[0]
 
 
-def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, small):
+def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, small, leanres):
     folder = tmp_path / "run"
     runs.fit(folder, replace(small, precision="bfloat16", epochs=1), digits)
     info = read_info(folder)
     assert info["hardware"]["precision"] == "bfloat16"
-    done = run_process(command("resume", folder, "--epochs", "2"))
-    assert done.returncode == 0, done.stderr
-    assert "epoch   2/2" in done.stdout
+    done = leanres(*resume_words(folder, "--epochs", "2"))
+    assert done.code == 0, done.err
+    assert "epoch   2/2" in done.out
 
 
 def test_predictions_are_what_the_weights_say(uninterrupted, digits):
@@ -330,7 +334,7 @@ def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, engine, smal
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, digits, engine, small):
     run = runs.create(tmp_path / "run", small, digits, engine)
-    resume = command("resume", run.folder, "--data", "digits")
+    resume = command(resume_words(run.folder, "--data", "digits"))
     refused = run_process(resume)
     assert refused.returncode == 2
     assert re.fullmatch(r".*is in use: another process.*\n", refused.stderr)
