@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, augmented, changes, words
+from leanres.cli.train import DEVICE, augmented, changes, words
 from leanres.errors import UserError
 from leanres.tables import unknown
 
@@ -21,7 +22,7 @@ KEYS = ["recipe", "seeds", "set", "measure"]
 
 
 def campaign(
-    plan: Path = typer.Argument(metavar="PLAN", help="A TOML file: a table per recipe, see below."),
+    plan: Path = typer.Argument(metavar="PLAN", help="A TOML file: a table per recipe."),
     at_once: int = typer.Option(1, min=1, help="Trainings that run beside each other."),
     minutes: float = typer.Option(0, min=0, help="Then save and stop; 0: run to the end."),
     runs: Path = typer.Option(Path("runs"), help="Folder of the run folders and their logs."),
@@ -32,7 +33,7 @@ def campaign(
     size: int = SIZE,
     strict: bool = STRICT,
     device: str = DEVICE,
-    threads: int = THREADS,
+    threads: int = typer.Option(0, min=0, help="CPU threads each; 0: its share of the cores."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per event."),
 ) -> None:
     """Train a plan's recipes, several at once: first seeds first; stopped, it goes on.
@@ -52,7 +53,8 @@ def campaign(
         err=as_json,
     )
     images = load(data, path, size, strict).train.images[:200]
-    own = words([], device=device, threads=threads or None)
+    share = max(1, (os.cpu_count() or 1) // at_once)  # of the cores, else they fight for all
+    own = words([], device=device, threads=threads or (share if at_once > 1 else None))
     failed = 0
     limit = 60 * minutes or float("inf")
     for event in campaigns.campaign(jobs, results, at_once, limit, own):
