@@ -126,6 +126,8 @@ def test_a_failing_training_is_said_and_the_others_go_on(plan, tmp_path, leanres
         ("[digits]\nset = 'epochs=2'", "give texts"),
         ("[digits]\nset = ['epoch=2']", "epochs"),
         ("[digits]\nmeasure = 'train'", "give test or val"),
+        ("[digits]\nrecipe = 3", "give the name of a recipe"),
+        ("['a/b']\nrecipe = 'digits'", "a name that can be a file's"),
     ],
 )
 def test_a_plan_with_a_mistake_is_one_line_and_nothing_runs(plan, tmp_path, leanres, text, told):
@@ -143,3 +145,10 @@ def test_a_run_folder_of_another_recipe_is_refused(plan, tmp_path):
     plan.write_text(PLAN.replace("epochs=1", "epochs=5"))
     with pytest.raises(UserError, match="holds a run of another recipe"):
         list(campaign(jobs_of(_rows(plan, DIGITS), tmp_path / "runs"), tmp_path / "results", 1))
+
+
+def test_a_ledger_entry_of_something_else_is_refused_before_anything_runs(plan, tmp_path):
+    (tmp_path / "digits.json").write_text("{}")
+    with pytest.raises(UserError, match="is no ledger entry"):
+        list(campaign(jobs_of(_rows(plan, DIGITS), tmp_path / "runs"), tmp_path, 1, words=OWN))
+    assert not (tmp_path / "runs").exists()

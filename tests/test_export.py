@@ -89,9 +89,10 @@ def test_a_file_that_answers_otherwise_is_not_kept(run, tmp_path, monkeypatch):
         save_weights(out, model, config, preprocess)
 
     monkeypatch.setitem(exports.FORMATS, ".safetensors", spoilt)
-    with pytest.raises(RuntimeError, match="was off by"):
-        export(run, tmp_path / "bad.safetensors", IMAGES)
-    assert not (tmp_path / "bad.safetensors").exists()
+    (tmp_path / "old.safetensors").write_text("precious")
+    with pytest.raises(RuntimeError, match="would be off by"):
+        export(run, tmp_path / "old.safetensors", IMAGES)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["precious"]
 
 
 def test_a_card_gives_the_figures_of_the_file(run, tmp_path, leanres):
@@ -122,6 +123,10 @@ def test_export_speaks_json(run, tmp_path, leanres):
 
 
 def test_mistakes_are_one_line(run, tmp_path, leanres, monkeypatch):
+    (run.parent / "folder.onnx").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        export(run, run.parent / "folder.onnx", IMAGES)
+    assert not (run.parent / ".folder.onnx").exists()
     for words, told in (
         ((run, tmp_path / "x.onx"), ".onnx"),
         ((tmp_path, tmp_path / "x.onnx"), "does not exist"),

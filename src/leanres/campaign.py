@@ -122,11 +122,14 @@ def campaign(
     Then, or at Ctrl-C or SIGTERM, the running ones are told to save and stop; the same call goes
     on with them. A finished one is in `results`/ROW.json at once. A job that fails does not stop
     the others. Each process gets `words` too. The iterator ends by KeyboardInterrupt where a
-    signal came. UserError, before anything runs, where a run folder holds something else.
+    signal came. UserError, before anything runs, where a run folder or a ledger entry holds
+    something else.
     """
     for job in jobs:
         if job.finished():
             _record(job, results)
+        else:
+            _entry(job.row, results)
     waiting = deque(job for job in jobs if not job.finished())
     running: list[Job] = []
     until = time.monotonic() + seconds
@@ -175,17 +178,22 @@ def _ended(job: Job, results: Path) -> Event:
     return Event("failed", job, f"it ended with {code}: {job.last_words()}")
 
 
+def _entry(row: Row, results: Path) -> tuple[Path, dict[str, Any]]:
+    """The row's ledger file and what is in it. UserError where that is something else."""
+    out = results / f"{row.name}.json"
+    claim = {
+        "command": " ".join(["leanres", "train", *row.words]),
+        "counted": COUNTED,
+        "recipe": row.recipe.to_dict(),
+    }
+    return out, read_entry(out, claim) | claim
+
+
 def _record(job: Job, results: Path) -> dict[str, Any]:
     """Put a finished job into its row's ledger entry; its result."""
-    results.mkdir(parents=True, exist_ok=True)
-    out = results / f"{job.row.name}.json"
-    claim = {
-        "command": " ".join(["leanres", "train", *job.row.words]),
-        "counted": COUNTED,
-        "recipe": job.row.recipe.to_dict(),
-    }
-    entry = read_entry(out, claim) | claim
+    out, entry = _entry(job.row, results)
     lap = read_lap(job.folder)
     if all(known["seed"] != job.seed for known in entry["runs"]):
+        out.parent.mkdir(parents=True, exist_ok=True)
         add_lap(entry, lap, out, None)
     return lap

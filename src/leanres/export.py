@@ -64,8 +64,9 @@ def export(target: Path, out: Path, images: Tensor, full: bool = False) -> Expor
 
     The suffix of `out` says as what: `.safetensors` (float16, or float32 with `full`) or `.onnx`
     (takes uint8 images, gives probabilities). images: uint8 (N, 3, size, size), real ones: the
-    file is read back and must give their probabilities, else it is removed and RuntimeError says
-    how far off it is. UserError for another suffix, or where the ONNX packages are missing.
+    file is read back and must give their probabilities, else `out` is left as it was and
+    RuntimeError says how far off it is. UserError for another suffix, or where the ONNX packages
+    are missing.
     """
     write = FORMATS[out.suffix]
     model, config, preprocess = load_weights(weights_file(target))
@@ -75,12 +76,18 @@ def export(target: Path, out: Path, images: Tensor, full: bool = False) -> Expor
         raise UserError(f"images of {shape}: the network takes 3x{size}x{size}")
     expected = _probabilities(model, preprocess, images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, model, config, preprocess, full)
-    probs = _READERS[out.suffix](out, images)
+    fresh = out.with_name(f".{out.name}")  # what is at `out` stays until this one is known good
+    write(fresh, model, config, preprocess, full)
+    probs = _READERS[out.suffix](fresh, images)
     drift = float((probs - expected).abs().max())
     if not drift < DRIFT:
-        out.unlink()
-        raise RuntimeError(f"{out} was off by {drift:.3g} in a probability: it has been removed")
+        fresh.unlink()
+        raise RuntimeError(f"{out} would be off by {drift:.3g} in a probability: not written")
+    try:
+        fresh.replace(out)
+    except OSError as error:
+        fresh.unlink()
+        raise UserError(f"cannot write {out}: {error.strerror}") from None
     agreement = float((probs.argmax(1) == expected.argmax(1)).double().mean())
     return Exported(out, out.stat().st_size, len(images), agreement, drift)
 

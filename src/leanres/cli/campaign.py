@@ -99,6 +99,10 @@ def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
     if not isinstance(settings, list) or not all(isinstance(text, str) for text in settings):
         raise UserError(f'[{name}] in {plan}: set = {settings}: give texts, as ["epochs=2"]')
     recipe, measure = table.get("recipe", name), table.get("measure", "test")
+    if not isinstance(recipe, str):
+        raise UserError(f"[{name}] in {plan}: recipe = {recipe!r}: give the name of a recipe")
+    if Path(name).name != name:
+        raise UserError(f"[{name}] in {plan}: give a name that can be a file's")
     if measure not in ("test", "val"):
         raise UserError(f"[{name}] in {plan}: measure = {measure!r}: give test or val")
     chosen = from_dict(changes(settings), load_recipe(recipe))
