@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from safetensors.torch import save_file
 from leanres.cli import main
 from leanres.data.sources import load
 from leanres.models.zoo import MODELS
+from leanres.training.recipe import Recipe
+from leanres.training.recipes import RECIPES, load_recipe
 
 TINY = ["--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_size=100"]
 TINY += ["--no-report"]  # the page has its own tests
@@ -128,7 +131,30 @@ def test_data_gives_cifar10s_known_statistics(leanres, cifar_path, tmp_path):
 def test_recipes_are_listed_and_parse(leanres):
     rows = [json.loads(line) for line in leanres("recipes", "--json").out.splitlines()]
     assert rows[0]["name"] == "speed"
-    assert 'plain-sgd: model = "resnet20"' in leanres("recipes").out
+    row = next(line for line in leanres("recipes").out.splitlines() if "plain-sgd" in line)
+    shown = "plain-sgd resnet20 30 128 sgd 0.1 cosine crop, flip"
+    assert " ".join(row.split()) == shown
+
+
+@pytest.mark.parametrize("name", ["speed", "resnet26-97", "custom-resnet-text"])
+def test_a_recipe_is_printed_as_a_file_that_trains_the_same(leanres, tmp_path, name):
+    (tmp_path / "mine.toml").write_text(leanres("recipes", name).out)
+    assert load_recipe(str(tmp_path / "mine.toml")) == RECIPES[name]
+
+
+def test_a_printed_recipe_explains_every_setting_and_names_the_choices(leanres):
+    lines = leanres("recipes", "speed").out.splitlines()
+    for field in fields(Recipe):
+        at = next(i for i, line in enumerate(lines) if f"{field.name} = " in line[:30])
+        assert lines[at - 1].startswith("# "), field.name
+    assert any("there are: adadelta, adam, adamw, muon, sgd" in line for line in lines)
+    assert max(len(line) for line in lines if line.startswith("#")) <= 100
+
+
+def test_an_unknown_recipe_to_print_is_answered_with_the_nearest(leanres):
+    done = leanres("recipes", "sped")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "did you mean 'speed'" in done.err
 
 
 def test_evaluate_reproduces_the_runs_figure(leanres, trained):
@@ -140,6 +166,15 @@ def test_evaluate_reproduces_the_runs_figure(leanres, trained):
     shown = leanres("evaluate", trained).out  # a run knows what it was trained on
     assert f"test accuracy {100 * result['accuracy']:.2f} % of 360" in shown
     assert "rows: true class" in shown
+
+
+def test_evaluate_tells_what_int8_weights_would_cost(leanres, trained):
+    plain = json.loads(leanres("evaluate", trained, "--json").out)
+    rounded = json.loads(leanres("evaluate", trained, "--json", "--int8").out)
+    assert (plain["int8"], rounded["int8"]) == (False, True)
+    assert rounded["nll"] != plain["nll"]
+    assert rounded["accuracy"] == pytest.approx(plain["accuracy"], abs=0.03)
+    assert "params, weights as int8" in leanres("evaluate", trained, "--int8").out
 
 
 def test_predict_gives_a_table_json_and_csv_and_names_what_is_broken(
@@ -229,7 +264,7 @@ def test_a_place_that_cannot_be_written_is_one_line(leanres):
         (["train", "--device", "gpu"], ["'gpu' is not usable here"]),
         (["train", "--data", "mnist"], ["no data source 'mnist'"]),
         (["train", "--epochs", "x"], ["epochs"]),
-        (["train", "mine.toml"], ["mine.toml does not exist"]),
+        (["train", "mine.toml"], ["mine.toml cannot be read: No such file"]),
         (["resume", "nowhere"], ["is no run folder"]),
         (["evaluate", "nowhere"], ["nowhere does not exist"]),
         (["predict", "nowhere", "x.png"], ["nowhere does not exist"]),

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from leanres.data.sources import load
 from leanres.data.split import Dataset, Split, channel_stats
@@ -100,7 +99,7 @@ def test_the_fingerprint_sees_each_thing_that_could_change(digits, engine):
         lambda: state.optimizers[0].param_groups[0].update(lr=1.0),
         lambda: state.model.head.requires_grad_(False),
         lambda: setattr(state.model.head.weight, "grad", torch.zeros(10, 16)),
-        lambda: state.ema.module.head.weight.data.add_(1e-3),
+        lambda: state.ema.head.weight.data.add_(1e-3),
         lambda: torch.rand(1),
         lambda: setattr(state, "step", 9),
     )
@@ -137,7 +136,7 @@ def test_it_leaves_no_trace_with_an_average_dropout_and_gradients(digits, precis
     recipe = replace(TINY, ema=0.9)
     state, normalize, _ = trained(recipe, digits, engine)
     state.model.head = nn.Sequential(nn.Dropout(0.2), state.model.head)
-    state.ema = AveragedModel(state.model)
+    state.ema = copy.deepcopy(state.model)
     for p in state.model.stages.parameters():
         p.grad = torch.ones_like(p)
     state.model.eval()

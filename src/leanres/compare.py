@@ -177,7 +177,7 @@ def _result(
 ) -> dict[str, Any]:
     if (place / INFO).exists():
         info = read_info(place)
-        if info["recipe"] != recipe.to_dict():
+        if from_dict(info["recipe"]) != recipe:
             raise UserError(f"{place} holds a run of another recipe: give another --out")
         if info.get("result", {}).get("split") == measure_on:
             done: dict[str, Any] = info["result"]

@@ -22,10 +22,9 @@ from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
 from leanres.models.zoo import config_to_dict
 from leanres.tables import Table
-from leanres.training.checkpoint import write_bytes
 from leanres.training.engine import Normalize
-from leanres.training.folder import WEIGHTS
-from leanres.training.weights import Preprocess, load_weights, save_weights
+from leanres.training.files import write_bytes
+from leanres.training.weights import Preprocess, load_weights, save_weights, weights_file
 from leanres.version import __version__
 
 IMAGES = 1000  # that an export is checked on
@@ -90,14 +89,6 @@ def export(target: Path, out: Path, images: Tensor, full: bool = False) -> Expor
         raise UserError(f"cannot write {out}: {error.strerror}") from None
     agreement = float((probs.argmax(1) == expected.argmax(1)).double().mean())
     return Exported(out, out.stat().st_size, len(images), agreement, drift)
-
-
-def weights_file(target: Path) -> Path:
-    """The weights of a run folder, or the file itself. UserError where there is none."""
-    file = target / WEIGHTS if target.is_dir() else target
-    if not file.exists():
-        raise UserError(f"{file} does not exist: give a finished run, or a .safetensors file")
-    return file
 
 
 def _probabilities(model: nn.Module, preprocess: Preprocess, images: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ def _own_randomness(engine: Engine, seed: int) -> Iterator[None]:
 
 def _copy(state: TrainState) -> TrainState:
     """Network and optimizers, tied to each other as they were; no average: none is needed."""
-    return copy.deepcopy(replace(state, ema=None, history=[], losses=[], correct=[]))
+    bare = replace(state, ema=None, teacher=None, history=[], losses=[], correct=[])
+    return replace(copy.deepcopy(bare), teacher=state.teacher)
 
 
 def hold(recipe: Recipe, images: int, step: int, extra: int) -> Recipe:

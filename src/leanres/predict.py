@@ -18,9 +18,8 @@ from leanres.evaluation.inference import predict_logits
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
 from leanres.training.engine import Engine, Normalize, detect
-from leanres.training.folder import WEIGHTS
 from leanres.training.run import score
-from leanres.training.weights import Preprocess, load_weights
+from leanres.training.weights import Preprocess, load_weights, weights_file
 
 
 @dataclass(frozen=True)
@@ -99,17 +98,8 @@ def load(path: str | Path, device: str = "auto", precision: str = "auto") -> Pre
 
     UserError for a path that is neither, CheckpointError for a damaged file.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / WEIGHTS
-        if not file.exists():
-            raise UserError(
-                f"{path} holds no {WEIGHTS}: a run writes it when it ends (`leanres resume {path}`)"
-            )
-    elif not file.exists():
-        raise UserError(f"{path} does not exist: give a run folder or a .safetensors file")
     engine = detect(device, precision, compiled=False)
-    model, config, preprocess = load_weights(file)
+    model, config, preprocess = load_weights(weights_file(path))
     return Predictor(engine.place(model), config, preprocess, engine)
 
 

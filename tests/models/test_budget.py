@@ -20,7 +20,7 @@ from leanres.models.zoo import MODELS
 
 def thin(config):
     """The same layers with a few channels each: widths do not change what is seen."""
-    return replace(config, widths=tuple(range(2, 2 + len(config.widths))))
+    return replace(config, widths=tuple(range(2, 2 + 2 * len(config.widths), 2)))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from leanres.errors import UserError
-from leanres.models.resnet import BasicBlock, PadShortcut, ResNetConfig, WideBlock
+from leanres.models.residual import DropPath
+from leanres.models.resnet import (
+    BasicBlock,
+    PadShortcut,
+    ResNetConfig,
+    ShakeBlock,
+    ShiftShortcut,
+    WideBlock,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +83,64 @@ def test_the_pad_shortcut_takes_every_second_pixel_and_adds_zero_channels():
     assert out.shape == (2, 5, 3, 4)
     for n, c, i, j in torch.cartesian_prod(*(torch.arange(size) for size in out.shape)).tolist():
         assert out[n, c, i, j] == (x[n, c, 2 * i, 2 * j] if c < 3 else 0)
+
+
+def test_the_shift_shortcut_sees_the_pixels_up_and_left_in_its_second_half():
+    shortcut = ShiftShortcut(3, 4, 2)
+    x = torch.randn(2, 3, 6, 8)
+    out = shortcut(x)
+    assert out.shape == (2, 4, 3, 4)
+    here, beside = (conv.weight[:, :, 0, 0] for conv in (shortcut.here, shortcut.beside))
+    for i, j in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
+        up_left = x[:, :, 2 * i - 1, 2 * j - 1] if i and j else torch.zeros(2, 3)
+        torch.testing.assert_close(out[:, :2, i, j], x[:, :, 2 * i, 2 * j] @ here.T)
+        torch.testing.assert_close(out[:, 2:, i, j], up_left @ beside.T)
+
+
+def test_a_shake_block_is_the_mean_of_two_branches_and_a_shortcut_while_evaluating():
+    block = settled(ShakeBlock(3, 4, 2, ResNetConfig(block="shake", shortcut="shift")))
+    x = torch.randn(2, 3, 8, 8)
+    total = plain_norm(block.shortcut[1](x.clamp(0)), block.shortcut[2])
+    for branch in (block.branch1, block.branch2):
+        inner = F.conv2d(x.clamp(0), branch[1].weight, stride=2, padding=1)
+        inner = F.conv2d(plain_norm(inner, branch[2]).clamp(0), branch[4].weight, padding=1)
+        total = total + plain_norm(inner, branch[5]) / 2
+    torch.testing.assert_close(block(x), total)
+
+
+def test_a_shake_network_has_a_bare_norm_after_its_stem_and_a_relu_before_its_pool():
+    model = ResNetConfig((4, 6), (1, 1), block="shake").build()
+    assert [type(layer) for layer in model.stem] == [nn.Conv2d, nn.BatchNorm2d]
+    assert [type(layer) for layer in model.norm] == [nn.ReLU]
+
+
+@pytest.mark.parametrize("block", ["basic", "wide", "shake"])
+def test_stochastic_depth_rises_linearly_to_the_last_block(block):
+    model = ResNetConfig((4, 6), (2, 3), block=block, drop_path=0.5).build()
+    rates = [m.p for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+@pytest.mark.parametrize("block", ["basic", "wide", "shake"])
+def test_a_dropped_branch_leaves_the_shortcut(block):
+    model = ResNetConfig((4,), (1,), block=block, drop_path=0.99).build()
+    made = model.stages[0][0]
+    x = torch.rand(64, 4, 8, 8)
+    kept = x.clamp(0) if block == "basic" else x
+    same = [torch.equal(a, b) for a, b in zip(made(x), kept, strict=True)]
+    assert sum(same) > 55
+
+
+@pytest.mark.parametrize("block", ["basic", "wide", "shake"])
+def test_squeeze_and_excitation_ends_each_branch(block):
+    config = ResNetConfig((8, 8), (1, 1), block=block)
+    model, plain = (replace(config, squeeze=n).build() for n in (4, 0))
+    more = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert more == 2 * ((8 * 2 + 2) + (2 * 8 + 8))
+    made = settled(model.stages[0][0])
+    nn.init.constant_(made.tail[0].excite.bias, -100)  # a scale of 0: only the shortcut is left
+    x = torch.rand(2, 8, 6, 6)
+    torch.testing.assert_close(made(x), x)
 
 
 @pytest.mark.parametrize(("stem", "sides"), [("cifar", [32, 16, 8]), ("imagenet", [8, 4, 2])])
@@ -157,8 +224,11 @@ def test_lists_become_tuples_so_that_equal_configs_are_equal():
         ({"depths": (1, 2.5, 1)}, "one of depths is 2.5"),
         ({"stem_width": 0}, "stem_width is 0"),
         ({"stem": "cifr"}, "no stem 'cifr'; did you mean 'cifar'?"),
-        ({"block": "bottleneck"}, "there are: basic, wide"),
-        ({"shortcut": "zero"}, "there are: pad, projection"),
+        ({"block": "bottleneck"}, "there are: basic, shake, wide"),
+        ({"shortcut": "zero"}, "there are: pad, projection, shift"),
+        ({"widths": (8, 7, 8), "shortcut": "shift"}, "halves the widths (8, 7, 8)"),
+        ({"drop_path": 1.0}, "drop_path is 1.0"),
+        ({"squeeze": -1}, "squeeze is -1"),
         ({"init": "xavier"}, "no init 'xavier'"),
         ({"dropout": 1.0}, "dropout is 1.0: give a share of at least 0 and below 1"),
         ({"dropout": "0.5"}, "dropout is '0.5'"),

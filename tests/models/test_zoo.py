@@ -34,9 +34,10 @@ GOLDEN = {  # counts of the documents and of the papers' usual implementations
     "resnet56": 853_018,
     "wrn-16-4": 2_748_890,
     "wrn-40-2": 2_243_546,
+    "shake-26-2x32d": 2_923_162,
 }
 SHAPES = ("speednet", "resnet18-imagenet-stem", "resnet-custom", "custom-resnet", "resnet20")
-SHAPES += ("wrn-16-4", "modified-resnet-1")  # one network of every kind of layer
+SHAPES += ("wrn-16-4", "modified-resnet-1", "shake-26-2x32d")  # one network of every kind of layer
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -100,7 +101,7 @@ def test_every_entry_is_frozen_and_builds_from_the_seed_alone(name):
 
 
 def thin(config):
-    widths = tuple(range(4, 4 + len(config.widths)))
+    widths = tuple(range(4, 4 + 2 * len(config.widths), 2))
     return replace(config, widths=widths).build()
 
 

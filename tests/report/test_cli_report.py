@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from leanres.training.folder import METRICS, PREDICTIONS, WEIGHTS
+from leanres.training.folder import METRICS, PREDICTIONS
+from leanres.training.weights import WEIGHTS
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from leanres.report.network import (
 )
 from leanres.report.record import read_run
 from leanres.training.engine import Engine
-from leanres.training.folder import PREDICTIONS, WEIGHTS
+from leanres.training.folder import PREDICTIONS
 from leanres.training.loop import start, steps
 from leanres.training.recipe import Plan
+from leanres.training.weights import WEIGHTS
 
 
 @pytest.mark.parametrize("step", [0, 5, 9, 11, 17])

@@ -22,7 +22,8 @@ from leanres.report import write_report
 from leanres.report.page import gather
 from leanres.report.record import read_run
 from leanres.report.text import text_report
-from leanres.training.folder import METRICS, PREDICTIONS, WEIGHTS, fingerprints, write_predictions
+from leanres.training.folder import METRICS, PREDICTIONS, fingerprints, write_predictions
+from leanres.training.weights import WEIGHTS
 
 VOID = {"meta", "link", "img", "br", "input"}
 

@@ -11,8 +11,9 @@ import torch
 
 from leanres.data.split import channel_stats
 from leanres.training import checkpoint
-from leanres.training.checkpoint import CheckpointError, pack, restore_, save, saved
+from leanres.training.checkpoint import pack, restore_, save, saved
 from leanres.training.engine import Normalize
+from leanres.training.files import CheckpointError
 from leanres.training.loop import TrainState, start, steps
 
 

@@ -13,17 +13,9 @@ from leanres.data.mix import MIXES
 from leanres.data.split import Split, channel_stats
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
+from leanres.training.batch import epoch_order, training_batch
 from leanres.training.engine import Engine, Normalize
-from leanres.training.loop import (
-    NonFiniteLossError,
-    StepResult,
-    TrainState,
-    epoch_order,
-    start,
-    steps,
-    train,
-    training_batch,
-)
+from leanres.training.loop import NonFiniteLossError, StepResult, TrainState, start, steps, train
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Plan, Recipe
 
@@ -235,6 +227,31 @@ def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
         assert len(found) == 1
         met.update(found)
     assert met == {"mixup", "cutmix"}
+
+
+def test_a_batch_holds_copies_of_its_images_each_with_draws_of_its_own(digits, small):
+    split, recipe = digits.train, replace(small, mix=(), copies=3)
+    indices = epoch_order(split, small.seed, 0)[:40]
+    images, labels = training_batch(split, indices, recipe, 0, 0)
+    repeated = torch.tensor([i for i in indices.tolist() for _ in range(3)])
+    draw = Draw(generator(small.seed, 0, 1), repeated, 0, small.seed)
+    assert torch.equal(images, augment(split.images[repeated], small.augment, draw))
+    assert torch.equal(labels, split.labels[repeated])
+    alike = [len(three.flatten(1).unique(dim=0)) for three in images.split(3)]
+    assert sum(count == 3 for count in alike) > 30
+
+
+def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits, engine, small):
+    recipe = replace(small, copies=2, epochs=1)
+    state, normalize = fresh(recipe, digits.train, engine)
+    seen: list[int] = []
+    state.model.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    (row,) = train(state, digits.train, recipe, normalize, engine)
+    assert row["step"] == len(digits.train) // 200
+    assert sum(seen) == 2 * 200 * row["step"]
+    correct = row["train_accuracy"] * sum(seen)
+    assert correct == pytest.approx(round(correct), abs=1e-3)
+    assert 0 < row["train_accuracy"] < 1
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

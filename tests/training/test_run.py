@@ -23,9 +23,11 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training import run as runs
-from leanres.training.checkpoint import CheckpointError, saved
-from leanres.training.folder import CHECKPOINTS, METRICS, PREDICTIONS, WEIGHTS, read_info
+from leanres.training.checkpoint import saved
+from leanres.training.files import CheckpointError
+from leanres.training.folder import CHECKPOINTS, METRICS, PREDICTIONS, read_info
 from leanres.training.loop import TrainState
+from leanres.training.weights import WEIGHTS
 
 SETTINGS = [
     "model={family='speednet', widths=[8, 16]}",

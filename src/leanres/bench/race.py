@@ -19,8 +19,8 @@ from leanres.evaluation.inference import predict_logits
 from leanres.evaluation.metrics import accuracy
 from leanres.evaluation.statistics import mean_sd
 from leanres.training import run as runs
-from leanres.training.checkpoint import write_bytes
 from leanres.training.engine import Engine, hardware, matrix_rate
+from leanres.training.files import write_bytes
 from leanres.training.folder import INFO, METRICS, commit, fingerprints, read_info
 from leanres.training.loop import start, steps
 from leanres.training.recipe import Plan, Recipe, from_dict
@@ -180,13 +180,13 @@ def read_entry(out: Path, claim: dict[str, Any]) -> dict[str, Any]:
         return {"runs": []}
     try:
         entry: dict[str, Any] = json.loads(out.read_text())
-        others = [lap["recipe"] | {"seed": 0} for lap in entry["runs"]]
+        others = [from_dict(lap["recipe"] | {"seed": 0}) for lap in entry["runs"]]
         counted = entry["counted"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{out} is no ledger entry of a race: name another file") from None
     if counted != claim["counted"]:
         raise UserError(f"{out} holds laps counted {counted}: name another file")
-    if any(other != claim["recipe"] | {"seed": 0} for other in others):
+    if any(other != from_dict(claim["recipe"] | {"seed": 0}) for other in others):
         raise UserError(f"{out} holds laps of another recipe: name another file")
     return entry
 

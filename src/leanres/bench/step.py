@@ -22,9 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from leanres.data.split import Dataset
 from leanres.models.budget import summarize
 from leanres.training import run as runs
+from leanres.training.batch import Batch, epoch_order, shrink, training_batch
 from leanres.training.engine import Engine, hardware, matrix_rate, memory_rate
-from leanres.training.loop import epoch_order, forward_backward, shrink, steps, training_batch
+from leanres.training.loop import backward, steps
 from leanres.training.recipe import Recipe
+from leanres.training.sam import climbed_
+from leanres.training.teacher import teach
 
 WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, kernels compile
 
@@ -64,7 +67,7 @@ def measure_step(
     peak = peak_memory(engine)  # before the rates: they take a GiB themselves
     parts = part_seconds(run, count)
     flops, traffic = cost_of_step(run)
-    images = shrink(run.normalize(run.train.images[: plan.batch_size]), scale)
+    images = shrink(run.normalize(run.train.images[: plan.images_per_step]), scale)
     alone = convolution_rate(run.state.model.train(), images, engine)
     matrix = matrix_rate(engine, dtype=getattr(torch, engine.precision))
     memory = memory_rate(engine)
@@ -73,9 +76,9 @@ def measure_step(
         "model": recipe.model if isinstance(recipe.model, str) else "own network",
         "macs_per_image": summarize(run.config, (3, side, side)).macs,
         "side": side,
-        "batch_size": plan.batch_size,
+        "batch_size": plan.images_per_step,
         "seconds_per_step": seconds,
-        "images_per_s": plan.batch_size / seconds,
+        "images_per_s": plan.images_per_step / seconds,
         "parts": parts,
         "operators": operator_seconds(run),
         "tflop_per_step": flops / 1e12,
@@ -130,14 +133,19 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
         clock("data and augmentation")
         inputs = shrink(run.normalize(images), plan.scale(0))
         clock("normalise and resize")
-        chunks = inputs.chunk(recipe.accumulate)
-        for chunk in chunks:
+        batch = Batch(inputs, targets, teach(run.state.teacher, images, plan, engine))
+        if run.state.teacher is not None:
+            clock("teacher")
+        for part in batch.parts(recipe.accumulate):
             with engine.autocast():
-                forward(chunk)
+                forward(part.inputs)
         clock("forward")
-        for chunk, part in zip(chunks, targets.chunk(recipe.accumulate), strict=True):
-            forward_backward(forward, chunk, part, len(targets), recipe, engine)
+        backward(forward, batch, recipe, engine)
         clock("forward and backward")
+        if recipe.sam_rho:
+            with climbed_(run.state.model, recipe.sam_rho, recipe.sam_adaptive):
+                backward(forward, batch, recipe, engine)
+            clock("second forward and backward")
         for optimizer in run.state.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -60,7 +60,7 @@ def step(
 def _write(out: Path | None, report: dict[str, Any]) -> None:
     """Write the report; it has been printed, so that a bad place loses nothing."""
     if out is not None:
-        from leanres.training.checkpoint import write_bytes
+        from leanres.training.files import write_bytes
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out, (json.dumps(report, indent=1) + "\n").encode())

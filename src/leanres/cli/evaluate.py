@@ -28,6 +28,9 @@ def evaluate(
     strict: bool = STRICT,
     split: str = typer.Option("test", help="test, val or train."),
     tta: str = typer.Option("flip-shift", help="none, flip or flip-shift, beside the plain one."),
+    int8: bool = typer.Option(
+        False, "--int8", help="Round the weights to int8 first, a scale per output channel."
+    ),
     device: str = DEVICE,
     threads: int = THREADS,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -35,9 +38,12 @@ def evaluate(
     """Measure a trained network: accuracy, NLL, ECE, per class, confusion."""
     from leanres.evaluation.inference import TTA
     from leanres.training.folder import read_info
+    from leanres.training.weights import round_to_int8_
 
     TTA[tta]
     predictor = _load(target, device, threads)
+    if int8:
+        round_to_int8_(predictor.model)
     if data is None and (target / "run.json").exists():
         dataset = reload(read_info(target), None, path)
     else:
@@ -48,7 +54,7 @@ def evaluate(
     images = chosen[split]
     if images is None:
         raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
-    result = predictor.evaluate(images, tta) | {"split": split}
+    result = predictor.evaluate(images, tta) | {"split": split, "int8": int8}
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -78,6 +84,7 @@ def _print(result: dict[str, Any], classes: tuple[str, ...]) -> None:
         f"{result['split']} accuracy {100 * result['accuracy']:.2f} % of {n:,} (95 % interval"
         f" {100 * low:.2f} to {100 * high:.2f}){augmented(result)}\nNLL {result['nll']:.4f} nats,"
         f" ECE {100 * result['ece']:.2f} %, {result['params']:,} params"
+        + (", weights as int8" if result["int8"] else "")
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("class", "accuracy %", *classes):

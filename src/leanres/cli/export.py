@@ -30,13 +30,13 @@ def export(
     from leanres import export as exports
     from leanres.report.card import model_card
     from leanres.training.folder import read_info
-    from leanres.training.weights import load_weights
+    from leanres.training.weights import load_weights, weights_file
 
     exports.FORMATS[out.suffix]
     is_run = (target / "run.json").exists()
     if card and not (is_run and out.suffix == ".safetensors"):
         raise UserError("--card tells of a run's weights: give a run folder and a .safetensors")
-    preprocess = load_weights(exports.weights_file(target))[2]
+    preprocess = load_weights(weights_file(target))[2]
     if data is None and is_run:
         dataset = reload(read_info(target), None, path)
     else:

@@ -51,12 +51,12 @@ class Live:
             return
         self.shown = now
         plan = self.run.plan
-        rate = (state.step - self.first) * plan.batch_size / (now - self.began)
+        rate = (state.step - self.first) * plan.images_per_step / (now - self.began)
         self.progress.update(
             self.task,
             completed=state.step,
             epoch=min(state.step // plan.steps_per_epoch + 1, self.run.recipe.epochs),
-            facts=f"{_now(state, plan.batch_size)} lr {_lr(state):.3g}  {rate:,.0f} images/s ",
+            facts=f"{_now(state, plan.images_per_step)} lr {_lr(state):.3g}  {rate:,.0f} images/s ",
         )
 
     def row(self, row: dict[str, Any]) -> None:

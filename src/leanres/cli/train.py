@@ -30,20 +30,43 @@ JSON = typer.Option(False, "--json", help="Print the result as JSON; progress go
 FEW_STEPS = 10  # an epoch: with fewer the batch is too large for the data
 
 
-def recipes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """List the recipes, each as its difference from the default one."""
-    from leanres.training.recipe import Recipe
-    from leanres.training.recipes import RECIPES
+def recipes(
+    name: str = typer.Argument("", help="Print this one as a TOML file, every setting explained."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """List the training recipes; one of them in full, as a file to change and train with."""
+    from leanres.training.recipes import RECIPES, load_recipe, to_toml
 
-    default = Recipe().to_dict()
-    for name, recipe in RECIPES.items():
-        plain = recipe.to_dict()
-        if as_json:
-            typer.echo(json.dumps({"name": name, **plain}))
-            continue
-        changed = {k: v for k, v in plain.items() if v != default[k]} if name != "speed" else plain
-        settings = ", ".join(f"{k} = {json.dumps(v)}" for k, v in changed.items())
-        typer.echo(f"{name}: {settings}")
+    if name:
+        recipe = load_recipe(name)
+        typer.echo(json.dumps({"name": name, **recipe.to_dict()}) if as_json else to_toml(recipe))
+        return
+    if as_json:
+        for known, recipe in RECIPES.items():
+            typer.echo(json.dumps({"name": known, **recipe.to_dict()}))
+        return
+    _print_recipes(RECIPES)
+
+
+def _print_recipes(known: dict[str, Recipe]) -> None:
+    from rich.table import Table
+
+    from leanres.cli.console import console
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("network", no_wrap=True)
+    for title in ("epochs", "batch", "optimizer", "lr"):
+        table.add_column(title, justify="left" if title == "optimizer" else "right")
+    table.add_column("schedule", no_wrap=True)
+    table.add_column("augmentation", overflow="fold")
+    for name, r in known.items():
+        numbers = (f"{r.epochs}", f"{r.batch_size:,}", r.optimizer, f"{r.lr:g}")
+        steps = ", ".join(step for step, _ in (*r.augment, *r.mix))
+        network = r.model if isinstance(r.model, str) else "its own"
+        table.add_row(name, network, *numbers, r.schedule[0], steps)
+    console().print(table)
+    typer.echo("\nleanres recipes NAME prints one in full; leanres train NAME trains with it")
 
 
 def train(

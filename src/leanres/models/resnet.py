@@ -1,40 +1,53 @@
 """Staged residual networks: a config in, a network out.
 
-He et al. 2015, arXiv:1512.03385; Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+He et al. 2015, arXiv:1512.03385; Zagoruyko & Komodakis 2016, arXiv:1605.07146; Gastaldi 2017,
+arXiv:1705.07485.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanres.errors import UserError
 from leanres.models import check_share, check_whole, whole_tuple
+from leanres.models.residual import DropPath, ShakeShake, SqueezeExcite
 from leanres.tables import Table
+
+Layer = Callable[[int], nn.Module]  # channels -> a layer
+
+
+def _relu(_: int) -> nn.Module:
+    return nn.ReLU()
 
 
 @dataclass(frozen=True)
 class ResNetConfig:
     """Shape of a staged residual network; each stage after the first halves the map.
 
-    A shortcut that changes shape is a 1x1 convolution ("projection") or He's parameter-free
-    option A ("pad": every second pixel, zero channels added). `init` "kaiming" draws convolutions
-    and the Linear from a normal of variance 2 / fan-out with bias 0; "kaiming-convs" leaves the
-    Linear's weights as PyTorch draws them. Raises `UserError` for settings that do not fit.
+    A shortcut that changes shape is a 1x1 convolution ("projection"), He's parameter-free
+    option A ("pad": every second pixel, zero channels added) or Gastaldi's ("shift": two 1x1
+    convolutions of half the channels, the second one pixel off). `init` "kaiming" draws
+    convolutions and the Linear from a normal of variance 2 / fan-out with bias 0; "kaiming-convs"
+    leaves the Linear's weights as PyTorch draws them. Raises `UserError` for settings that do not
+    fit.
     """
 
     widths: tuple[int, ...] = (16, 32, 64)  # channels of each stage
     depths: tuple[int, ...] = (3, 3, 3)  # residual blocks of each stage
     stem_width: int | None = None  # channels of the stem; None: as the first stage
     stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 stride 2 and a max-pool
-    block: str = "basic"  # "wide": pre-activation
+    block: str = "basic"  # "wide": pre-activation; "shake": two branches, randomly mixed
     shortcut: str = "projection"
     dropout: float = 0.0  # before the Linear
     block_dropout: float = 0.0  # between the two convolutions of a wide block
+    drop_path: float = 0.0  # stochastic depth: of the last block, rising linearly from the first
+    squeeze: int = 0  # squeeze-and-excitation at the end of each branch, by this factor; 0: none
     init: str = "pytorch"
     num_classes: int = 10
 
@@ -51,8 +64,10 @@ class ResNetConfig:
             table[name]  # an unknown name lists the known ones
         check_share("dropout", self.dropout)
         check_share("block_dropout", self.block_dropout)
+        check_share("drop_path", self.drop_path)
+        check_whole("squeeze", self.squeeze, least=0)
         if self.block_dropout and self.block != "wide":
-            raise UserError("block_dropout needs block='wide': the basic block has no dropout")
+            raise UserError("block_dropout needs block='wide': the others have no dropout")
         check_whole("num_classes", self.num_classes, least=2)
 
     def build(self) -> nn.Module:
@@ -69,6 +84,8 @@ def _check_stages(config: ResNetConfig) -> None:
     if config.stem_width is not None:
         check_whole("stem_width", config.stem_width)
     chain = (config.stem_width or widths[0], *widths)
+    if config.shortcut == "shift" and any(width % 2 for width in widths):
+        raise UserError(f"shortcut 'shift' halves the widths {widths}: give even ones")
     if config.shortcut == "pad" and any(after < before for before, after in pairwise(chain)):
         raise UserError(
             f"shortcut 'pad' cannot narrow {chain}: use widths that never fall, or 'projection'"
@@ -90,10 +107,33 @@ class PadShortcut(nn.Module):
         return F.pad(kept, (0, 0, 0, 0, 0, self.added))
 
 
+class ShiftShortcut(nn.Module):
+    """Every `stride`-th pixel to half the channels, those one pixel up and left to the others.
+
+    (N, width_in, H, W) -> (N, width_out, H/stride, W/stride). Gastaldi 2017, arXiv:1705.07485.
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.here = nn.Conv2d(width_in, width_out // 2, 1, bias=False)
+        self.beside = nn.Conv2d(width_in, width_out // 2, 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        step = self.stride
+        beside = F.pad(images, (1, -1, 1, -1))[:, :, ::step, ::step]
+        return torch.cat((self.here(images[:, :, ::step, ::step]), self.beside(beside)), 1)
+
+
 class BasicBlock(nn.Module):
     """C BN ReLU C BN, plus the shortcut, then ReLU. He et al. 2015, fig. 2."""
 
-    def __init__(self, width_in: int, width: int, stride: int, config: ResNetConfig) -> None:
+    before: tuple[Layer, ...] = (nn.BatchNorm2d, _relu)  # what the stem ends in
+    after: tuple[Layer, ...] = ()  # what follows the last block
+
+    def __init__(
+        self, width_in: int, width: int, stride: int, config: ResNetConfig, drop: float = 0.0
+    ) -> None:
         super().__init__()
         self.conv1 = _conv3(width_in, width, stride)
         self.norm1 = nn.BatchNorm2d(width)
@@ -103,13 +143,15 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
             self.shortcut = SHORTCUTS[config.shortcut](width_in, width, stride)
-            if config.shortcut == "projection":
+            if config.shortcut != "pad":
                 self.shortcut = nn.Sequential(self.shortcut, nn.BatchNorm2d(width))
+        self.tail = _tail(width, config, drop)
         self.relu2 = nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
         inner = self.relu1(self.norm1(self.conv1(images)))
         inner = self.norm2(self.conv2(inner))
+        inner = inner if self.tail is None else self.tail(inner)
         out: Tensor = self.relu2(inner + self.shortcut(images))
         return out
 
@@ -120,7 +162,12 @@ class WideBlock(nn.Module):
     Where the shape changes, the shortcut starts from the activated input and has no batch norm.
     """
 
-    def __init__(self, width_in: int, width: int, stride: int, config: ResNetConfig) -> None:
+    before: tuple[Layer, ...] = ()
+    after: tuple[Layer, ...] = (nn.BatchNorm2d, _relu)
+
+    def __init__(
+        self, width_in: int, width: int, stride: int, config: ResNetConfig, drop: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(width_in)
         self.relu1 = nn.ReLU()
@@ -132,13 +179,56 @@ class WideBlock(nn.Module):
         changes = stride != 1 or width_in != width
         make = SHORTCUTS[config.shortcut]
         self.shortcut = make(width_in, width, stride) if changes else None
+        self.tail = _tail(width, config, drop)
 
     def forward(self, images: Tensor) -> Tensor:
         active = self.relu1(self.norm1(images))
-        inner = self.dropout(self.relu2(self.norm2(self.conv1(active))))
-        kept = images if self.shortcut is None else self.shortcut(active)
-        out: Tensor = self.conv2(inner) + kept
+        inner = self.conv2(self.dropout(self.relu2(self.norm2(self.conv1(active)))))
+        inner = inner if self.tail is None else self.tail(inner)
+        out: Tensor = inner + (images if self.shortcut is None else self.shortcut(active))
         return out
+
+
+class ShakeBlock(nn.Module):
+    """Two branches of ReLU C BN ReLU C BN, mixed by shake-shake, plus the shortcut.
+
+    Where the shape changes, the shortcut starts from a ReLU and ends in a batch norm. Gastaldi
+    2017, arXiv:1705.07485, section 2.
+    """
+
+    before: tuple[Layer, ...] = (nn.BatchNorm2d,)
+    after: tuple[Layer, ...] = (_relu,)
+
+    def __init__(
+        self, width_in: int, width: int, stride: int, config: ResNetConfig, drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.branch1, self.branch2 = (_shake_branch(width_in, width, stride) for _ in range(2))
+        self.mix = ShakeShake()
+        self.tail = _tail(width, config, drop)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width:
+            make = SHORTCUTS[config.shortcut]
+            change = make(width_in, width, stride)
+            self.shortcut = nn.Sequential(nn.ReLU(), change, nn.BatchNorm2d(width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = self.mix(self.branch1(images), self.branch2(images))
+        inner = inner if self.tail is None else self.tail(inner)
+        out: Tensor = inner + self.shortcut(images)
+        return out
+
+
+def _shake_branch(width_in: int, width: int, stride: int) -> nn.Sequential:
+    first = (nn.ReLU(), _conv3(width_in, width, stride), nn.BatchNorm2d(width))
+    return nn.Sequential(*first, nn.ReLU(), _conv3(width, width), nn.BatchNorm2d(width))
+
+
+def _tail(width: int, config: ResNetConfig, drop: float) -> nn.Sequential | None:
+    """What a branch ends in beyond its layers; None where the config asks for nothing."""
+    squeeze = (SqueezeExcite(width, config.squeeze),) if config.squeeze else ()
+    path = (DropPath(drop),) if drop else ()
+    return nn.Sequential(*squeeze, *path) if squeeze or path else None
 
 
 class ResNet(nn.Module):
@@ -147,12 +237,13 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         widths = (config.stem_width or config.widths[0], *config.widths)
-        wide = config.block == "wide"
-        self.stem = STEMS[config.stem](widths[0], not wide)
+        block = BLOCKS[config.block]
+        self.stem = STEMS[config.stem](widths[0], block.before)
         self.stages = nn.Sequential(
             *(_stage(i, *pair, config) for i, pair in enumerate(pairwise(widths)))
         )
-        self.norm = nn.Sequential(*_norm_relu(widths[-1])) if wide else nn.Identity()
+        after = [layer(widths[-1]) for layer in block.after]
+        self.norm = nn.Sequential(*after) if after else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(widths[-1], config.num_classes)
@@ -166,27 +257,24 @@ class ResNet(nn.Module):
 
 
 def _stage(index: int, width_in: int, width: int, config: ResNetConfig) -> nn.Sequential:
-    block = BLOCKS[config.block]
-    first = block(width_in, width, 2 if index else 1, config)
-    rest = (block(width, width, 1, config) for _ in range(config.depths[index] - 1))
-    return nn.Sequential(first, *rest)
+    block, depth = BLOCKS[config.block], config.depths[index]
+    before, total = sum(config.depths[:index]), sum(config.depths)
+    drops = [config.drop_path * (before + i + 1) / total for i in range(depth)]
+    first = block(width_in, width, 2 if index else 1, config, drops[0])
+    return nn.Sequential(first, *(block(width, width, 1, config, drop) for drop in drops[1:]))
 
 
 def _conv3(width_in: int, width: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
 
 
-def _norm_relu(width: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(width), nn.ReLU()
+def _cifar_stem(width: int, before: Sequence[Layer]) -> nn.Sequential:
+    return nn.Sequential(_conv3(3, width), *(layer(width) for layer in before))
 
 
-def _cifar_stem(width: int, activate: bool) -> nn.Sequential:
-    return nn.Sequential(_conv3(3, width), *(_norm_relu(width) if activate else ()))
-
-
-def _imagenet_stem(width: int, activate: bool) -> nn.Sequential:
+def _imagenet_stem(width: int, before: Sequence[Layer]) -> nn.Sequential:
     conv = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-    return nn.Sequential(conv, *(_norm_relu(width) if activate else ()), nn.MaxPool2d(3, 2, 1))
+    return nn.Sequential(conv, *(layer(width) for layer in before), nn.MaxPool2d(3, 2, 1))
 
 
 def _projection(width_in: int, width: int, stride: int) -> nn.Module:
@@ -208,14 +296,14 @@ def _init_convs(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-STEMS: Table[Callable[[int, bool], nn.Module]] = Table(
+STEMS: Table[Callable[[int, Sequence[Layer]], nn.Module]] = Table(
     "stem", {"cifar": _cifar_stem, "imagenet": _imagenet_stem}
 )
-BLOCKS: Table[Callable[[int, int, int, ResNetConfig], nn.Module]] = Table(
-    "block", {"basic": BasicBlock, "wide": WideBlock}
+BLOCKS: Table[type[BasicBlock | WideBlock | ShakeBlock]] = Table(
+    "block", {"basic": BasicBlock, "wide": WideBlock, "shake": ShakeBlock}
 )
 SHORTCUTS: Table[Callable[[int, int, int], nn.Module]] = Table(
-    "shortcut", {"projection": _projection, "pad": PadShortcut}
+    "shortcut", {"projection": _projection, "pad": PadShortcut, "shift": ShiftShortcut}
 )
 INITS: Table[Callable[[nn.Module], None]] = Table(
     "init",

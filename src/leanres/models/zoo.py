@@ -51,6 +51,7 @@ FAMILIES: Table[Callable[..., ModelConfig]] = Table(
 )
 
 HE = "He et al. 2015, arXiv:1512.03385, table 6"
+SHAKE = "Gastaldi 2017, arXiv:1705.07485, table 1"
 WIDE = "Zagoruyko & Komodakis 2016, arXiv:1605.07146, table 4"
 REPORT = "project report"
 
@@ -137,6 +138,20 @@ MODELS: Table[Entry] = Table(
         "resnet56": Entry(_he(9), 853_018, HE, 93.03),
         "wrn-16-4": Entry(_wide(16, 4), 2_748_890, WIDE, None, "not in the paper's CIFAR table"),
         "wrn-40-2": Entry(_wide(40, 2), 2_243_546, WIDE, 94.67, "after ZCA whitening"),
+        "shake-26-2x32d": Entry(
+            ResNetConfig(
+                (32, 64, 128),
+                (4, 4, 4),
+                stem_width=16,
+                block="shake",
+                shortcut="shift",
+                init="kaiming-convs",
+            ),
+            2_923_162,
+            SHAKE,
+            96.45,
+            "1,800 epochs",
+        ),
     },
 )
 

@@ -14,11 +14,11 @@ from leanres.errors import UserError
 from leanres.evaluation import gradcam
 from leanres.evaluation.inference import predict_logits
 from leanres.report.record import Predictions, Record
+from leanres.training.batch import epoch_order, shrink, training_batch
 from leanres.training.engine import Normalize
-from leanres.training.folder import PREDICTIONS, WEIGHTS
-from leanres.training.loop import epoch_order, shrink, training_batch
+from leanres.training.folder import PREDICTIONS
 from leanres.training.recipe import Plan, Recipe, from_dict
-from leanres.training.weights import load_weights
+from leanres.training.weights import WEIGHTS, load_weights
 
 
 @dataclass(frozen=True)

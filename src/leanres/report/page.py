@@ -17,8 +17,8 @@ from leanres.report.attention import attention, inside
 from leanres.report.compare import check_comparable, config_of, cost, groups, table_row, verdicts
 from leanres.report.network import Network, load_network, same_data, with_predictions
 from leanres.report.record import Record, read_run
-from leanres.training.checkpoint import write_bytes
-from leanres.training.folder import WEIGHTS
+from leanres.training.files import write_bytes
+from leanres.training.weights import WEIGHTS
 from leanres.version import __version__
 
 BUDGET = 5_000_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,30 +16,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from leanres.errors import UserError
+from leanres.training.files import CheckpointError, write_bytes
 from leanres.training.loop import TrainState
 
 KEEP = 2  # newest checkpoints on disk
 STATE, META, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-
-
-class CheckpointError(UserError):
-    """A file of a run that cannot be written, or must not be trusted; names file and reason."""
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent: temporary name, fsync, rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def save(folder: Path, state: TrainState) -> Path:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.training.checkpoint import CheckpointError, write_bytes
+from leanres.training.files import CheckpointError, write_bytes
 from leanres.training.loop import Row
 
 INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
-WEIGHTS, CHECKPOINTS, PREDICTIONS = "model.safetensors", "checkpoint", "predictions.parquet"
+CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
 LOCK = ".lock"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,18 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from leanres.data.augment import Draw, augment, generator
-from leanres.data.mix import MIXES
+from leanres.data.augment import generator
 from leanres.data.split import Split
 from leanres.evaluation.inference import predict_logits
 from leanres.models import ModelConfig
+from leanres.models.residual import draws
 from leanres.models.speednet import SpeedNet
 from leanres.models.zoo import resolve
+from leanres.training.batch import Batch, epoch_order, shrink, training_batch, whitening_sample
 from leanres.training.engine import Engine, Normalize
 from leanres.training.optim import OPTIMIZERS, set_lr_
 from leanres.training.recipe import Plan, Recipe
+from leanres.training.sam import climbed_
+from leanres.training.teacher import Teacher, load_teacher, teach
 
 CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
 Row = dict[str, Any]
@@ -46,11 +49,15 @@ class StepResult(NamedTuple):
 
 @dataclass
 class TrainState:
-    """All that changes while training; with the recipe and the data it decides what follows."""
+    """All that changes while training; with the recipe and the data it decides what follows.
+
+    The teacher is here because it is as the recipe says; it does not change.
+    """
 
     model: nn.Module
     optimizers: list[Optimizer]
-    ema: AveragedModel | None
+    ema: nn.Module | None
+    teacher: Teacher | None = None
     step: int = 0
     history: list[Row] = field(default_factory=list)  # one row per finished epoch
     losses: list[Tensor] = field(default_factory=list)  # of the running epoch, one per step
@@ -59,7 +66,7 @@ class TrainState:
     @property
     def averaged(self) -> nn.Module:
         """The network to evaluate: the averaged one where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.ema is None else self.ema
 
 
 def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
@@ -68,7 +75,10 @@ def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
 
 
 def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) -> TrainState:
-    """A fresh state: the network (its stem whitened, if it has such), optimizers, average."""
+    """A fresh state: the network (its stem whitened, if it has such), optimizers, average, teacher.
+
+    UserError where the recipe's teacher is not there, or knows other classes or image sizes.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = network_config(recipe, train.classes).build()
@@ -76,19 +86,9 @@ def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) ->
         model.whiten_(normalize.cpu()(whitening_sample(train, recipe.seed)))
     model = engine.place(model)
     normalize.to(engine.device)
-    ema = None
-    if recipe.ema:
-        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
-        ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    return TrainState(model, OPTIMIZERS[recipe.optimizer](model, recipe), ema)
-
-
-def whitening_sample(train: Split, seed: int) -> Tensor:
-    """5,000 images drawn at random, fewer where they are large: some 5 million pixels."""
-    pixels = train.images[0, 0].numel()
-    count = max(1, min(5000, len(train), 5000 * 32 * 32 // pixels))
-    chosen = torch.randperm(len(train), generator=generator(seed))[:count]
-    return train.images[chosen.to(train.images.device)].cpu()
+    ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
+    teacher = load_teacher(recipe.teacher, train, engine) if recipe.teacher else None
+    return TrainState(model, OPTIMIZERS[recipe.optimizer](model, recipe), ema, teacher)
 
 
 def steps(
@@ -105,13 +105,13 @@ def steps(
 
     `train` lies on the engine's device. Order, augmentation and dropout are drawn from (seed,
     epoch, step), so where one starts does not matter. No step waits for the device, but those of
-    a recipe with an average (PyTorch's AveragedModel reads its counter) or with dropout.
+    a network that draws (dropout, stochastic depth, shake-shake).
     """
     plan = Plan(recipe, len(train))
     if factor is None:
         factor = plan.lr_factor
     forward = engine.forward(state.model)
-    drops = any(isinstance(m, nn.Dropout) and m.p for m in state.model.modules())
+    drawing = any(draws(module) for module in state.model.modules())
     state.model.train()
     order = torch.empty(0)
     while state.step < plan.total:
@@ -121,64 +121,28 @@ def steps(
         indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
         images, targets = training_batch(train, indices, recipe, epoch, position)
         inputs = shrink(normalize(images), plan.scale(state.step))
+        batch = Batch(inputs, targets, teach(state.teacher, images, plan, engine))
         if state.step >= plan.freeze_stem:
             freeze_stem_(state.model)
         set_lr_(state.optimizers, factor(state.step))
         last = position == plan.steps_per_epoch - 1
-        with _own_dropout(drops, recipe.seed, epoch, position, inputs.device):
-            result = _update(state, forward, inputs, targets, recipe, engine, last)
+        with _own_draws(drawing, recipe.seed, epoch, position, inputs.device):
+            result = _update(state, forward, batch, recipe, engine, last)
         state.step += 1
         yield result
 
 
 @contextmanager
-def _own_dropout(
-    drops: bool, seed: int, epoch: int, step: int, device: torch.device
+def _own_draws(
+    drawing: bool, seed: int, epoch: int, step: int, device: torch.device
 ) -> Iterator[None]:
-    """Seed the global generator, which dropout draws from, for one step; then put it back."""
-    if not drops:
+    """Seed the global generator, which a network draws from, for one step; then put it back."""
+    if not drawing:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator(seed, epoch, step + 1, 1).initial_seed())
         yield
-
-
-def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
-    """The positions of the images in the order in which an epoch takes them, (N,) int64."""
-    order = torch.randperm(len(train), generator=generator(seed, epoch))
-    return order.to(train.images.device)
-
-
-def training_batch(
-    train: Split, indices: Tensor, recipe: Recipe, epoch: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """What step `step` of an epoch trains on: images (N, C, H, W) and their targets.
-
-    Images are augmented, and mixed where the recipe says so: targets are then probabilities
-    (N, K), and else the labels (N,).
-    """
-    images, targets = train.images[indices], train.labels[indices]
-    draw = Draw(
-        generator(recipe.seed, epoch, step + 1, device=images.device), indices, epoch, recipe.seed
-    )
-    images = augment(images, recipe.augment, draw)
-    if recipe.mix:
-        # Which mix it is decides what the device computes, so it is drawn where it can be read.
-        rng = generator(recipe.seed, epoch, step + 1, 2)
-        name, settings = recipe.mix[int(torch.randint(len(recipe.mix), (), generator=rng))]
-        shares = F.one_hot(targets, len(train.classes)).float()
-        images, targets = MIXES[name](images, shares, draw, **settings)
-    return images, targets
-
-
-def shrink(images: Tensor, scale: float) -> Tensor:
-    """(N, C, H, W) float -> (N, C, scale H, scale W), antialiased, channels last."""
-    if scale == 1:
-        return images
-    side = [round(scale * s) for s in images.shape[2:]]
-    small = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
-    return small.contiguous(memory_format=torch.channels_last)
 
 
 def freeze_stem_(model: nn.Module) -> None:
@@ -193,39 +157,77 @@ def freeze_stem_(model: nn.Module) -> None:
 def _update(
     state: TrainState,
     forward: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
+    batch: Batch,
     recipe: Recipe,
     engine: Engine,
     last: bool,
 ) -> StepResult:
-    parts = zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True)
-    results = [forward_backward(forward, *part, len(targets), recipe, engine) for part in parts]
+    loss, correct = backward(forward, batch, recipe, engine)
+    if recipe.sam_rho:
+        with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
+            backward(forward, batch, recipe, engine)
     # Once an epoch: it is read beside the losses, and a norm a step would cost more than it tells.
     norm = _gradient_norm(state.model) if last else None
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
-        state.ema.update_parameters(state.model)
-    loss, correct = (torch.stack(column).sum(0) for column in zip(*results, strict=True))
+        average_(state.ema, state.model, recipe.ema if state.step else 0.0)
     return StepResult(loss, correct, norm)
 
 
-def forward_backward(
-    forward: nn.Module, inputs: Tensor, targets: Tensor, batch: int, recipe: Recipe, engine: Engine
+def backward(
+    forward: nn.Module, batch: Batch, recipe: Recipe, engine: Engine
 ) -> tuple[Tensor, Tensor]:
-    """Add a part's gradients; its share of the batch's mean loss, and its correct predictions.
+    """Add a batch's gradients; its mean loss (), and its correct predictions ().
 
     Of a mixed image the class with the largest share counts as the correct one.
     """
-    with engine.autocast():
-        logits = forward(inputs)
-    loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
-    loss = loss * (len(targets) / batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    labels = targets if targets.ndim == 1 else targets.argmax(1)
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+    whole = len(batch.targets)
+    results = []
+    for part in batch.parts(recipe.accumulate):
+        with engine.autocast():
+            logits = forward(part.inputs)
+        loss = loss_of(logits.float(), part, recipe) * (len(part.targets) / whole)
+        loss.backward()  # type: ignore[no-untyped-call]
+        labels = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
+        results.append((loss.detach(), (logits.detach().argmax(1) == labels).sum()))
+    loss, correct = (torch.stack(column).sum(0) for column in zip(*results, strict=True))
+    return loss, correct
+
+
+def loss_of(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
+    """Mean cross-entropy with the targets and, where there is a teacher, with its answers too.
+
+    logits: (N, K) float32 -> (). The teacher's term is the Kullback-Leibler divergence of the
+    softened answers times the square of their temperature: arXiv:1503.02531, section 2.
+    """
+    smoothing, weight = recipe.label_smoothing, recipe.distill_weight
+    loss = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+    if batch.taught is None:
+        return loss
+    t = recipe.distill_temperature
+    own, theirs = ((x / t).log_softmax(1) for x in (logits, batch.taught))
+    apart = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
+    return (1 - weight) * loss + weight * t**2 * apart
+
+
+@torch.no_grad()
+def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the average's weights and running statistics to `decay` of itself, the rest `model`'s.
+
+    Counters are copied. Nothing waits for the device.
+    """
+    pairs = [
+        *zip(average.parameters(), model.parameters(), strict=True),
+        *zip(average.buffers(), model.buffers(), strict=True),
+    ]
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    mine, theirs = ([pair[side] for pair in floats] for side in (0, 1))
+    torch._foreach_lerp_(mine, theirs, 1 - decay)
+    for own, new in pairs:
+        if not own.is_floating_point():
+            own.copy_(new)
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:
@@ -282,7 +284,7 @@ def _row(
     val: Split | None,
 ) -> Row:
     assert last.gradient_norm is not None, "an epoch's last step has a gradient norm"
-    seen = len(state.losses) * plan.batch_size
+    seen = len(state.losses) * plan.images_per_step
     row: Row = {
         "epoch": state.step // plan.steps_per_epoch,
         "step": state.step,

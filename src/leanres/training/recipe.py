@@ -32,36 +32,42 @@ class Recipe:
     Epochs and shares of training are converted to optimizer steps once, in `Plan`.
     """
 
-    model: str | ModelConfig = "speednet"  # of MODELS, or a config of one's own
-    epochs: int = 11
-    batch_size: int = 2000
+    model: str | ModelConfig = "speednet"  # a name of `leanres models`, or {family = ..., ...}
+    epochs: int = 11  # passes over the training images
+    batch_size: int = 2000  # images of an optimizer step
     accumulate: int = 4  # parts that a batch goes through the network in, one after the other
-    augment: tuple[Step, ...] = SPEED_AUGMENT
-    mix: tuple[Step, ...] = ()  # mixup, cutmix, ricap: one of those named, drawn for each batch
+    augment: tuple[Step, ...] = SPEED_AUGMENT  # in this order: a name, or [name, {setting = x}]
+    copies: int = 1  # copies of each image in a batch, augmented independently; arXiv:1901.09335
+    mix: tuple[Step, ...] = ()  # one of those named, drawn for each batch
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side; small images are cheap, and the early epochs learn what can be seen in them.
     resolution: tuple[tuple[float, float], ...] = ((0.0, 0.75), (0.4, 1.0))
-    label_smoothing: float = 0.2
-    optimizer: str = "muon"
+    label_smoothing: float = 0.2  # share of the target that is spread over all classes
+    teacher: str = ""  # a run folder or weights file to learn from; "": none
+    distill_weight: float = 0.7  # the teacher's share in the loss, the labels have the rest
+    distill_temperature: float = 2.0  # by which both networks' logits are divided; arXiv:1503.02531
+    optimizer: str = "muon"  # of the filters; AdamW has the rest then
     lr: float = 0.24  # of the filters (muon), or of everything
-    momentum: float = 0.6
+    momentum: float = 0.6  # sgd, muon
     nesterov: bool = True  # sgd (muon always is)
     betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
-    weight_decay: float = 0.0  # not under muon, which resets the filters' norm at each step
-    decay_all: bool = True  # False: biases and norm scales are not decayed
+    weight_decay: float = 0.0  # unused by muon, which resets the filters' norm at each step
+    decay_all: bool = True  # false: biases and norm scales are not decayed
     bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
     head_lr: float = 0.768  # muon only: the classifier, by AdamW; divided by its inputs
     rest_decay: float = 0.5  # muon only: of biases, norms and classifier, as AdamW's
+    sam_rho: float = 0.0  # radius of sharpness-aware minimisation, at twice the cost; 0: none
+    sam_adaptive: bool = False  # every weight's own size as the unit of that radius
     schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
-    warmup: float = 0.0  # share of training
+    warmup: float = 0.0  # share of training in which the lr rises from 0
     freeze_stem_at: float = 3 / 7  # share of training after which `model.stem` is fixed; 1: never
     ema: float = 0.0  # decay per step of the averaged weights; 0: none
-    mean: tuple[float, ...] = ()  # per channel, in [0, 1], subtracted; (): the training split's own
-    std: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()  # of channels, in [0, 1]; []: the training images' own
+    std: tuple[float, ...] = ()  # the same, divided by
     val: int = 0  # images held out of train, stratified, to choose by; 0: train on all
-    precision: str = "auto"
-    compiled: bool | None = None  # None: where it pays
-    seed: int = 0
+    precision: str = "auto"  # of convolutions and products; auto: bfloat16 where it is fast
+    compiled: bool | None = None  # whether kernels are compiled; not given: where it pays
+    seed: int = 0  # of weights, order and augmentation
 
     def __post_init__(self) -> None:
         hints = get_type_hints(Recipe)
@@ -96,7 +102,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "batch_size": (1, 65_536),
     "accumulate": (1, 65_536),
+    "copies": (1, 256),
     "label_smoothing": (0, 0.99),
+    "distill_weight": (0, 1),
+    "distill_temperature": (0.01, 1000),
+    "sam_rho": (0, 100),
     "lr": (1e-12, 1e3),
     "momentum": (0, 0.9999),
     "weight_decay": (0, 10),
@@ -250,6 +260,11 @@ class Plan:
         object.__setattr__(self, "batch_size", batch)
         object.__setattr__(self, "steps_per_epoch", self.images // batch)
         object.__setattr__(self, "total", self.recipe.epochs * (self.images // batch))
+
+    @property
+    def images_per_step(self) -> int:
+        """What goes through the network in a step: a batch, times its copies."""
+        return self.batch_size * self.recipe.copies
 
     @property
     def warmup(self) -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
+import textwrap
 import tomllib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from leanres.data.augment import Step
+from leanres.data.augment import AUGMENTS, Step
+from leanres.data.mix import MIXES
 from leanres.errors import UserError
 from leanres.tables import Table
+from leanres.training.optim import OPTIMIZERS, SCHEDULES
 from leanres.training.recipe import Recipe, from_dict
 
 # The least that recipes before the speed records do: full size, plain loss, nothing frozen.
@@ -163,15 +170,55 @@ RECIPES: Table[Recipe] = Table(
 )
 
 
+def setting_notes() -> dict[str, str]:
+    """What each setting of a recipe means: the comment that stands beside it in the source."""
+    notes: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(Recipe).splitlines():
+        if comment := re.fullmatch(r"    # (.*)", line):
+            above.append(comment[1])
+        elif setting := re.fullmatch(r"    (\w+): .*?(?:  # (.*))?", line):
+            notes[setting[1]] = " ".join([*above, setting[2] or ""]).strip()
+            above = []
+    tables: dict[str, Iterable[str]] = {
+        "augment": AUGMENTS,
+        "mix": MIXES,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+    }
+    return notes | {
+        name: f"{notes[name]}; there are: {', '.join(sorted(table))}"
+        for name, table in tables.items()
+    }
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Every setting with what it means, as a file that `load_recipe` takes."""
+    notes = setting_notes()
+    lines = []
+    for name, value in recipe.to_dict().items():
+        given = f"{name} = {_toml(value)}" if value is not None else f"# {name} = ..."
+        lines += [*(f"# {line}" for line in textwrap.wrap(notes[name], 98)), given, ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
+
+
 def load_recipe(name_or_path: str) -> Recipe:
     """A named recipe, or a TOML file of settings (its key `base` names the recipe it changes)."""
     if not name_or_path.endswith(".toml"):
         return RECIPES[name_or_path]
     path = Path(name_or_path)
-    if not path.is_file():
-        raise UserError(f"recipe file {path} does not exist")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe file {path} is not TOML: {error}") from None
     base = settings.pop("base", "speed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import threading
@@ -23,7 +24,7 @@ from leanres.evaluation.metrics import measure
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
 from leanres.training import checkpoint
-from leanres.training.checkpoint import write_bytes
+from leanres.training.batch import shrink
 from leanres.training.engine import (
     Engine,
     Normalize,
@@ -32,6 +33,7 @@ from leanres.training.engine import (
     keep_freed_memory,
     matrix_rate,
 )
+from leanres.training.files import write_bytes
 from leanres.training.folder import (
     CHECKPOINTS,
     INFO,
@@ -39,7 +41,6 @@ from leanres.training.folder import (
     PREDICTIONS,
     TABLE,
     TIMES,
-    WEIGHTS,
     Lock,
     commit,
     csv_table,
@@ -55,12 +56,11 @@ from leanres.training.loop import (
     TrainState,
     check_finite,
     network_config,
-    shrink,
     start,
     train,
 )
 from leanres.training.recipe import Plan, Recipe, from_dict
-from leanres.training.weights import Preprocess, save_weights
+from leanres.training.weights import WEIGHTS, Preprocess, save_weights, weights_file
 from leanres.version import __version__
 
 LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
@@ -188,6 +188,10 @@ def reopen(
             " for bit as it would have"
         )
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
+    if run.recipe.teacher and _sha256(run.recipe.teacher) != info["teacher"]:
+        raise UserError(
+            f"teacher = {run.recipe.teacher!r} is another one than {folder} has learnt from"
+        )
     if run.state.step > run.plan.total:
         raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
     run.lock = lock
@@ -306,7 +310,7 @@ def fit(
 
 
 def _time(run: Run, row: Row, seconds: float) -> Row:
-    images = run.plan.steps_per_epoch * run.plan.batch_size
+    images = run.plan.steps_per_epoch * run.plan.images_per_step
     return {
         "epoch": row["epoch"],
         "step": row["step"],
@@ -374,6 +378,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": run.recipe.to_dict(),
         "preprocess": asdict(run.preprocess),
+        "teacher": _sha256(run.recipe.teacher) if run.recipe.teacher else None,
         "data": {
             "name": run.dataset.name,
             "source": run.dataset.source,
@@ -384,6 +389,10 @@ def _describe(run: Run) -> dict[str, Any]:
         },
         "hardware": hardware(run.engine),
     }
+
+
+def _sha256(weights: str) -> str:
+    return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
 
 
 def _write_info(run: Run) -> None:

@@ -12,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
+from leanres.errors import UserError
 from leanres.models.zoo import config_from_dict, config_to_dict
-from leanres.training.checkpoint import CheckpointError, write_bytes
+from leanres.training.files import CheckpointError, write_bytes
 from leanres.version import __version__
 
+WEIGHTS = "model.safetensors"  # of a run folder
 KEY = "leanres"
 
 
@@ -46,6 +48,34 @@ def save_weights(
         "preprocess": asdict(preprocess),
     }
     write_bytes(path, tensors_to_bytes(tensors, metadata={KEY: json.dumps(about)}))
+
+
+@torch.no_grad()
+def round_to_int8_(model: nn.Module) -> None:
+    """Round convolutions and Linears to 255 levels, symmetric, one scale per output channel.
+
+    Weights stay floats: what int8 storage of them would give back. Biases and norms are kept.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            largest = module.weight.flatten(1).abs().amax(1).clamp(min=1e-12)
+            zeros = torch.zeros_like(largest, dtype=torch.int32)
+            rounded = torch.fake_quantize_per_channel_affine(
+                module.weight, largest / 127, zeros, 0, -127, 127
+            )
+            module.weight.copy_(rounded)
+
+
+def weights_file(target: str | Path) -> Path:
+    """The weights of a run folder, or the file itself. UserError where there is none."""
+    path = Path(target)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a run folder or a .safetensors file")
+    if path.is_dir() and not (path / WEIGHTS).exists():
+        raise UserError(
+            f"{path} holds no {WEIGHTS}: a run writes it when it ends (`leanres resume {path}`)"
+        )
+    return path / WEIGHTS if path.is_dir() else path
 
 
 def load_weights(path: Path) -> tuple[nn.Module, Any, Preprocess]:

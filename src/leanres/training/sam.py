@@ -1,0 +1,36 @@
+"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is highest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+ADAPTIVE_FLOOR = 0.01  # added to |w|, as the authors of ASAM do: weights at 0 may move as well
+
+
+@contextmanager
+def climbed_(model: nn.Module, rho: float, adaptive: bool = False) -> Iterator[None]:
+    """Hold the weights `rho` up their gradient, which is cleared; at the end put them back.
+
+    Up is w + rho g / |g| (SAM, arXiv:2010.01412, equation 2), or `adaptive` with every weight's
+    own size as its unit (ASAM, arXiv:2102.11600, equation 8). Buffers, such as running means,
+    come back too. Nothing waits for the device.
+    """
+    params = [p for p in model.parameters() if p.grad is not None]
+    values = [*params, *model.buffers()]
+    with torch.no_grad():
+        kept = [value.clone() for value in values]
+        gradients = [p.grad for p in params if p.grad is not None]
+        units = [p.abs() + ADAPTIVE_FLOOR if adaptive else torch.ones_like(p) for p in params]
+        scaled = torch._foreach_mul(gradients, units)
+        steps = torch._foreach_mul(torch._foreach_mul(scaled, units), rho)
+        torch._foreach_div_(steps, get_total_norm(scaled) + 1e-12)
+        torch._foreach_add_(params, steps)
+    model.zero_grad(set_to_none=True)
+    yield
+    with torch.no_grad():
+        torch._foreach_copy_(values, kept)
