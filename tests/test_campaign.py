@@ -9,13 +9,20 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from leanres.campaign import campaign, jobs_of
 from leanres.cli.campaign import _rows
 from leanres.errors import UserError
+from leanres.models.budget import count_params
 from leanres.predict import load as load_predictor
+from leanres.training.loop import network_config
+from leanres.training.recipe import Plan
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+LEAN = ("choose-", "best-5m", "resnet24", "resnet26")
 
 PLAN = """
 [quick]
@@ -60,6 +67,21 @@ def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanr
     assert json.loads((tmp_path / "results" / "quick.json").read_text()) == quick
     listed = leanres("runs", "--runs", tmp_path / "none", "--results", tmp_path / "results")
     assert "quick:3" in listed.out
+
+
+@pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_committed_plan_is_one_of_networks_that_fit_cifar10(file):
+    for row in _rows(file, {}):
+        network = network_config(row.recipe, tuple("abcdefghij"))
+        assert count_params(network) <= (5_000_000 if row.name.startswith(LEAN) else 12_000_000)
+        assert Plan(row.recipe, 50_000 - row.recipe.val).total > 0
+        assert (row.measure == "val") == (row.recipe.val > 0)
+
+
+def test_a_setting_for_every_row_comes_after_its_own(plan):
+    rows = _rows(plan, DIGITS, ["epochs=9", "lr=0.5"])
+    assert [(row.recipe.epochs, row.recipe.lr) for row in rows] == [(9, 0.5)] * 2
+    assert [row.words[-4:] for row in rows] == [("--set", "lr=0.5", "--data", "digits")] * 2
 
 
 def test_the_first_seeds_of_all_rows_come_first(plan, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from leanres.training.engine import Engine
 from leanres.training.folder import INFO, read_info
 from leanres.training.loop import TrainState
 from leanres.training.recipe import Recipe, from_dict
-from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, RECIPES
+from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, HOLE, RECIPES
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,16 @@ class Difference:
 SMALL = ResNetConfig((32, 25, 41, 50), (3, 3, 3, 3), init="kaiming")
 
 
+def _shape(**settings: Any) -> dict[str, Any]:
+    return {"model": replace(SMALL, **settings)}
+
+
 def _depth(*depths: int) -> dict[str, Any]:
-    return {"model": ResNetConfig(SMALL.widths, depths, init="kaiming")}
+    return _shape(depths=depths)
+
+
+def _augmented(name: str) -> dict[str, Any]:
+    return {"augment": ((name, {}), *CROP_FLIP, HOLE)}
 
 
 COMPARISONS: Table[Comparison] = Table(
@@ -114,6 +122,31 @@ COMPARISONS: Table[Comparison] = Table(
                 "2,2,2,2": _depth(2, 2, 2, 2),
             },
             {"3,3,3,3": 97.12, "3,3,2,3": 96.84, "2,2,2,2": 90.0},
+        ),
+        "elements": Comparison(
+            "what each element of a strong recipe adds; sam, asam and 2 copies cost twice as much",
+            {
+                "crop + flip": {"augment": CROP_FLIP},
+                "auto_augment, cutout": _augmented("auto_augment"),
+                "trivial_augment, cutout": _augmented("trivial_augment"),
+                "rand_augment, cutout": _augmented("rand_augment"),
+                "cutmix": {"augment": CROP_FLIP, "mix": ["cutmix"]},
+                "ricap": {"augment": CROP_FLIP, "mix": ["ricap"]},
+                "2 copies, cutmix": {"augment": CROP_FLIP, "mix": ["cutmix"], "copies": 2},
+                "label smoothing": {"augment": CROP_FLIP, "label_smoothing": 0.1},
+                "average": {"augment": CROP_FLIP, "ema": 0.99},
+                "sam": {"augment": CROP_FLIP, "sam_rho": 0.05},
+                "asam": {"augment": CROP_FLIP, "sam_rho": 0.5, "sam_adaptive": True},
+                "squeeze": {"augment": CROP_FLIP, **_shape(squeeze=8)},
+                "stochastic depth": {"augment": CROP_FLIP, **_shape(drop_path=0.1)},
+                "pre-activation": {"augment": CROP_FLIP, **_shape(block="wide")},
+                # Two branches at 1 / sqrt(2) of the width have the same parameters.
+                "shake-shake": {
+                    "augment": CROP_FLIP,
+                    **_shape(block="shake", widths=(23, 18, 29, 35)),
+                },
+            },
+            {},
         ),
     },
 )

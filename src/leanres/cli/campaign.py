@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ KEYS = ["recipe", "seeds", "set", "measure"]
 def campaign(
     plan: Path = typer.Argument(metavar="PLAN", help="A TOML file: a table per recipe."),
     at_once: int = typer.Option(1, min=1, help="Trainings that run beside each other."),
+    settings: list[str] = typer.Option(
+        [], "--set", help="A setting for every row, as a rehearsal wants: --set epochs=1."
+    ),
     minutes: float = typer.Option(0, min=0, help="Then save and stop; 0: run to the end."),
     runs: Path = typer.Option(Path("runs"), help="Folder of the run folders and their logs."),
     results: Path = typer.Option(Path("results"), help="Folder of the ledger entries."),
@@ -44,7 +48,7 @@ def campaign(
     from leanres import campaign as campaigns
 
     options = {"data": data, "path": path, "size": size, "strict": strict}
-    rows = _rows(plan, options)
+    rows = _rows(plan, options, settings)
     jobs = campaigns.jobs_of(rows, runs)
     left = sum(not job.finished() for job in jobs)
     typer.echo(
@@ -71,7 +75,7 @@ def campaign(
         raise typer.Exit(1)
 
 
-def _rows(plan: Path, options: dict[str, Any]) -> list[Row]:
+def _rows(plan: Path, options: dict[str, Any], more: Sequence[str] = ()) -> list[Row]:
     """The plan's rows, each checked whole before anything is trained."""
     try:
         tables = tomllib.loads(plan.read_text(encoding="utf-8"))
@@ -79,7 +83,15 @@ def _rows(plan: Path, options: dict[str, Any]) -> list[Row]:
         raise UserError(f"{plan} is not TOML: {error}") from None
     if not tables:
         raise UserError(f"{plan} has no rows: give a table per recipe, as [speed]")
+    if more:
+        tables = {name: _with(table, more) for name, table in tables.items()}
     return [_row(plan, name, table, options) for name, table in tables.items()]
+
+
+def _with(table: Any, more: Sequence[str]) -> Any:
+    """The row with settings of the command line after its own, where both are lists."""
+    own = table.get("set", []) if isinstance(table, dict) else None
+    return table | {"set": [*own, *more]} if isinstance(own, list) else table
 
 
 def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:

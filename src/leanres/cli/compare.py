@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    name: str = typer.Argument(help="optimizers, schedules, augmentations or depths."),
+    name: str = typer.Argument(help="optimizers, schedules, augmentations, depths or elements."),
     seeds: str = typer.Option("0,1,2", help="Seeds that each variant is trained with."),
     epochs: int | None = typer.Option(None, min=1, help="Short for --set epochs=N."),
     settings: list[str] = typer.Option([], "--set", help="A setting for all variants."),
