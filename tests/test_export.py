@@ -129,7 +129,8 @@ def test_mistakes_are_one_line(run, tmp_path, leanres, monkeypatch):
     assert not (run.parent / ".folder.onnx").exists()
     for words, told in (
         ((run, tmp_path / "x.onx"), ".onnx"),
-        ((tmp_path, tmp_path / "x.onnx"), "does not exist"),
+        ((tmp_path, tmp_path / "x.onnx"), "holds no model.safetensors"),
+        ((tmp_path / "none", tmp_path / "x.onnx"), "none does not exist"),
         ((run, tmp_path / "x.onnx", "--card"), "--card tells of a run's weights"),
     ):
         done = leanres("export", *words)

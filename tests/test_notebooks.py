@@ -13,8 +13,8 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.i
 TINY = """
 from leanres.models.resnet import ResNetConfig
 
-DATA, tiny = "digits", ResNetConfig((8, 16), (1, 1))
-CHANGES = {"model": tiny, "epochs": 6, "batch_size": 100, "augment": ()}
+DATA, TEST_STEPS, tiny = "digits", 40, ResNetConfig((4, 8), (1, 1))
+CHANGES = {"model": tiny, "epochs": 6, "batch_size": 200, "augment": ()}
 """
 
 

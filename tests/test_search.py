@@ -28,7 +28,7 @@ from leanres.training.recipes import RECIPES
 ENGINE = Engine("cpu", "float32", compiled=False)
 BOUNDS = Bounds(params=20_000, multiple=1)
 RECIPE = from_dict(
-    {"epochs": 6, "batch_size": 40, "val": 400, "augment": ["crop"]},
+    {"epochs": 3, "batch_size": 40, "val": 400, "augment": ["crop"]},
     RECIPES["plain-sgd"],
 )
 

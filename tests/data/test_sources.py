@@ -161,10 +161,9 @@ def test_a_download_lands_in_the_cache_and_is_read_from_there(tmp_path, monkeypa
             tar.add(write_binary(tmp_path / "made"), "cifar-10-batches-bin")
         return target
 
-    monkeypatch.setattr(cifar10, "download", fake)
-    first = load()
-    monkeypatch.undo()
-    monkeypatch.setenv("LEANRES_CACHE", str(cache))
+    with pytest.MonkeyPatch.context() as network:
+        network.setattr(cifar10, "download", fake)
+        first = load()
     again = load(download=False)
     assert prints(first) == prints(again)
     assert again.train.images.shape == (5 * ROWS, 3, 32, 32)

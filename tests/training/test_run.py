@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from leanres.cli import main
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.speednet import SpeedNetConfig
@@ -54,10 +56,6 @@ def command(words: list[str | Path]) -> list[str]:
     return [sys.executable, "-m", "leanres", *map(str, words)]
 
 
-def run_process(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, check=False)
-
-
 def digest(folder: Path) -> dict[str, str]:
     """sha256 of what a run's outcome is: weights, metric rows, and the whole last state."""
     files = [folder / WEIGHTS, folder / METRICS, folder / PREDICTIONS]
@@ -65,11 +63,25 @@ def digest(folder: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_threads() -> Iterator[None]:
+    """The words above ask for one thread, and some are run in this process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run_here(words: list[str | Path]) -> None:
+    """In this process, which has imported everything already; it must succeed."""
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    assert not end.value.code
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_process(command(train_words(folder)))
-    assert done.returncode == 0, done.stderr
+    run_here(train_words(folder))
     return folder
 
 
@@ -78,7 +90,7 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
 ):
     folder, rng = tmp_path / "run", random.Random(7)
     words = command(train_words(folder))
-    for kill in range(3):
+    for kill in range(2):
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         steps = wait_for_steps(folder, after=kill, process=process)
         time.sleep(rng.uniform(0, 0.3))
@@ -86,8 +98,7 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"it ended before the kill, {steps=}"
         words = command(resume_words(folder))
-    done = run_process(words)
-    assert done.returncode == 0, done.stderr
+    run_here(resume_words(folder))
     assert digest(folder) == digest(uninterrupted)
 
 
@@ -116,7 +127,7 @@ def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_
     assert "saved" in out
     assert f"leanres resume {folder}" in out
     assert "Traceback" not in err
-    assert run_process(command(resume_words(folder))).returncode == 0
+    run_here(resume_words(folder))
     assert digest(folder) == digest(uninterrupted)
 
 
@@ -336,9 +347,9 @@ def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, engine, smal
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, digits, engine, small):
     run = runs.create(tmp_path / "run", small, digits, engine)
-    resume = command(resume_words(run.folder, "--data", "digits"))
-    refused = run_process(resume)
+    words = command(resume_words(run.folder, "--data", "digits"))
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert re.fullmatch(r".*is in use: another process.*\n", refused.stderr)
     run.lock.release()
-    assert run_process(resume).returncode == 0
+    run_here(resume_words(run.folder, "--data", "digits"))

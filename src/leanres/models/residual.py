@@ -21,7 +21,8 @@ class SqueezeExcite(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pooled = images.mean((2, 3))
         scale = self.excite(F.relu(self.squeeze(pooled))).sigmoid()
-        return images * scale[:, :, None, None]
+        scaled: Tensor = images * scale[:, :, None, None]
+        return scaled
 
 
 class DropPath(nn.Dropout):
@@ -49,7 +50,8 @@ class ShakeShake(nn.Module):
         forward, backward = torch.rand(2, len(first), 1, 1, 1, device=first.device).to(first.dtype)
         apart = first - second
         # Its value is second + forward * apart; its gradient that of second + backward * apart.
-        return second + backward * apart + ((forward - backward) * apart).detach()
+        mixed: Tensor = second + backward * apart + ((forward - backward) * apart).detach()
+        return mixed
 
 
 def draws(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 ADAPTIVE_FLOOR = 0.01  # added to |w|, as the authors of ASAM do: weights at 0 may move as well
@@ -20,14 +20,14 @@ def climbed_(model: nn.Module, rho: float, adaptive: bool = False) -> Iterator[N
     own size as its unit (ASAM, arXiv:2102.11600, equation 8). Buffers, such as running means,
     come back too. Nothing waits for the device.
     """
-    params = [p for p in model.parameters() if p.grad is not None]
+    params: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
     values = [*params, *model.buffers()]
     with torch.no_grad():
         kept = [value.clone() for value in values]
         gradients = [p.grad for p in params if p.grad is not None]
         units = [p.abs() + ADAPTIVE_FLOOR if adaptive else torch.ones_like(p) for p in params]
         scaled = torch._foreach_mul(gradients, units)
-        steps = torch._foreach_mul(torch._foreach_mul(scaled, units), rho)
+        steps = list(torch._foreach_mul(torch._foreach_mul(scaled, units), rho))
         torch._foreach_div_(steps, get_total_norm(scaled) + 1e-12)
         torch._foreach_add_(params, steps)
     model.zero_grad(set_to_none=True)
