@@ -20,7 +20,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "models.resnet models.davidnet models.speednet models.trace",
     "models.zoo models.budget",
     "training",
-    "training.muon training.sam training.files",
+    "training.muon training.sam training.files training.younger",
     "training.weights",
     "training.engine training.optim training.distributed",
     "training.recipe",

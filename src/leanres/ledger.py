@@ -16,6 +16,7 @@ from typing import Any
 
 from leanres.errors import UserError
 from leanres.tables import Table, unknown
+from leanres.training.younger import completed
 
 Row = dict[str, Any]
 SHOWN = ("name", "status", "model", "params", "epochs", "seed", "split", "accuracy", "accuracy_tta")
@@ -83,7 +84,7 @@ def _entries(path: Path) -> list[Row]:
 
 
 def _entry(path: Path, name: str, info: Mapping[str, Any]) -> Row:
-    recipe = info["recipe"]
+    recipe = completed(info["recipe"])
     result = _result(info)
     is_run = path.name == "run.json"
     about: Row = {
@@ -95,7 +96,7 @@ def _entry(path: Path, name: str, info: Mapping[str, Any]) -> Row:
         "data": info.get("data", {}).get("name", ""),
         "device": info.get("hardware", {}).get("device", ""),
     }
-    return about | {key: result.get(key) for key in _OUTCOME} | dict(recipe)
+    return about | {key: result.get(key) for key in _OUTCOME} | recipe
 
 
 def _result(info: Mapping[str, Any]) -> Row:

@@ -8,6 +8,7 @@ import pytest
 from leanres.errors import UserError
 from leanres.training.recipe import Plan, Recipe, from_dict, parse_setting
 from leanres.training.recipes import RECIPES, load_recipe
+from leanres.training.younger import YOUNGER, completed
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -26,6 +27,15 @@ def test_every_phase_of_every_recipe_is_reached(name):
         assert 0 < plan.freeze_stem < plan.total
     if recipe.warmup:
         assert 0 < plan.warmup < plan.total
+
+
+def test_a_recipe_older_than_a_setting_had_its_default():
+    default = Recipe().to_dict()
+    assert {key: default[key] for key in YOUNGER} == YOUNGER
+    old = {key: value for key, value in default.items() if key not in YOUNGER}
+    assert completed(old) == default
+    assert completed(old | {"copies": 2})["copies"] == 2
+    assert "copies" not in old
 
 
 def test_the_last_phase_trains_at_full_size():

@@ -22,6 +22,7 @@ from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.training.files import CheckpointError, write_bytes
 from leanres.training.loop import Row
+from leanres.training.younger import completed
 
 INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
@@ -73,7 +74,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         for key in keys:
             if not isinstance(info.get(part), dict) or key not in info[part]:
                 raise CheckpointError(f"{folder / INFO} is damaged: it lacks {part}.{key}")
-    return info
+    return info | {"recipe": completed(info["recipe"])}
 
 
 _NEEDED = {
