@@ -97,5 +97,5 @@ def test_a_teacher_of_other_classes_is_refused(digits, engine, small, teacher):
 
 def test_a_teacher_that_is_not_there_is_named(digits, engine, small, tmp_path):
     recipe = replace(small, teacher=str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"none does not exist: give a run folder"):
+    with pytest.raises(UserError, match=r"teacher = .*none does not exist: give a run folder"):
         start(recipe, digits.train, Normalize(*channel_stats(digits.train)), engine)

@@ -25,11 +25,14 @@ class Teacher:
 
 def load_teacher(path: str, train: Split, engine: Engine) -> Teacher:
     """The network of a run folder or weights file, for images and classes like `train`'s."""
-    model, _, preprocess = load_weights(weights_file(path))
+    try:
+        model, _, preprocess = load_weights(weights_file(path))
+    except UserError as error:
+        raise UserError(f"teacher = {path!r}: {error}") from None
     if preprocess.classes != train.classes or preprocess.size != train.images.shape[-1]:
         raise UserError(
-            f"teacher = {path!r} names {len(preprocess.classes)} classes in images of"
-            f" {preprocess.size} px, the data has {len(train.classes)} in images of"
+            f"teacher = {path!r} knows {', '.join(preprocess.classes)} in images of"
+            f" {preprocess.size} px, the data has {', '.join(train.classes)} in images of"
             f" {train.images.shape[-1]} px: give one that was trained on this data"
         )
     normalize = Normalize(preprocess.mean, preprocess.std).to(engine.device)
