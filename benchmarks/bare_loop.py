@@ -6,6 +6,7 @@ benchmarks/overhead.py (time within 2 %).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -35,6 +36,7 @@ def losses(
     first = split.images[chosen].to(torch.float32, memory_format=torch.channels_last)
     net.whiten_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(net)
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)
@@ -55,7 +57,7 @@ def losses(
         images = crop(alternating_flip(split.images[chosen], draw), draw, 2, "reflect")
         images = color_jitter(images, draw, 0.1, 0.1, 0, 0)
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
-        if step < round(0.4 * total):
+        if step < round(0.45 * total):
             x = F.interpolate(x, scale_factor=0.75, mode="bilinear", antialias=True)
             x = x.contiguous(memory_format=torch.channels_last)
         if step == round(total * r.freeze_stem_at):
@@ -77,4 +79,9 @@ def losses(
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad()
+        with torch.no_grad():
+            pairs = zip(average.state_dict().values(), net.state_dict().values(), strict=True)
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            share = 1 - min(r.ema, step / (step + 9))
+            torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), share)
         yield torch.stack(parts).sum()

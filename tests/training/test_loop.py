@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -109,11 +110,15 @@ def test_the_stem_stops_training_where_the_recipe_says_so(digits, engine, small)
 
 
 def test_the_average_follows_the_weights_with_its_decay(digits, engine, small):
-    state, normalize = fresh(small, digits.train, engine)
-    expected = None
-    for _ in steps(state, digits.train, small, normalize, engine):
-        now = state.model.head.weight.detach().clone()
-        expected = now if expected is None else 0.8 * expected + 0.2 * now
+    recipe = replace(small, ema=0.4)
+    state, normalize = fresh(recipe, digits.train, engine)
+    decays = chain([0, 1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14], repeat(0.4))  # the first reach less
+    expected = torch.zeros_like(state.model.head.weight)
+    for decay, _ in zip(
+        decays, steps(state, digits.train, recipe, normalize, engine), strict=False
+    ):
+        expected = decay * expected + (1 - decay) * state.model.head.weight.detach()
+    assert state.step > 8
     assert torch.allclose(state.averaged.head.weight, expected, atol=1e-7)
 
 

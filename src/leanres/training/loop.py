@@ -172,7 +172,7 @@ def _update(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
-        average_(state.ema, state.model, recipe.ema if state.step else 0.0)
+        average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
     return StepResult(loss, correct, norm)
 
 
@@ -210,6 +210,15 @@ def loss_of(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
     own, theirs = ((x / t).log_softmax(1) for x in (logits, batch.taught))
     apart = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
     return (1 - weight) * loss + weight * t**2 * apart
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """The average's decay at a step from 0 on: so far that it reaches over a tenth of the steps.
+
+    `decay` is the most: a short training's average is not of its first steps.
+    Shamir & Zhang 2013, arXiv:1212.1824 (polynomial-decay averaging).
+    """
+    return min(decay, step / (step + 9))
 
 
 @torch.no_grad()

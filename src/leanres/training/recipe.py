@@ -33,7 +33,7 @@ class Recipe:
     """
 
     model: str | ModelConfig = "speednet"  # a name of `leanres models`, or {family = ..., ...}
-    epochs: int = 11  # passes over the training images
+    epochs: int = 12  # passes over the training images
     batch_size: int = 2000  # images of an optimizer step
     accumulate: int = 4  # parts that a batch goes through the network in, one after the other
     augment: tuple[Step, ...] = SPEED_AUGMENT  # in this order: a name, or [name, {setting = x}]
@@ -41,7 +41,7 @@ class Recipe:
     mix: tuple[Step, ...] = ()  # one of those named, drawn for each batch
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side; small images are cheap, and the early epochs learn what can be seen in them.
-    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.75), (0.4, 1.0))
+    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.75), (0.45, 1.0))
     label_smoothing: float = 0.2  # share of the target that is spread over all classes
     teacher: str = ""  # a run folder or weights file to learn from; "": none
     distill_weight: float = 0.7  # the teacher's share in the loss, the labels have the rest
@@ -61,7 +61,7 @@ class Recipe:
     schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
     warmup: float = 0.0  # share of training in which the lr rises from 0
     freeze_stem_at: float = 3 / 7  # share of training after which `model.stem` is fixed; 1: never
-    ema: float = 0.0  # decay per step of the averaged weights; 0: none
+    ema: float = 0.95  # decay per step of the averaged weights, less in the first; 0: none
     mean: tuple[float, ...] = ()  # of channels, in [0, 1]; []: the training images' own
     std: tuple[float, ...] = ()  # the same, divided by
     val: int = 0  # images held out of train, stratified, to choose by; 0: train on all

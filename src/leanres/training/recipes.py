@@ -27,6 +27,7 @@ PLAIN = Recipe(
     nesterov=False,
     momentum=0.9,
     freeze_stem_at=1.0,
+    ema=0.0,
 )
 # A few hundred to some thousand images: small batches make enough steps of them.
 SMALL_DATA = Recipe(
@@ -38,6 +39,7 @@ SMALL_DATA = Recipe(
     momentum=0.9,
     bias_lr=0.01,
     head_lr=0.256,
+    ema=0.0,
 )
 CROP_FLIP: tuple[Step, ...] = (("crop", {"padding": 4}), ("flip", {}))
 BUDGET_AUGMENT: tuple[Step, ...] = (
@@ -137,6 +139,7 @@ RECIPES: Table[Recipe] = Table(
             schedule=("cosine", {}),
             warmup=0.05,
             freeze_stem_at=1.0,
+            ema=0.0,
             val=5000,
         ),
         # The assignment that resnet-custom answers: 90 %, and 93 % for the double score. lr and
