@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanr
     quick = json.loads((tmp_path / "results" / "quick.json").read_text())
     assert sorted(run["seed"] for run in quick["runs"]) == [3, 4]
     assert quick["summary"]["n"] == 2
+    assert "--set epochs=1 " in f"{quick['command']} "
+    assert shlex.split(quick["command"])[:3] == ["leanres", "train", "digits"]
     (other,) = json.loads((tmp_path / "results" / "digits.json").read_text())["runs"]
     assert (other["split"], other["n"], len(other["epochs"])) == ("val", 180, 2)
     shipped = sorted(path.name for path in (tmp_path / "weights").iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -182,7 +183,7 @@ def _entry(row: Row, results: Path) -> tuple[Path, dict[str, Any]]:
     """The row's ledger file and what is in it. UserError where that is something else."""
     out = results / f"{row.name}.json"
     claim = {
-        "command": " ".join(["leanres", "train", *row.words]),
+        "command": shlex.join(["leanres", "train", *row.words]),
         "counted": COUNTED,
         "recipe": row.recipe.to_dict(),
     }

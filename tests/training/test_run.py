@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,9 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
         words = command(resume_words(folder))
     run_here(resume_words(folder))
     assert digest(folder) == digest(uninterrupted)
+    # what the report says repeats it is what a shell was given
+    told = shlex.split(read_info(folder)["origin"]["command"])
+    assert told == ["leanres", *map(str, train_words(folder))]
 
 
 def wait_for_steps(folder: Path, after: int, process: subprocess.Popen[bytes]) -> list[str]:

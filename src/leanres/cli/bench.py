@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, changes, make_engine, words
+from leanres.cli.train import DEVICE, THREADS, changes, make_engine, typed, words
 from leanres.errors import UserError
 
 app = typer.Typer(help="How fast: a step in parts, seconds to an accuracy, peers at the same work.")
@@ -141,7 +140,7 @@ def race(
         given = words(settings, **options, device=device, threads=threads or None)
         laps = partial(racing.cold_laps, [recipe, *given], folder=runs / place.stem, engine=engine)
     claim = {
-        "command": " ".join(["leanres", *sys.argv[1:]]),
+        "command": typed(),
         "counted": "warm: training alone" if warm else "cold: the whole process",
         "recipe": chosen.to_dict(),
     }

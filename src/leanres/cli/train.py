@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -118,7 +119,7 @@ def train(
         chosen, found = _found(chosen, dataset, engine, as_json)
     given = "digits" if fallen_back else "cifar10" if data == "auto" else data
     command = {
-        "command": " ".join(["leanres", *sys.argv[1:]]),
+        "command": typed(),
         "measure": measure,
         "tta": tta,
     }
@@ -167,6 +168,11 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
 
     given = {key: value for key, value in short.items() if value is not None}
     return dict(map(parse_setting, settings)) | given
+
+
+def typed() -> str:
+    """The running command as a shell takes it again."""
+    return shlex.join(["leanres", *sys.argv[1:]])
 
 
 def words(settings: list[str], **options: Any) -> list[str]:
