@@ -70,6 +70,18 @@ def test_runs_and_results_are_listed_oldest_first_and_others_noted(folders):
     assert read_ledger(folders[0] / "no", folders[1] / "no") == ([], [])
 
 
+def test_a_committed_result_of_a_run_that_is_there_is_one_row(folders):
+    runs, results = folders
+    info = json.loads((runs / "a" / "run.json").read_text())
+    lap = {"seed": 0, **info["result"], "started": info["started"], "commit": "abc"}
+    info["recipe"]["seed"] = 0
+    (runs / "a" / "run.json").write_text(json.dumps(info))
+    later = {"accuracy": 0.92}  # the same run, extended and measured again: another result
+    laps = [lap | {"recipe": info["recipe"]}, lap | {"recipe": info["recipe"]} | later]
+    (results / "race.json").write_text(json.dumps({"runs": laps}))
+    assert names(read_ledger(runs, results)[0]) == ["claim", "a", "race:0", "b", "c"]
+
+
 def test_a_repeated_run_has_a_row_per_seed(folders):
     claim = json.loads((folders[1] / "claim.json").read_text())
     recipe = claim["recipe"]

@@ -48,16 +48,26 @@ _SIGNS: Table[Callable[[Any, Any], bool]] = Table(
 def read_ledger(runs: Path, results: Path) -> tuple[list[Row], list[str]]:
     """(rows, notes): `runs`/*/run.json and `results`/*.json, oldest first; what is not readable.
 
-    A row holds the outcome, every setting of the recipe, and where it came from.
+    A row holds the outcome, every setting of the recipe, and where it came from. A committed
+    result of a run whose folder is there too is one row, the folder's.
     """
-    rows, notes = [], []
+    rows: dict[object, Row] = {}
+    notes = []
     for path in (*sorted(runs.glob("*/run.json")), *sorted(results.glob("*.json"))):
         try:
-            rows += _entries(path)
+            for row in _entries(path):
+                rows.setdefault(_identity(row), row)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             notes.append(f"{path} is no run: {reason}")
-    return sorted(rows, key=lambda row: str(row["started"])), notes
+    return sorted(rows.values(), key=lambda row: str(row["started"])), notes
+
+
+def _identity(row: Row) -> object:
+    """What two rows of one training share: when it began, its seed, and what came out of it."""
+    if not row["started"] or row["accuracy"] is None:
+        return row["path"], row["name"]
+    return row["started"], row.get("seed"), row["split"], row["accuracy"], row["epochs"]
 
 
 def read_entry(path: Path) -> Row:
