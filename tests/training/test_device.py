@@ -1,0 +1,145 @@
+"""What must hold on a GPU, tested where there is none.
+
+Tensors without values, PyTorch's "meta", stand for those on a device: most operations refuse to mix
+them with others, and nothing can be read from them, so that a step which waits for a value fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from leanres.data import draw as drawing
+from leanres.data import split as splits
+from leanres.data.augment import AUGMENTS, Draw
+from leanres.data.draw import generator
+from leanres.data.mix import MIXES
+from leanres.data.split import Split
+from leanres.evaluation.inference import TTA, predict_logits
+from leanres.models.resnet import ResNetConfig
+from leanres.models.speednet import SpeedNetConfig
+from leanres.training.batch import shrink
+from leanres.training.engine import Engine, Normalize
+from leanres.training.loop import start, steps
+from leanres.training.optim import OPTIMIZERS
+from leanres.training.recipe import Recipe
+from leanres.training.teacher import Teacher
+
+NORMALIZE = ((0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture(autouse=True)
+def _generators(monkeypatch) -> None:
+    """PyTorch makes none for a device that is not there: these say that they are on it."""
+
+    def make(device: torch.device | str = "cpu") -> Generator:
+        kind = torch.device(device)
+        there = type("There", (Generator,), {"device": kind})
+        return Generator() if kind.type == "cpu" else there()
+
+    monkeypatch.setattr(drawing, "Generator", make)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Bytes (6, 3, 32, 32) without values."""
+    return torch.empty(6, 3, 32, 32, dtype=torch.uint8, device="meta")
+
+
+def draw(images: Tensor) -> Draw:
+    return Draw(generator(1, 2, device=images.device), torch.empty_like(images[:, 0, 0, 0]).long())
+
+
+def test_what_these_tests_look_for_is_found(images):
+    with pytest.raises(RuntimeError, match="on device cpu is not on the expected device meta"):
+        images + torch.ones(32)
+    for read in (int, bool, float):
+        with pytest.raises(RuntimeError, match="meta"):
+            read(images.max())
+    with pytest.raises(NotImplementedError, match="meta"):
+        images.cpu()
+
+
+@pytest.mark.parametrize("name", list(AUGMENTS))
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_an_augmentation_stays_on_the_device_and_reads_nothing_back(images, name, dtype):
+    found = AUGMENTS[name](images.to(dtype), draw(images))
+    assert (found.device.type, found.shape, found.dtype) == ("meta", images.shape, dtype)
+
+
+@pytest.mark.parametrize("name", list(MIXES))
+def test_a_mix_stays_on_the_device_and_reads_nothing_back(images, name):
+    targets = torch.empty(6, 10, device="meta")
+    found, shares = MIXES[name](images, targets, draw(images))
+    assert (found.device.type, shares.device.type) == ("meta", "meta")
+    assert (found.shape, shares.shape) == (images.shape, targets.shape)
+
+
+@pytest.mark.parametrize("tta", list(TTA))
+def test_images_are_normalised_shrunk_and_judged_on_the_device(images, tta):
+    with torch.device("meta"):
+        normalize = Normalize(*NORMALIZE)
+    assert shrink(normalize(images), 0.75).shape == (6, 3, 24, 24)
+
+    class Mean(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    model = Mean()
+    model.register_buffer("place", torch.empty(1, device="meta"))
+    logits = predict_logits(model, images, normalize=normalize, tta=tta)
+    assert (logits.device.type, logits.shape) == ("meta", (6, 3))
+
+
+@dataclass(frozen=True)
+class NoValues(Engine):
+    """An engine on the device without values, which autocast does not know."""
+
+    device: str = "meta"
+    precision: str = "float32"
+    compiled: bool = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+@pytest.fixture
+def train(digits, monkeypatch) -> Split:
+    """The digits without their values; whether labels are in range cannot be asked there."""
+    monkeypatch.setattr(splits, "_check_labels", lambda *_: None)
+    return digits.train.to("meta")
+
+
+SMALL = Recipe(model=SpeedNetConfig((8, 16)), epochs=2, batch_size=700, accumulate=2)
+VARIANTS: dict[str, Callable[[], Recipe]] = {
+    "speed": lambda: SMALL,
+    "sam": lambda: replace(SMALL, sam_rho=0.1),
+    "asam": lambda: replace(SMALL, sam_rho=0.1, sam_adaptive=True),
+    "copies and mixes": lambda: replace(SMALL, copies=2, batch_size=300, mix=("mixup", "cutmix")),
+    "resnet": lambda: replace(SMALL, model=ResNetConfig((8, 16), (1, 1))),
+    **{name: lambda name=name: replace(SMALL, optimizer=name) for name in OPTIMIZERS},
+}
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_no_step_mixes_devices_or_waits_for_one(digits, train, name):
+    recipe, engine, normalize = VARIANTS[name](), NoValues(), Normalize(*NORMALIZE)
+    state = start(recipe, digits.train, normalize, engine)
+    for result in steps(state, train, recipe, normalize, engine):
+        assert (result.loss.device.type, result.correct.device.type) == ("meta", "meta")
+    assert state.step == 2 * (len(digits.train) // recipe.batch_size)
+    assert {p.device.type for p in state.averaged.parameters()} == {"meta"}
+
+
+def test_a_teacher_answers_without_waiting_too(digits, train):
+    engine, normalize = NoValues(), Normalize(*NORMALIZE)
+    state = start(SMALL, digits.train, normalize, engine)
+    state.teacher = Teacher(engine.place(SpeedNetConfig((8,)).build()), normalize)
+    for result in steps(state, train, SMALL, normalize, engine):
+        assert result.loss.device.type == "meta"
+    assert state.step
