@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import random
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from leanres.bench.peers import (
     run_peer,
     run_script,
 )
+from leanres.bench.pillow import STEPS, perspective
+from leanres.data.augment import AUGMENTS, Draw, generator
 from leanres.data.split import channel_stats
 from leanres.errors import UserError
 
@@ -47,7 +51,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_a_peers_image_is_pillows_crop_of_the_padded_one(digits):
     split = digits.train.subset(range(4))
-    images = PillowImages(split)
+    images = PillowImages(split, WORK.steps())
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in channel_stats(split))
     padded = np.zeros((40, 40, 3), np.uint8)
     padded[4:36, 4:36] = split.images[2].permute(1, 2, 0).numpy()
@@ -67,6 +71,32 @@ def test_a_peers_image_is_pillows_crop_of_the_padded_one(digits):
         found |= set(fits)
     assert len({f[2] for f in found}) == 2  # both ways round
     assert len(found) > 10
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_a_peers_step_is_ours_by_name_and_settings(name):
+    ours, theirs = (inspect.signature(table[name]).parameters for table in (AUGMENTS, STEPS))
+    settings = {key: own.default for key, own in theirs.items() if key != "image"}
+    assert settings == {key: ours[key].default for key in settings}
+
+
+def test_a_perspective_is_seen_as_often_and_as_far_as_ours(digits):
+    image = Image.fromarray(np.full((32, 32, 3), 255, np.uint8))
+    random.seed(3)
+    shares = np.array([np.asarray(perspective(image)).mean() / 255 for _ in range(2000)])
+    white = torch.full((2000, 3, 32, 32), 255, dtype=torch.uint8)
+    ours = AUGMENTS["perspective"](white, Draw(generator(3)))
+    ours = ours.float().mean((1, 2, 3)).numpy() / 255
+    for found in (shares, ours):
+        assert 0.45 < (found == 1).mean() < 0.55
+    assert abs(shares.mean() - ours.mean()) < 0.02
+    assert abs(shares.min() - ours.min()) < 0.1
+
+
+def test_an_unknown_step_is_said_before_anything_trains(leanres):
+    done = leanres("bench", "peers", "pytorch", "--data", "digits", "--augment", "crop,flop")
+    assert done.code == 2
+    assert "did you mean 'flip'" in done.err
 
 
 def _mirror(pixels, mirrored):
@@ -141,6 +171,7 @@ def test_the_command_line_races_peers(leanres, tmp_path):
     script.write_text(f"print({AIRBENCH!r})")
     words = ["bench", "peers", "leanres,pytorch", "--data", "digits", "--images", "64"]
     words += ["--batch-size", "16", "--workers", "0", "--epochs", "1", "--device", "cpu"]
+    words += ["--augment", "auto_augment,crop,flip,perspective"]
     done = leanres(*words, "--script", script, "--out", tmp_path / "peers.json")
     assert done.code == 0, done.err
     assert "against ours" in done.out

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from leanres.bench.pillow import coefficients
 from leanres.data.augment import AUGMENTS, Draw, generator
 from leanres.errors import UserError
 
@@ -131,16 +132,6 @@ def corner_moves(n: int, height: int, width: int, distortion: float) -> np.ndarr
     rng = generator(0, 1)
     reach = [int(distortion * (side // 2)) for side in (width, height)]
     return np.stack([torch.randint(r + 1, (n, 4), generator=rng).numpy() for r in reach])
-
-
-def coefficients(dx: np.ndarray, dy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Eight numbers that lead from the moved corners back to the image's own, by equations."""
-    corners = np.array([(0, 0), (width - 1, 0), (width - 1, height - 1), (0, height - 1)], float)
-    moved = corners + np.stack([dx * (1, -1, -1, 1), dy * (1, 1, -1, -1)], 1)
-    rows = []
-    for (x, y), (u, v) in zip(moved, corners, strict=True):
-        rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
-    return np.linalg.solve(np.array(rows), corners.ravel())
 
 
 def test_nearest_perspective_is_pillows_from_corners_moved_inward(photos):

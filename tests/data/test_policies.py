@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
+import re
 from collections import Counter, defaultdict
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
+from leanres.bench.pillow import auto_augment, operation
 from leanres.data.augment import AUGMENTS, Draw, generator
 from leanres.data.policies import CIFAR10_POLICY
 
@@ -40,27 +43,10 @@ def source() -> Image.Image:
     return Image.fromarray(values.astype(np.uint8))
 
 
-def shifted(image: Image.Image, *matrix: float) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
-
-
 def apply(image: Image.Image, name: str, m: float) -> Image.Image:
     """One operation; m has its sign, and is a factor's distance from 1."""
-    if name in ENHANCE:
-        return getattr(ImageEnhance, name)(image).enhance(1 + m)
-    return {
-        "Identity": lambda: image,
-        "ShearX": lambda: shifted(image, 1, m, 0, 0, 1, 0),
-        "ShearY": lambda: shifted(image, 1, 0, 0, m, 1, 0),
-        "TranslateX": lambda: shifted(image, 1, 0, -int(m), 0, 1, 0),
-        "TranslateY": lambda: shifted(image, 1, 0, 0, 0, 1, -int(m)),
-        "Rotate": lambda: image.rotate(m),
-        "Posterize": lambda: ImageOps.posterize(image, int(m)),
-        "Solarize": lambda: ImageOps.solarize(image, m),
-        "AutoContrast": lambda: ImageOps.autocontrast(image),
-        "Equalize": lambda: ImageOps.equalize(image),
-        "Invert": lambda: ImageOps.invert(image),
-    }[name]()
+    snake = re.sub("([XY])$", r"_\1", name).lower()
+    return operation(image, snake, m + (name in ENHANCE))
 
 
 def magnitude(name: str, number: int, last: int, wide: bool = False) -> float:
@@ -115,7 +101,10 @@ def made(name: str, **settings: int) -> list[bytes]:
 
 def assert_frequencies(name: str, expected: Chances, **settings: int) -> None:
     """Every outcome comes as often as it should (five standard deviations), and no other does."""
-    seen = Counter(made(name, **settings))
+    assert_counts(Counter(made(name, **settings)), expected)
+
+
+def assert_counts(seen: Counter[bytes], expected: Chances) -> None:
     assert sum(expected.values()) == pytest.approx(1)
     assert set(seen) <= set(expected)
     for picture, chance in expected.items():
@@ -148,6 +137,13 @@ def trees() -> list[Chances]:
 
 def test_auto_augment_draws_every_pair_with_its_probabilities_and_signs():
     assert_frequencies("auto_augment", merged([(tree, 1 / 25) for tree in trees()]))
+
+
+def test_the_peers_auto_augment_draws_the_same_pictures_as_often():
+    expected = merged([(tree, 1 / 25) for tree in trees()])
+    random.seed(5)
+    seen = Counter(auto_augment(source()).tobytes() for _ in range(N))
+    assert_counts(seen, expected)
 
 
 def test_each_of_the_25_pairs_is_drawn_and_shows_its_own_pictures_and_no_others():

@@ -3,8 +3,9 @@
     python -m leanres.bench.peers pytorch '{"model": "resnet20", "images": 5000}'
 
 prints the seconds of each epoch as JSON. All train one network on the same images by SGD, in
-batches of one size, cropped with 4 px of padding and flipped. Except for ours that is Pillow in
-worker processes and each program's defaults, as its own introduction writes a training.
+batches of one size, augmented alike (crops with 4 px of padding and flips, or more). Except for
+ours that is Pillow in worker processes and each program's defaults, as its own introduction
+writes a training.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import random
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from leanres.bench.pillow import STEPS
 from leanres.data.sources import load
 from leanres.data.split import Split, channel_stats
 from leanres.errors import UserError
@@ -56,6 +57,7 @@ class Work:
     epochs: int = 2  # the first holds start-up: workers, compilation
     workers: int = 2
     device: str = "auto"
+    augment: Sequence[str] = ("crop", "flip")  # names of pillow.STEPS
 
     def split(self) -> Split:
         """The training images; UserError where they do not fill a batch."""
@@ -64,6 +66,10 @@ class Work:
         if count < self.batch_size:
             raise UserError(f"{count} images make no batch of {self.batch_size}: give more images")
         return whole.subset(range(count))
+
+    def steps(self) -> list[Callable[[Image.Image], Image.Image]]:
+        """What the peers do to an image."""
+        return [STEPS[name] for name in self.augment]
 
     def network(self, split: Split) -> nn.Module:
         """The network, with one output per class."""
@@ -78,14 +84,16 @@ class Work:
             "lr": LR,
             "momentum": MOMENTUM,
             "weight_decay": WEIGHT_DECAY,
+            "augment": list(self.augment),
         }
         return from_dict(settings, RECIPES["plain-sgd"])
 
 
 class PillowImages(Dataset[tuple[Tensor, int]]):
-    """One image at a time: padded, cropped and flipped by Pillow, then a normalised tensor."""
+    """One image at a time through `steps`, functions of pillow.STEPS; then a normalised tensor."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, steps: Sequence[Callable[[Image.Image], Image.Image]]) -> None:
+        self.steps = steps
         self.pixels = split.images.permute(0, 2, 3, 1).numpy()
         self.labels = split.labels.tolist()
         mean, std = channel_stats(split)
@@ -96,11 +104,9 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = Image.fromarray(self.pixels[index])
+        for step in self.steps:
+            image = step(image)
         width, height = image.size
-        x, y = random.randint(0, 8), random.randint(0, 8)
-        image = ImageOps.expand(image, 4).crop((x, y, x + width, y + height))
-        if random.random() < 0.5:
-            image = ImageOps.mirror(image)
         bytes_ = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         floats = bytes_.view(height, width, 3).permute(2, 0, 1).float() / 255
         return (floats - self.mean) / self.std, self.labels[index]
@@ -109,7 +115,7 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
 def loader(work: Work, split: Split) -> DataLoader[tuple[Tensor, int]]:
     """Batches by worker processes that live on from epoch to epoch."""
     return DataLoader(
-        PillowImages(split),
+        PillowImages(split, work.steps()),
         work.batch_size,
         shuffle=True,
         drop_last=True,
@@ -210,7 +216,7 @@ def _fastai(work: Work) -> Iterator[float]:
             seconds.append(time.perf_counter() - self.begun)
 
     batches = loader(work, split)
-    few = DataLoader(PillowImages(split.subset(range(2))), 2)
+    few = DataLoader(PillowImages(split.subset(range(2)), work.steps()), 2)
     device = detect(work.device).device
     learner = Learner(
         DataLoaders(batches, few, device=device),

@@ -182,6 +182,9 @@ def peers(
     batch_size: int = typer.Option(128, min=1, help="Images in a batch."),
     epochs: int = typer.Option(2, min=1, help="Epochs; the last one counts."),
     workers: int = typer.Option(2, min=0, help="Processes that augment by Pillow."),
+    augment: str = typer.Option(
+        "crop,flip", help="With commas, in order: auto_augment, crop, flip, perspective."
+    ),
     data: str = DATA,
     path: Path | None = PATH,
     device: str = DEVICE,
@@ -197,8 +200,10 @@ def peers(
     from leanres.training.engine import detect, hardware
 
     where = None if path is None else str(path)
-    work = Work(model, data, where, images, batch_size, epochs, workers, device)
-    work.network(work.split())  # a mistake ends here, not in each program
+    steps = [name for name in augment.split(",") if name]
+    work = Work(model, data, where, images, batch_size, epochs, workers, device, steps)
+    work.steps()  # a mistake ends here, not in each program
+    work.network(work.split())
     engine = detect(device)
     chosen = list(PEERS) if names == "all" else names.split(",")
     lacking = {name: package for name in chosen if (package := missing(name))}

@@ -11,7 +11,7 @@ from leanres.data.draw import Draw, constant, rand, randint
 from leanres.data.ops import OPS, apply_ops
 
 BINS = 31  # magnitudes of RandAugment and TrivialAugment, 0 to 30
-_AUTO_BINS = 10
+AUTO_BINS = 10  # those of AutoAugment
 _SIGNED = OPS[1:10]  # of either sign with equal chance; a factor is 1 + or - its magnitude
 _FACTORS = OPS[6:10]
 SPACE = OPS[:-1]  # what RandAugment and TrivialAugment draw from: all but invert
@@ -79,7 +79,7 @@ def auto_augment(images: Tensor, draw: Draw) -> Tensor:
 
 def _auto_row(step: tuple[str, float, int], size: tuple[int, int]) -> list[float]:
     name, p, number = step
-    return [*row(name, number, _AUTO_BINS, NARROW, size), p]
+    return [*row(name, number, AUTO_BINS, NARROW, size), p]
 
 
 def rand_augment(images: Tensor, draw: Draw, num_ops: int = 2, magnitude: int = 9) -> Tensor:

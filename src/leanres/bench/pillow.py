@@ -1,0 +1,104 @@
+"""The usual way to augment: one image at a time, by Pillow, in worker processes.
+
+What peers train on, so that speeds are compared at the same work, and what the batched functions
+of leanres.data are tested against. Random numbers are those of the `random` module.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+from leanres.data.policies import AUTO_BINS, CIFAR10_POLICY, NARROW, row
+from leanres.tables import Table
+
+Picture = Image.Image
+_ENHANCERS: dict[str, Callable[[Picture], ImageEnhance._Enhance]] = {
+    "brightness": ImageEnhance.Brightness,
+    "color": ImageEnhance.Color,
+    "contrast": ImageEnhance.Contrast,
+    "sharpness": ImageEnhance.Sharpness,
+}
+_OTHERS: dict[str, Callable[[Picture, float], Picture]] = {
+    "identity": lambda image, m: image,
+    "shear_x": lambda image, m: _moved(image, 1, m, 0, 0, 1, 0),
+    "shear_y": lambda image, m: _moved(image, 1, 0, 0, m, 1, 0),
+    "translate_x": lambda image, m: _moved(image, 1, 0, -int(m), 0, 1, 0),
+    "translate_y": lambda image, m: _moved(image, 1, 0, 0, 0, 1, -int(m)),
+    "rotate": lambda image, m: image.rotate(m),
+    "posterize": lambda image, m: ImageOps.posterize(image, int(m)),
+    "solarize": lambda image, m: ImageOps.solarize(image, m),  # type: ignore[arg-type]
+    "autocontrast": lambda image, m: ImageOps.autocontrast(image),
+    "equalize": lambda image, m: ImageOps.equalize(image),
+    "invert": lambda image, m: ImageOps.invert(image),
+}
+
+
+def operation(image: Picture, name: str, magnitude: float) -> Picture:
+    """One of leanres.data.ops.OPS, whose magnitudes these are."""
+    if name in _ENHANCERS:
+        return _ENHANCERS[name](image).enhance(magnitude)
+    return _OTHERS[name](image, magnitude)
+
+
+def _moved(image: Picture, *matrix: float) -> Picture:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+def crop(image: Picture, padding: int = 4) -> Picture:
+    """Pad every side by `padding` pixels of 0, cut the original size at a random place."""
+    (width, height), x, y = image.size, *(random.randint(0, 2 * padding) for _ in "xy")
+    return ImageOps.expand(image, padding).crop((x, y, x + width, y + height))
+
+
+def flip(image: Picture, p: float = 0.5) -> Picture:
+    """Mirror left to right with probability p."""
+    return ImageOps.mirror(image) if random.random() < p else image
+
+
+def auto_augment(image: Picture) -> Picture:
+    """A pair of operations of the CIFAR-10 policy: leanres.data.policies."""
+    for name, p, number in random.choice(CIFAR10_POLICY):
+        if random.random() < p:
+            _, amount, signed, base = row(name, number, AUTO_BINS, NARROW, image.size[::-1])
+            sign = random.choice((-1, 1)) if signed else 1
+            image = operation(image, name, base + sign * amount)
+    return image
+
+
+def perspective(image: Picture, distortion: float = 0.6, p: float = 0.5) -> Picture:
+    """See it askew with probability p; zeros around: leanres.data.geometry."""
+    if random.random() >= p:
+        return image
+    width, height = image.size
+    x, y = (
+        [random.randint(0, int(distortion * (side // 2))) for _ in range(4)]
+        for side in (width, height)
+    )
+    matrix = coefficients(x, y, height, width)
+    kind, filtered = Image.Transform.PERSPECTIVE, Image.Resampling.BILINEAR
+    return image.transform(image.size, kind, tuple(matrix), filtered)
+
+
+def coefficients(
+    dx: Sequence[int], dy: Sequence[int], height: int, width: int
+) -> NDArray[np.float64]:
+    """Eight numbers that lead from the moved corners back to the image's own, by equations."""
+    corners = np.array([(0, 0), (width - 1, 0), (width - 1, height - 1), (0, height - 1)], float)
+    moved = corners + np.stack(
+        [np.multiply(dx, (1, -1, -1, 1)), np.multiply(dy, (1, 1, -1, -1))], 1
+    )
+    rows = []
+    for (x, y), (u, v) in zip(moved, corners, strict=True):
+        rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
+    return np.linalg.solve(np.array(rows), corners.ravel())
+
+
+STEPS: Table[Callable[[Picture], Picture]] = Table(
+    "augmentation of the peers",
+    {"crop": crop, "flip": flip, "auto_augment": auto_augment, "perspective": perspective},
+)
