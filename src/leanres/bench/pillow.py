@@ -89,9 +89,8 @@ def coefficients(
 ) -> NDArray[np.float64]:
     """Eight numbers that lead from the moved corners back to the image's own, by equations."""
     corners = np.array([(0, 0), (width - 1, 0), (width - 1, height - 1), (0, height - 1)], float)
-    moved = corners + np.stack(
-        [np.multiply(dx, (1, -1, -1, 1)), np.multiply(dy, (1, 1, -1, -1))], 1
-    )
+    inward = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
+    moved = corners + inward * np.stack((dx, dy), 1)
     rows = []
     for (x, y), (u, v) in zip(moved, corners, strict=True):
         rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
