@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 TINY = """
@@ -18,20 +20,41 @@ CHANGES = {"model": tiny, "epochs": 6, "batch_size": 200, "augment": ()}
 """
 
 
-def quick(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The same with a tiny network on the digits, where it has a cell of parameters."""
+FRESH = """
+%reset -f
+import os, tempfile
+os.chdir(FOLDER)
+tempfile.tempdir = FOLDER
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One process for all notebooks: importing torch takes longer than what they do with it."""
+    manager = KernelManager()
+    manager.start_kernel()
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+def quick(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """The same in an empty namespace and folder, with a tiny network on the digits."""
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += TINY
+    fresh = nbformat.v4.new_code_cell(FRESH.replace("FOLDER", repr(str(folder))))
+    notebook.cells.insert(0, fresh)
     return notebook
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_cells_run_in_order_and_show_figures(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the kernel is a process of its own
-    notebook = quick(nbformat.read(path, as_version=4))
-    where = {"metadata": {"path": tmp_path}}
-    nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+def test_the_cells_run_in_order_and_show_figures(path, tmp_path, kernel):
+    notebook = quick(nbformat.read(path, as_version=4), tmp_path)
+    client = nbclient.NotebookClient(notebook, km=kernel, timeout=600)
+    try:
+        client.execute(cleanup_kc=False)
+    finally:
+        client.kc.stop_channels()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert sum("image/png" in out.get("data", {}) for out in outputs) >= 4
     assert list(tmp_path.rglob("report.html"))
