@@ -24,7 +24,7 @@ from leanres.models.budget import summarize
 from leanres.training import run as runs
 from leanres.training.batch import Batch, epoch_order, shrink, training_batch
 from leanres.training.engine import Engine, hardware, matrix_rate, memory_rate
-from leanres.training.loop import backward, steps
+from leanres.training.loop import average_, backward, ema_decay, steps
 from leanres.training.recipe import Recipe
 from leanres.training.sam import climbed_
 from leanres.training.teacher import teach
@@ -150,6 +150,9 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         clock("optimizer")
+        if run.state.ema is not None:
+            average_(run.state.ema, run.state.model, ema_decay(recipe.ema, lap))
+            clock("average of the weights")
         laps.append(clock.parts)
     parts = {name: statistics.median(lap[name] for lap in laps[1:]) for name in laps[0]}
     parts["backward"] = max(0.0, parts.pop("forward and backward") - parts["forward"])
