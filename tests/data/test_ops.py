@@ -10,7 +10,6 @@ from PIL import Image
 from leanres.bench.pillow import operation
 from leanres.data.ops import OPS, apply_ops
 
-
 SHEARS = (-0.99, -0.3, -0.1, 0.0, 1 / 30, 0.3, 0.5, 0.99)
 SHIFTS = (-40.0, -14.5, -1.0, -0.9, 0.0, 0.99, 3.0, 14.5015, 32.0)
 FACTORS = (0.0, 0.01, 0.1, 0.37, 0.5, 0.9, 1.0, 1.1, 1.3, 1.9, 1.99, 3.0)
