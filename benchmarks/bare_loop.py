@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from leanres.data.augment import Draw, generator
 from leanres.data.color import color_jitter
@@ -82,6 +83,6 @@ def losses(
         with torch.no_grad():
             pairs = zip(average.state_dict().values(), net.state_dict().values(), strict=True)
             floats = [pair for pair in pairs if pair[0].is_floating_point()]
-            share = 1 - min(r.ema, step / (step + 9))
-            torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), share)
+            follow = get_ema_multi_avg_fn(min(r.ema, step / (step + 9)))
+            follow(*map(list, zip(*floats, strict=True)), None)
         yield torch.stack(parts).sum()

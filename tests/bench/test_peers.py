@@ -177,6 +177,7 @@ def test_the_command_line_races_peers(leanres, tmp_path):
     assert "against ours" in done.out
     assert "n = 2, accuracy 0.94, 2.6 s a training" in done.out
     report = json.loads((tmp_path / "peers.json").read_text())
+    assert {"hardware", "commit", "work"} <= set(report)
     assert set(report["epoch_seconds"]) == {"leanres", "pytorch"}
 
 

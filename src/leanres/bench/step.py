@@ -24,6 +24,7 @@ from leanres.models.budget import summarize
 from leanres.training import run as runs
 from leanres.training.batch import Batch, epoch_order, shrink, training_batch
 from leanres.training.engine import Engine, hardware, matrix_rate, memory_rate
+from leanres.training.folder import commit
 from leanres.training.loop import average_, backward, ema_decay, steps
 from leanres.training.recipe import Recipe
 from leanres.training.sam import climbed_
@@ -73,6 +74,7 @@ def measure_step(
     memory = memory_rate(engine)
     return {
         "hardware": hardware(engine),
+        "commit": commit(),
         "model": recipe.model if isinstance(recipe.model, str) else "own network",
         "macs_per_image": summarize(run.config, (3, side, side)).macs,
         "side": side,

@@ -198,6 +198,7 @@ def peers(
     """One training by several programs in one run: seconds an epoch, and ratios to ours."""
     from leanres.bench.peers import AIRBENCH_ROW, PEERS, Work, missing, run_peer, run_script
     from leanres.training.engine import detect, hardware
+    from leanres.training.folder import commit
 
     where = None if path is None else str(path)
     steps = [name for name in augment.split(",") if name]
@@ -218,6 +219,7 @@ def peers(
         typer.echo(f"{name}: {seconds[name][-1]:.1f} s an epoch", err=True)
     report = {
         "hardware": hardware(engine),
+        "commit": commit(),
         "work": asdict(work),
         "epoch_seconds": seconds,
         "scripts": {str(path): run_script(path, pattern or AIRBENCH_ROW) for path in script},

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from leanres.data.augment import generator
 from leanres.data.split import Split
@@ -233,7 +234,7 @@ def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
     ]
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     mine, theirs = ([pair[side] for pair in floats] for side in (0, 1))
-    torch._foreach_lerp_(mine, theirs, 1 - decay)
+    get_ema_multi_avg_fn(decay)(mine, theirs, None)  # type: ignore[no-untyped-call]
     for own, new in pairs:
         if not own.is_floating_point():
             own.copy_(new)
