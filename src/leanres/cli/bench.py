@@ -1,4 +1,4 @@
-"""`leanres bench step`, `race`, `peers`: how fast, measured here."""
+"""`leanres bench step`, `scaling`, `race`, `peers`: how fast, measured here."""
 
 from __future__ import annotations
 
@@ -97,6 +97,94 @@ def _print_step(report: dict[str, Any]) -> None:
         f"memory: {r['gb_per_step']:.2f} GB a step if no cache helped,"
         f" {100 * r['share_of_memory_rate']:.0f} % of a copy's {r['memory_gb_per_s']:.1f} GB/s;"
         f" peak {r['peak_memory_mib']:,.0f} MiB"
+    )
+
+
+@app.command()
+def scaling(
+    model: str | None = typer.Argument(None, help="A model; default: the recipe's own."),
+    recipe: str = typer.Option("speed", help="Whose batch, augmentation and optimizer."),
+    settings: list[str] = SETTINGS,
+    batches: str = typer.Option("32,125,500,2000", help="Batch sizes, with commas."),
+    params: str = typer.Option("0.5,1,2,5", help="Millions of parameters to widen the network to."),
+    shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 they repeat."),
+    steps: int = typer.Option(5, min=1, help="Steps of each batch size and network."),
+    data: str = DATA,
+    path: Path | None = PATH,
+    size: int = SIZE,
+    strict: bool = STRICT,
+    device: str = DEVICE,
+    threads: int = THREADS,
+    plot: Path | None = typer.Option(None, help="Draw the curves into this PNG or SVG file."),
+    out: Path | None = OUT,
+    as_json: bool = JSON,
+) -> None:
+    """Seconds against batch size, network size and images, and how far off a straight line."""
+    from leanres.bench import scaling as growth
+    from leanres.models.zoo import resolve
+    from leanres.training.engine import hardware
+    from leanres.training.folder import commit
+    from leanres.training.recipe import from_dict
+    from leanres.training.recipes import load_recipe
+
+    sizes = [round(x) for x in _numbers("--batches", batches)]
+    budgets = [round(1e6 * x) for x in _numbers("--params", params)]
+    parts = _numbers("--shares", shares)
+    changed = {"freeze_stem_at": 0.0, "resolution": []} | changes(settings, model=model)
+    chosen = from_dict(changed, load_recipe(recipe))
+    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
+    networks = [growth.widened(resolve(chosen.model), budget) for budget in budgets]
+    dataset = load(data, path, size, strict)
+    curves = []
+    for curve in (
+        growth.batch_curve(chosen, dataset, engine, sizes, steps),
+        growth.network_curve(chosen, dataset, engine, networks, steps),
+        growth.images_curve(chosen, dataset, engine, parts),
+    ):
+        curves.append(curve)
+        if not as_json:
+            _print_curve(curve.to_dict())
+    report = {
+        "hardware": hardware(engine),
+        "commit": commit(),
+        "recipe": chosen.to_dict(),
+        "curves": [curve.to_dict() for curve in curves],
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+    _write(out, report)
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        growth.figure(curves).savefig(plot, dpi=150)
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """At least two different numbers above 0, with commas, rising."""
+    try:
+        found = sorted({float(word) for word in text.split(",")})
+    except ValueError:
+        found = []
+    if len(found) < 2 or found[0] <= 0:
+        raise UserError(f"{option} {text!r}: give two or more numbers above 0, such as 1,2,5")
+    return found
+
+
+def _print_curve(curve: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from leanres.cli.console import console
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in (curve["grows"], f"seconds {curve['takes']}", "off the line", ""):
+        table.add_column(title, justify="right", no_wrap=True)
+    columns = (curve[key] for key in ("x", "seconds", "deviations", "notes"))
+    for x, seconds, off, note in zip(*columns, strict=True):
+        count = f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"
+        table.add_row(count, f"{seconds:.4g}", f"{100 * off:+.1f} %", note)
+    console().print(table)
+    fixed, slope = curve["fixed_seconds"], curve["seconds_per_unit"]
+    typer.echo(
+        f"the line: {fixed:.3g} s {curve['takes']} and {slope:.3g} s for each {curve['unit']}\n"
     )
 
 

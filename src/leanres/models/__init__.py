@@ -17,6 +17,10 @@ class ModelConfig(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # so that `replace` and `fields` take it
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the stages, in order."""
+
+    @property
     def num_classes(self) -> int:
         """K, the number of logits per image."""
 
