@@ -10,17 +10,25 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from leanres.campaign import campaign, jobs_of
-from leanres.cli.campaign import _rows
+from leanres.campaign import Event, Job, Row, campaign, jobs_of
+from leanres.cli.campaign import _keep, _rows
+from leanres.data.sources import load
 from leanres.errors import UserError
 from leanres.models.budget import count_params
+from leanres.models.speednet import SpeedNetConfig
 from leanres.predict import load as load_predictor
+from leanres.training.engine import Engine
 from leanres.training.loop import network_config
 from leanres.training.recipe import Plan
+from leanres.training.recipes import RECIPES
+from leanres.training.run import fit
+from leanres.training.weights import load_weights
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 LEAN = ("choose-", "best-5m", "resnet24", "resnet26")
@@ -36,6 +44,7 @@ measure = "val"
 set = ["model={family='speednet', widths=[8]}", "epochs=2"]
 """
 DIGITS = {"data": "digits"}
+DATA = load("digits")
 OWN = ["--device", "cpu", "--threads", "1"]
 
 
@@ -62,7 +71,10 @@ def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanr
     (other,) = json.loads((tmp_path / "results" / "digits.json").read_text())["runs"]
     assert (other["split"], other["n"], len(other["epochs"])) == ("val", 180, 2)
     shipped = sorted(path.name for path in (tmp_path / "weights").iterdir())
-    assert shipped == ["digits.safetensors", "quick.safetensors"]
+    assert shipped == ["digits.md", "digits.safetensors", "quick.md", "quick.safetensors"]
+    (first,) = (run for run in quick["runs"] if run["seed"] == 3)
+    card = (tmp_path / "weights" / "quick.md").read_text()
+    assert f"| before rounding | {100 * first['accuracy']:.2f} % (" in card
     assert load_predictor(tmp_path / "weights" / "quick.safetensors").config.widths == (8,)
 
     again = leanres(*words)  # nothing is left to do, and nothing is done
@@ -122,6 +134,29 @@ def test_ctrl_c_stops_them_all_and_is_passed_on(plan, tmp_path):
     assert process.returncode == 130
     assert rest.startswith("stopped  quick-3")
     assert "begun" not in rest
+
+
+def test_weights_that_cannot_be_rounded_are_kept_whole_and_no_failure_ends_the_campaign(
+    tmp_path, monkeypatch
+):
+    run = tmp_path / "runs" / "digits-0"
+    row = Row("digits", RECIPES["digits"], ("digits",))
+    tiny = replace(row.recipe, model=SpeedNetConfig((8,)), epochs=1)
+    fit(run, tiny, DATA, Engine("cpu", "float32", compiled=False))
+    finished = Event("finished", Job(row, 0, run))
+    monkeypatch.setattr("leanres.export.DRIFT", 1e-9)
+    said = _keep(finished, tmp_path / "weights", DATA, "cpu")
+    assert said.startswith(f" -> {tmp_path / 'weights' / 'digits.safetensors'} as float32 (")
+    whole, own = (
+        load_weights(path)[0]
+        for path in (tmp_path / "weights" / "digits.safetensors", run / "model.safetensors")
+    )
+    for mine, theirs in zip(whole.parameters(), own.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    (tmp_path / "file").touch()
+    assert "its weights are not in" in _keep(finished, tmp_path / "file", DATA, "cpu")
+    assert _keep(Event("finished", Job(row, 1, run)), tmp_path / "none", DATA, "cpu") == ""
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_failing_training_is_said_and_the_others_go_on(plan, tmp_path, leanres):

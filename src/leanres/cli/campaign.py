@@ -18,6 +18,7 @@ from leanres.tables import unknown
 
 if TYPE_CHECKING:
     from leanres.campaign import Event, Row
+    from leanres.data.split import Dataset
 
 KEYS = ["recipe", "seeds", "set", "measure"]
 
@@ -31,7 +32,9 @@ def campaign(
     minutes: float = typer.Option(0, min=0, help="Then save and stop; 0: run to the end."),
     runs: Path = typer.Option(Path("runs"), help="Folder of the run folders and their logs."),
     results: Path = typer.Option(Path("results"), help="Folder of the ledger entries."),
-    weights: Path = typer.Option(Path("weights"), help="Folder of the first seeds' weights."),
+    weights: Path = typer.Option(
+        Path("weights"), help="Folder of the first seeds' weights, each with its card."
+    ),
     data: str = typer.Option("cifar10", help="cifar10, digits, or a folder with one per class."),
     path: Path | None = PATH,
     size: int = SIZE,
@@ -46,6 +49,7 @@ def campaign(
     set = ["epochs=2"] and measure = "val" where they are wanted.
     """
     from leanres import campaign as campaigns
+    from leanres.training.engine import detect
 
     options = {"data": data, "path": path, "size": size, "strict": strict}
     rows = _rows(plan, options, settings)
@@ -56,14 +60,14 @@ def campaign(
         f" progress in {runs}/*.log",
         err=as_json,
     )
-    images = load(data, path, size, strict).train.images[:200]
+    dataset, where = load(data, path, size, strict), detect(device).device
     share = max(1, (os.cpu_count() or 1) // at_once)  # of the cores, else they fight for all
     own = words([], device=device, threads=threads or (share if at_once > 1 else None))
     failed = 0
     limit = 60 * minutes or float("inf")
     for event in campaigns.campaign(jobs, results, at_once, limit, own):
         failed += event.kind == "failed"
-        kept = _keep(event, weights, images)
+        kept = _keep(event, weights, dataset, where)
         if as_json:
             typer.echo(json.dumps({"event": event.kind, "run": str(event.job.folder)}))
         else:
@@ -121,14 +125,26 @@ def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
     return Row(name, chosen, (recipe, *words(settings, **options)), tuple(seeds), measure)
 
 
-def _keep(event: Event, weights: Path, images: Any) -> str:
-    """Ship a row's first seed when it is finished."""
+def _keep(event: Event, weights: Path, dataset: Dataset, device: str) -> str:
+    """Ship a row's first seed, with its card, when it is finished; what to say of it."""
     from leanres.export import export
+    from leanres.report.card import model_card
 
     if event.kind != "finished" or event.job.seed != event.job.row.seeds[0]:
         return ""
-    out = weights / f"{event.job.row.name}.safetensors"
-    return f" -> {export(event.job.folder, out, images).path}"
+    run, out = event.job.folder, weights / f"{event.job.row.name}.safetensors"
+    images = dataset.train.images[:200]
+    try:
+        try:
+            export(run, out, images)
+            note = ""
+        except RuntimeError as error:  # rounded, it is another network
+            export(run, out, images, full=True)
+            note = f" as float32 ({error})"
+        out.with_suffix(".md").write_text(model_card(run, out, dataset, device), encoding="utf-8")
+    except (UserError, OSError) as error:  # the run is safe in its folder, and others are running
+        return f"; its weights are not in {weights}: {error}"
+    return f" -> {out}{note}"
 
 
 def _told(event: Event) -> str:

@@ -18,17 +18,17 @@ from leanres.training.recipe import Recipe
 from leanres.training.run import score
 
 
-def model_card(folder: Path | str, weights: Path, dataset: Dataset) -> str:
+def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str = "cpu") -> str:
     """The card of `weights`, a file made of the finished run in `folder`.
 
-    The file itself is measured, on the images that the run was measured on. UserError where the
-    run has no result, or `dataset` not those images.
+    The file itself is measured, on `device`, on the images that the run was measured on.
+    UserError where the run has no result, or `dataset` not those images.
     """
     record = read_run(folder)
     run, info = record.result, record.info
     if run is None:
         raise UserError(f"{folder} has no result: `leanres resume {folder}` measures it")
-    net, split = load_network(record, weights), judged_split(record, dataset)
+    net, split = load_network(record, weights, device), judged_split(record, dataset)
     logits, augmented = (net.logits(split.images, tta) for tta in ("none", run["tta"]))
     found = score(logits, augmented, split, run["tta"])
     low, high = wilson_interval(round(found["accuracy"] * found["n"]), found["n"])

@@ -23,15 +23,15 @@ from leanres.training.weights import WEIGHTS, load_weights
 
 @dataclass(frozen=True)
 class Network:
-    """A run's trained network on the CPU, in eval mode, with its normalisation."""
+    """A run's trained network in eval mode, with its normalisation, on one device."""
 
     model: nn.Module
     config: Any
     normalize: Normalize
 
     def logits(self, images: Tensor, tta: str = "none") -> Tensor:
-        """uint8 (N, 3, H, W) -> logits (N, K) float32."""
-        return predict_logits(self.model, images, normalize=self.normalize, tta=tta)
+        """uint8 (N, 3, H, W) -> logits (N, K) float32, on the CPU."""
+        return predict_logits(self.model, images, normalize=self.normalize, tta=tta).cpu()
 
     def layers(self, image: Tensor) -> dict[str, tuple[int, int]]:
         """Layers with maps and their sizes, for images like this one (3, H, W) uint8."""
@@ -48,8 +48,8 @@ class Network:
         return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
 
 
-def load_network(record: Record, path: Path | None = None) -> Network:
-    """The network of the run's weights file, or of another made of it.
+def load_network(record: Record, path: Path | None = None, device: str = "cpu") -> Network:
+    """The network of the run's weights file, or of another made of it, on `device`.
 
     UserError (CheckpointError) where there is none.
     """
@@ -57,7 +57,8 @@ def load_network(record: Record, path: Path | None = None) -> Network:
     if not path.exists():
         raise UserError(f"{record.folder} has no {WEIGHTS}: `leanres resume {record.folder}`")
     model, config, preprocess = load_weights(path)
-    return Network(model, config, Normalize(preprocess.mean, preprocess.std))
+    normalize = Normalize(preprocess.mean, preprocess.std)
+    return Network(model.to(device), config, normalize.to(device))
 
 
 def same_data(record: Record, dataset: Dataset) -> bool:
