@@ -17,7 +17,7 @@ from bare_loop import losses
 
 from leanres.data.sources import load
 from leanres.data.split import channel_stats
-from leanres.training.engine import Normalize, detect, keep_freed_memory
+from leanres.training.engine import Normalize, detect
 from leanres.training.loop import start, steps
 from leanres.training.recipes import RECIPES
 
@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--data", default="cifar10")
     args = parser.parse_args()
-    keep_freed_memory()
     train, recipe, engine = load(args.data).train, RECIPES["speed"], detect("cpu")
+    engine.tune()
     normalize = Normalize(*channel_stats(train))
     state = start(recipe, train, normalize, engine)
     ours = (r.loss for r in steps(state, train, recipe, normalize, engine))

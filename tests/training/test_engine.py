@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.training.engine import Normalize, cpu_multiplies_bfloat16, detect, hardware
+from leanres.training.engine import Engine, Normalize, cpu_multiplies_bfloat16, detect, hardware
 
 
 def test_auto_takes_bfloat16_only_where_the_hardware_multiplies_it():
@@ -71,6 +71,21 @@ def test_hardware_says_what_a_claim_needs():
     assert facts["cpu"]
     assert facts["torch"] == torch.__version__
     assert facts["precision"] in ("float32", "bfloat16")
+
+
+def test_a_gpus_kernels_are_tried_out_and_a_cpu_is_left_with_its_own(monkeypatch):
+    monkeypatch.setattr("leanres.training.engine.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    precision, kept = torch.get_float32_matmul_precision(), []
+    try:
+        Engine("cpu", "float32", compiled=False).tune()
+        assert (kept, torch.backends.cudnn.benchmark) == ([True], False)
+        assert torch.get_float32_matmul_precision() == precision
+        Engine("cuda:0", "bfloat16", compiled=True).tune()
+        assert (kept, torch.backends.cudnn.benchmark) == ([True], True)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def test_the_allocator_keeps_freed_memory_and_page_faults_stop():

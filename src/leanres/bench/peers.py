@@ -34,7 +34,7 @@ from leanres.data.split import Split, channel_stats
 from leanres.errors import UserError
 from leanres.evaluation.statistics import mean_sd
 from leanres.tables import Table
-from leanres.training.engine import Normalize, detect, keep_freed_memory
+from leanres.training.engine import Normalize, detect
 from leanres.training.loop import network_config, start, train
 from leanres.training.recipe import from_dict
 from leanres.training.recipes import RECIPES
@@ -127,8 +127,7 @@ def loader(work: Work, split: Split) -> DataLoader[tuple[Tensor, int]]:
 def _ours(work: Work) -> Iterator[float]:
     recipe, split = work.recipe(), work.split()
     engine = detect(work.device)
-    if engine.device == "cpu":
-        keep_freed_memory()
+    engine.tune()
     normalize = Normalize(*channel_stats(split))
     state = start(recipe, split, normalize, engine)
     on_device = split.to(engine.device)

@@ -256,13 +256,12 @@ def make_engine(device: str, precision: str, compiled: bool | None, threads: int
     """The engine of this process, its number of threads set; 0 threads: one per core."""
     import torch
 
-    from leanres.training.engine import detect, keep_freed_memory
+    from leanres.training.engine import detect
 
     if threads:
         torch.set_num_threads(threads)
     engine = detect(device, precision, compiled)
-    if engine.device == "cpu":
-        keep_freed_memory()
+    engine.tune()
     return engine
 
 

@@ -30,7 +30,6 @@ from leanres.training.engine import (
     Normalize,
     detect,
     hardware,
-    keep_freed_memory,
     matrix_rate,
 )
 from leanres.training.files import write_bytes
@@ -298,8 +297,7 @@ def fit(
     Ctrl-C saves and raises KeyboardInterrupt; `leanres resume FOLDER` goes on.
     """
     engine = engine or detect("auto", recipe.precision, recipe.compiled)
-    if engine.device == "cpu":
-        keep_freed_memory()
+    engine.tune()
     run = create(Path(folder), recipe, dataset, engine)
     with Stop() as stop:
         for _ in epochs(run, stop, lambda state: None):
