@@ -49,14 +49,18 @@ def losses(
     )
     per_epoch = len(split) // batch
     total = epochs * per_epoch
+    together = max(1, 2048 // batch)
     for step in range(total):
         epoch, i = divmod(step, per_epoch)
         if i == 0:
             order = torch.randperm(len(split), generator=generator(seed, epoch))
         chosen = order[i * batch : (i + 1) * batch]
-        draw = Draw(generator(seed, epoch, i + 1), chosen, epoch, seed)
-        images = crop(alternating_flip(split.images[chosen], draw), draw, 2, "reflect")
-        images = color_jitter(images, draw, 0.1, 0.1, 0, 0)
+        if i % together == 0:
+            part = order[i * batch : min(i + together, per_epoch) * batch]
+            draw = Draw(generator(seed, epoch, i + 1), part, epoch, seed)
+            images = crop(alternating_flip(split.images[part], draw), draw, 2, "reflect")
+            prepared = color_jitter(images, draw, 0.1, 0.1, 0, 0).split(batch)
+        images = prepared[i % together]
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
         if step < round(0.45 * total):
             x = F.interpolate(x, scale_factor=0.75, mode="bilinear", antialias=True)

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanres.data.augment import Draw, augment, generator
 from leanres.data.mix import MIXES
 from leanres.data.split import Split, channel_stats
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.batch import epoch_order, training_batch
+from leanres.training.batch import ahead, batches, epoch_order
 from leanres.training.engine import Engine, Normalize
 from leanres.training.loop import NonFiniteLossError, StepResult, TrainState, start, steps, train
 from leanres.training.optim import OPTIMIZERS
@@ -216,18 +216,75 @@ def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, engine, sm
     assert len(norms) == 2 * per_epoch
 
 
+def by_hand(split: Split, recipe: Recipe, epoch: int, steps: range) -> list[Tensor]:
+    """The augmented images of some steps that are augmented at once."""
+    order, size = epoch_order(split, recipe.seed, epoch), recipe.batch_size
+    indices = torch.tensor(
+        [
+            i
+            for i in order[steps.start * size : steps.stop * size].tolist()
+            for _ in range(recipe.copies)
+        ]
+    )
+    draw = Draw(generator(recipe.seed, epoch, steps.start + 1), indices, epoch, recipe.seed)
+    images = augment(split.images[indices], recipe.augment, draw)
+    return [images[k * size * recipe.copies :][: size * recipe.copies] for k in range(len(steps))]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "copies", "together"), [(50, 1, 40), (300, 1, 6), (300, 3, 2), (1200, 1, 1)]
+)
+def test_small_batches_are_augmented_together_and_begin_anywhere(
+    digits, small, batch_size, copies, together
+):
+    split = digits.train
+    recipe = replace(small, mix=(), batch_size=batch_size, copies=copies)
+    plan = Plan(recipe, len(split))
+    assert ahead(plan) == together
+    whole = list(batches(split, plan))
+    assert len(whole) == plan.total == 2 * plan.steps_per_epoch
+    for epoch in range(2):
+        begin = epoch * plan.steps_per_epoch
+        first = range(min(together, plan.steps_per_epoch))
+        for (images, _), oracle in zip(
+            whole[begin:], by_hand(split, recipe, epoch, first), strict=False
+        ):
+            assert torch.equal(images, oracle)
+    for first in (1, plan.steps_per_epoch - 1, plan.steps_per_epoch, plan.total - 1, plan.total):
+        rest = list(batches(split, plan, first))
+        assert len(rest) == plan.total - first
+        for (images, labels), (other, others) in zip(rest, whole[first:], strict=True):
+            assert torch.equal(images, other)
+            assert torch.equal(labels, others)
+
+
+def test_every_image_is_seen_once_an_epoch_with_its_label(digits, small):
+    split = digits.train
+    recipe = replace(small, mix=(), augment=(), batch_size=100)
+    plan = Plan(recipe, len(split))
+    known = {
+        image.numpy().tobytes(): int(y) for image, y in zip(split.images, split.labels, strict=True)
+    }
+    images, labels = zip(*islice(batches(split, plan), plan.steps_per_epoch), strict=True)
+    seen = [image.numpy().tobytes() for image in torch.cat(images)]
+    assert [known[pixels] for pixels in seen] == torch.cat(labels).tolist()
+    assert len(seen) == plan.steps_per_epoch * 100
+    assert len(seen) - len(set(seen)) <= len(split) - len(known)  # but for doubles in the data
+
+
 def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
     """Every batch is what one of the mixes makes of the augmented images; each is met."""
     split, met = digits.train, set()
-    for step in range(8):
-        indices = epoch_order(split, small.seed, 1)[:50]
-        images, targets = training_batch(split, indices, small, 1, step)
+    recipe = replace(small, batch_size=100)
+    plain = batches(split, Plan(replace(recipe, mix=()), len(split)))
+    mixed = batches(split, Plan(recipe, len(split)))
+    for step, ((augmented, labels), (images, targets)) in enumerate(
+        islice(zip(plain, mixed, strict=True), 8)
+    ):
         made = {}
         for name in ("mixup", "cutmix"):
-            draw = Draw(generator(small.seed, 1, step + 1), indices, 1, small.seed)
-            augmented = augment(split.images[indices], small.augment, draw)
-            shares = torch.eye(10)[split.labels[indices]]
-            made[name] = MIXES[name](augmented, shares, draw)
+            draw = Draw(generator(recipe.seed, 0, step + 1, 3))
+            made[name] = MIXES[name](augmented, torch.eye(10)[labels], draw)
         found = [n for n, (i, t) in made.items() if torch.equal(images, i) and t.equal(targets)]
         assert len(found) == 1
         met.update(found)
@@ -235,13 +292,10 @@ def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
 
 
 def test_a_batch_holds_copies_of_its_images_each_with_draws_of_its_own(digits, small):
-    split, recipe = digits.train, replace(small, mix=(), copies=3)
+    split, recipe = digits.train, replace(small, mix=(), copies=3, batch_size=40)
+    images, labels = next(batches(split, Plan(recipe, len(split))))
     indices = epoch_order(split, small.seed, 0)[:40]
-    images, labels = training_batch(split, indices, recipe, 0, 0)
-    repeated = torch.tensor([i for i in indices.tolist() for _ in range(3)])
-    draw = Draw(generator(small.seed, 0, 1), repeated, 0, small.seed)
-    assert torch.equal(images, augment(split.images[repeated], small.augment, draw))
-    assert torch.equal(labels, split.labels[repeated])
+    assert torch.equal(labels, split.labels[indices.repeat_interleave(3)])
     alike = [len(three.flatten(1).unique(dim=0)) for three in images.split(3)]
     assert sum(count == 3 for count in alike) > 30
 
@@ -265,8 +319,7 @@ def test_the_loss_of_a_mixture_is_the_shares_of_its_labels_losses(
 ):
     recipe = replace(small, mix=(("mixup", {"alpha": 1.0}),), accumulate=accumulate, resolution=())
     state, normalize = fresh(recipe, digits.train, engine)
-    indices = epoch_order(digits.train, recipe.seed, 0)[: recipe.batch_size]
-    images, targets = training_batch(digits.train, indices, recipe, 0, 0)
+    images, targets = next(batches(digits.train, Plan(recipe, len(digits.train))))
     logs, right = [], 0
     for part, shares in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
         log = state.model(normalize(part)).log_softmax(1).detach()

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from leanres.data.split import Dataset
 from leanres.models.budget import summarize
 from leanres.training import run as runs
-from leanres.training.batch import Batch, epoch_order, shrink, training_batch
+from leanres.training.batch import Batch, ahead, batches, shrink
 from leanres.training.engine import Engine, hardware, matrix_rate, memory_rate
 from leanres.training.folder import commit
 from leanres.training.loop import average_, backward, ema_decay, steps
@@ -121,18 +122,20 @@ def uncompiled(run: runs.Run) -> runs.Run:
 
 
 def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
-    """Median seconds of each part of the first `count` steps, run by the loop's own functions."""
+    """Median seconds of each part of `count` steps, run by the loop's own functions.
+
+    Augmentation of several batches at once is shared out among their steps.
+    """
     recipe, engine, plan = run.recipe, run.engine, run.plan
     forward = engine.forward(run.state.model)
-    order = epoch_order(run.train, recipe.seed, 0)
     run.state.model.train()
     laps: list[dict[str, float]] = []
     for lap in range(count + 1):
-        position = lap % plan.steps_per_epoch
-        indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
         clock = Clock(engine)
-        images, targets = training_batch(run.train, indices, recipe, 0, position)
+        prepared = list(islice(batches(run.train, plan), ahead(plan)))
         clock("data and augmentation")
+        clock.parts["data and augmentation"] /= len(prepared)
+        images, targets = prepared[0]
         inputs = shrink(run.normalize(images), plan.scale(0))
         clock("normalise and resize")
         batch = Batch(inputs, targets, teach(run.state.teacher, images, plan, engine))

@@ -14,7 +14,7 @@ from leanres.errors import UserError
 from leanres.evaluation import gradcam
 from leanres.evaluation.inference import predict_logits
 from leanres.report.record import Predictions, Record
-from leanres.training.batch import epoch_order, shrink, training_batch
+from leanres.training.batch import batches, shrink
 from leanres.training.engine import Normalize
 from leanres.training.folder import PREDICTIONS
 from leanres.training.recipe import Plan, Recipe, from_dict
@@ -117,11 +117,7 @@ def images_of_step(recipe: Recipe, train: Split, step: int, count: int = 16) -> 
     (count, 3, H, W) uint8: what the network read, before normalisation.
     """
     plan = Plan(recipe, len(train))
-    epoch, position = divmod(step, plan.steps_per_epoch)
-    order = epoch_order(train, recipe.seed, epoch)
-    indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
-    # All of the batch, as the draws of an image depend on how many there are.
-    images, _ = training_batch(train, indices, recipe, epoch, position)
+    images, _ = next(batches(train, plan, step))
     small = shrink(images[:count].float(), plan.scale(step))
     return small.round().clamp(0, 255).to(torch.uint8)
 

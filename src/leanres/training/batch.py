@@ -13,7 +13,9 @@ from torch import Tensor
 from leanres.data.augment import Draw, augment, generator
 from leanres.data.mix import MIXES
 from leanres.data.split import Split
-from leanres.training.recipe import Recipe
+from leanres.training.recipe import Plan, Recipe
+
+AHEAD = 2048  # images augmented at once: for a small batch's few, a GPU would wait for each kernel
 
 
 class Batch(NamedTuple):
@@ -39,27 +41,45 @@ def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
     return order.to(train.images.device)
 
 
-def training_batch(
-    train: Split, indices: Tensor, recipe: Recipe, epoch: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """What step `step` of an epoch trains on: images (N, C, H, W) and their targets.
+def batches(train: Split, plan: Plan, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the steps of a training train on, from step `first` on: images and their targets.
 
-    Images are repeated, augmented, and mixed where the recipe says so: targets are then
-    probabilities (N, K), and else the labels (N,).
+    Images (N, C, H, W) are repeated, augmented, and mixed where the recipe says so: targets are
+    then probabilities (N, K), and else the labels (N,). All follows from the seed and the step.
     """
-    indices = indices.repeat_interleave(recipe.copies)
-    images, targets = train.images[indices], train.labels[indices]
-    draw = Draw(
-        generator(recipe.seed, epoch, step + 1, device=images.device), indices, epoch, recipe.seed
-    )
-    images = augment(images, recipe.augment, draw)
-    if recipe.mix:
-        # Which mix it is decides what the device computes, so it is drawn where it can be read.
-        rng = generator(recipe.seed, epoch, step + 1, 2)
-        name, settings = recipe.mix[int(torch.randint(len(recipe.mix), (), generator=rng))]
-        shares = F.one_hot(targets, len(train.classes)).float()
-        images, targets = MIXES[name](images, shares, draw, **settings)
-    return images, targets
+    for epoch in range(first // plan.steps_per_epoch, plan.recipe.epochs):
+        yield from _of_epoch(train, plan, epoch, max(0, first - epoch * plan.steps_per_epoch))
+
+
+def ahead(plan: Plan) -> int:
+    """The number of steps whose images are augmented at once."""
+    return max(1, AHEAD // plan.images_per_step)
+
+
+def _of_epoch(train: Split, plan: Plan, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    recipe, size = plan.recipe, plan.batch_size
+    order = epoch_order(train, recipe.seed, epoch)[: plan.steps_per_epoch * size]
+    together = ahead(plan)
+    for begin in range(first // together * together, plan.steps_per_epoch, together):
+        part = order[begin * size : (begin + together) * size].repeat_interleave(recipe.copies)
+        rng = generator(recipe.seed, epoch, begin + 1, device=train.images.device)
+        images = augment(train.images[part], recipe.augment, Draw(rng, part, epoch, recipe.seed))
+        pieces = (torch.split(x, plan.images_per_step) for x in (images, train.labels[part]))
+        for step, (inputs, labels) in enumerate(zip(*pieces, strict=True), begin):
+            if step >= first:
+                yield _mixed(inputs, labels, len(train.classes), recipe, epoch, step)
+
+
+def _mixed(
+    images: Tensor, labels: Tensor, classes: int, recipe: Recipe, epoch: int, step: int
+) -> tuple[Tensor, Tensor]:
+    if not recipe.mix:
+        return images, labels
+    # Which mix it is decides what the device computes, so it is drawn where it can be read.
+    rng = generator(recipe.seed, epoch, step + 1, 2)
+    name, settings = recipe.mix[int(torch.randint(len(recipe.mix), (), generator=rng))]
+    draw = Draw(generator(recipe.seed, epoch, step + 1, 3, device=images.device))
+    return MIXES[name](images, F.one_hot(labels, classes).float(), draw, **settings)
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:

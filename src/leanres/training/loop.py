@@ -22,7 +22,7 @@ from leanres.models import ModelConfig
 from leanres.models.residual import draws
 from leanres.models.speednet import SpeedNet
 from leanres.models.zoo import resolve
-from leanres.training.batch import Batch, epoch_order, shrink, training_batch, whitening_sample
+from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.engine import Engine, Normalize
 from leanres.training.optim import OPTIMIZERS, set_lr_
 from leanres.training.recipe import Plan, Recipe
@@ -114,13 +114,8 @@ def steps(
     forward = engine.forward(state.model)
     drawing = any(draws(module) for module in state.model.modules())
     state.model.train()
-    order = torch.empty(0)
-    while state.step < plan.total:
+    for images, targets in batches(train, plan, state.step):
         epoch, position = divmod(state.step, plan.steps_per_epoch)
-        if position == 0 or not len(order):
-            order = epoch_order(train, recipe.seed, epoch)
-        indices = order[position * plan.batch_size : (position + 1) * plan.batch_size]
-        images, targets = training_batch(train, indices, recipe, epoch, position)
         inputs = shrink(normalize(images), plan.scale(state.step))
         batch = Batch(inputs, targets, teach(state.teacher, images, plan, engine))
         if state.step >= plan.freeze_stem:
