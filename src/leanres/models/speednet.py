@@ -20,12 +20,14 @@ class SpeedNetConfig:
     """Shape of the speed network for images of at least 16x16 pixels."""
 
     widths: tuple[int, ...] = (64, 256, 256)  # channels of each stage
+    depth: int = 2  # convolutions of each stage
     whiten_px: int = 2  # side of the whitening patches
-    residual: bool = False  # add each stage's pooled map to its second convolution's output
+    residual: bool = False  # add each stage's pooled map to its last convolution's output
     num_classes: int = 10
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", whole_tuple("widths", self.widths))
+        check_whole("depth", self.depth, least=2)
         check_whole("whiten_px", self.whiten_px)
         check_whole("num_classes", self.num_classes, least=2)
 
@@ -45,7 +47,9 @@ class SpeedNet(nn.Module):
         nn.init.zeros_(_bias(self.stem))
         self.stem_act = nn.ReLU(inplace=True)
         widths = (2 * patch, *config.widths)
-        self.stages = nn.Sequential(*(Stage(i, o, config.residual) for i, o in pairwise(widths)))
+        self.stages = nn.Sequential(
+            *(Stage(i, o, config.depth, config.residual) for i, o in pairwise(widths))
+        )
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(widths[-1], config.num_classes, bias=False)
         # Logits start small: with label smoothing a confident start costs the first epoch.
@@ -72,20 +76,26 @@ class SpeedNet(nn.Module):
 
 
 class Stage(nn.Module):
-    """conv, 2x2 max-pool, BN, ReLU, conv, BN, ReLU: (N, i, H, W) -> (N, o, H // 2, W // 2)."""
+    """conv, 2x2 max-pool, BN, ReLU, then conv, BN, ReLU: (N, i, H, W) -> (N, o, H // 2, W // 2)."""
 
-    def __init__(self, i: int, o: int, residual: bool) -> None:
+    def __init__(self, i: int, o: int, depth: int, residual: bool) -> None:
         super().__init__()
         self.conv1, self.norm1 = _conv(i, o), _norm(o)
-        self.conv2, self.norm2 = _conv(o, o), _norm(o)
+        self.later = [(f"conv{k}", f"norm{k}") for k in range(2, depth + 1)]
+        for conv, norm in self.later:
+            self.add_module(conv, _conv(o, o))
+            self.add_module(norm, _norm(o))
         self.pool, self.act = nn.MaxPool2d(2), nn.ReLU(inplace=True)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.norm1(self.pool(self.conv1(x))))
-        y: Tensor = self.norm2(self.conv2(x))
-        out: Tensor = self.act(y + x if self.residual else y)
-        return out
+        pooled: Tensor = self.act(self.norm1(self.pool(self.conv1(x))))
+        y = pooled
+        for conv, norm in self.later:
+            y = self.get_submodule(norm)(self.get_submodule(conv)(y))
+            last = self.residual and conv == self.later[-1][0]
+            y = self.act(y + pooled if last else y)
+        return y
 
 
 def _conv(i: int, o: int) -> nn.Conv2d:
