@@ -22,9 +22,13 @@ def network(**settings) -> SpeedNet:
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("side", [24, 32])
-def test_a_forward_pass_is_that_of_plain_functions(depth, residual, side):
-    model = network(depth=depth, residual=residual).eval()
+@pytest.mark.parametrize(
+    ("activation", "side"),
+    [("relu", 32), ("relu", 24), ("hardswish", 32), ("silu", 32), ("gelu", 32)],
+)
+def test_a_forward_pass_is_that_of_plain_functions(depth, residual, activation, side):
+    model = network(depth=depth, residual=residual, activation=activation).eval()
+    act = getattr(F, activation)
     rng = torch.Generator().manual_seed(1)
     for p in model.buffers():  # as after some training
         if p.is_floating_point():
@@ -36,14 +40,14 @@ def test_a_forward_pass_is_that_of_plain_functions(depth, residual, side):
         kept = (w[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
         return F.batch_norm(x, *kept, eps=1e-6)
 
-    x = F.conv2d(images, w["stem.weight"], w["stem.bias"]).relu()
+    x = act(F.conv2d(images, w["stem.weight"], w["stem.bias"]))
     for i in range(3):
         stage = f"stages.{i}"
         x = F.max_pool2d(F.conv2d(x, w[f"{stage}.conv1.weight"], padding=1), 2)
-        pooled = x = norm(x, f"{stage}.norm1").relu()
+        pooled = x = act(norm(x, f"{stage}.norm1"))
         for k in range(2, depth + 1):
             x = norm(F.conv2d(x, w[f"{stage}.conv{k}.weight"], padding=1), f"{stage}.norm{k}")
-            x = (x + pooled if residual and k == depth else x).relu()
+            x = act(x + pooled if residual and k == depth else x)
     expected = x.amax((2, 3)) @ w["head.weight"].T
     torch.testing.assert_close(model(images), expected)
 
@@ -89,6 +93,8 @@ def test_patches_of_the_images_are_white_after_the_stem(digits, px):
     assert moments.max() == pytest.approx(1, abs=0.01)
 
 
-def test_a_depth_below_two_is_refused():
+def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="depth is 1"):
         SpeedNetConfig(depth=1)
+    with pytest.raises(UserError, match="no activation 'swish'"):
+        SpeedNetConfig(activation="swish")
