@@ -20,9 +20,9 @@ from leanres.tables import Table
 ACTIVATIONS: Table[Callable[[], nn.Module]] = Table(
     "activation",
     {
-        "relu": partial(nn.ReLU, inplace=True),
-        "hardswish": partial(nn.Hardswish, inplace=True),
-        "silu": partial(nn.SiLU, inplace=True),
+        "relu": partial(nn.ReLU, inplace=True),  # the others' backward needs what they read
+        "hardswish": nn.Hardswish,
+        "silu": nn.SiLU,
         "gelu": nn.GELU,
     },
 )
