@@ -30,9 +30,11 @@ def cifar_path() -> Path | None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's cache; CIFAR-10 is decoded once a session at most."""
+    """No test reads or writes the user's cache; test processes beside each other share theirs."""
+    base = tmp_path_factory.getbasetemp()
+    whole = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LEANRES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LEANRES_CACHE", str(whole / "cache"))
         yield
 
 
