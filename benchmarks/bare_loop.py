@@ -32,8 +32,7 @@ def losses(
     shift = 255 * torch.tensor(mean).view(-1, 1, 1)
     scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
     torch.manual_seed(seed)
-    shape = SpeedNetConfig(widths, activation="hardswish", num_classes=len(split.classes))
-    net = SpeedNet(shape)
+    net = SpeedNet(SpeedNetConfig(widths, num_classes=len(split.classes)))
     chosen = torch.randperm(len(split), generator=generator(seed))[:5000]
     first = split.images[chosen].to(torch.float32, memory_format=torch.channels_last)
     net.whiten_((first - shift) * scale)
@@ -63,6 +62,9 @@ def losses(
             prepared = color_jitter(images, draw, 0.1, 0.1, 0, 0).split(batch)
         images = prepared[i % together]
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
+        if step < round(0.45 * total):
+            x = F.interpolate(x, scale_factor=0.75, mode="bilinear", antialias=True)
+            x = x.contiguous(memory_format=torch.channels_last)
         if step == round(total * r.freeze_stem_at):
             net.stem.bias.requires_grad_(False)
             net.stem.bias.grad = None

@@ -22,6 +22,7 @@ from leanres.training.recipe import Recipe, from_dict
 # The least that recipes before the speed records do: full size, plain loss, nothing frozen.
 PLAIN = Recipe(
     accumulate=1,
+    resolution=(),
     label_smoothing=0.0,
     nesterov=False,
     momentum=0.9,
@@ -30,10 +31,10 @@ PLAIN = Recipe(
 )
 # A few hundred to some thousand images: small batches make enough steps of them.
 SMALL_DATA = Recipe(
-    model="speednet",
     epochs=30,
     batch_size=64,
     accumulate=1,
+    resolution=(),
     lr=0.06,
     momentum=0.9,
     bias_lr=0.01,
@@ -129,6 +130,7 @@ RECIPES: Table[Recipe] = Table(
             batch_size=128,
             accumulate=1,
             augment=(("crop", {"padding": 4}), ("flip", {})),
+            resolution=(),
             label_smoothing=0.0,
             optimizer="sgd",
             lr=0.1,
