@@ -135,6 +135,7 @@ def test_the_command_prints_writes_and_draws(leanres, tmp_path):
         (("--shares", "0,1"), "--shares '0,1'"),
         (("--params", "few,many"), "--params 'few,many'"),
         (("--params", "0.001,1"), "a budget of 1,000"),
+        (("--plot", "curves.doc"), "--plot curves.doc: give a file that ends in .png"),
         (("--batches", "32,99999"), "99,999 is more than"),
     ],
 )

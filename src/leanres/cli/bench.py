@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from leanres.cli.console import check_picture, save_picture
 from leanres.cli.data import PATH, SIZE, STRICT, load
 from leanres.cli.train import DEVICE, THREADS, changes, make_engine, typed, words
 from leanres.errors import UserError
@@ -127,6 +128,7 @@ def scaling(
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
+    check_picture("--plot", plot)
     sizes = [round(x) for x in _numbers("--batches", batches)]
     budgets = [round(1e6 * x) for x in _numbers("--params", params)]
     parts = _numbers("--shares", shares)
@@ -154,8 +156,7 @@ def scaling(
         typer.echo(json.dumps(report))
     _write(out, report)
     if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        growth.figure(curves).savefig(plot, dpi=150)
+        save_picture(growth.figure(curves), plot)
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leanres.cli.console import check_picture, save_picture
 from leanres.cli.data import PATH, SIZE, STRICT
 from leanres.cli.train import DEVICE, THREADS, changes, load_or_digits, make_engine, words
-from leanres.errors import UserError
 
 if TYPE_CHECKING:
     from leanres.lr_curve import LRRange
     from leanres.training.recipe import Recipe
-
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def find_lr(
@@ -48,7 +46,7 @@ def find_lr(
     given = {"lr_min": lr_min, "lr_max": lr_max, "steps": steps, "mode": mode}
     ramp: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     Ramp(**ramp)  # a mistake shows before any work
-    _check_picture(out)
+    check_picture("--out", out)
     changed = changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
@@ -57,30 +55,16 @@ def find_lr(
         recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
     with console(stderr=True).status("testing learning rates"):
         result = test_range(chosen, dataset, engine, **ramp)
-    _draw(result, out)
+    if out is not None:
+        from leanres.lr_plot import figure
+
+        save_picture(figure(result), out)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
     plain = {"data": data, "path": path, "size": size, "model": model, "seed": seed}
     arguments = [recipe, *_given(settings, **plain)]
     _print(result, out, _command(arguments, chosen, result))
-
-
-def _check_picture(out: Path | None) -> None:
-    if out is not None and out.suffix.lower() not in PICTURES:
-        raise UserError(f"--out {out}: give a file that ends in {', '.join(PICTURES)}")
-
-
-def _draw(result: LRRange, out: Path | None) -> None:
-    if out is None:
-        return
-    from leanres.lr_plot import figure
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure(result).savefig(out, dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
 
 
 def _given(settings: list[str], **options: Any) -> list[str]:
