@@ -154,6 +154,9 @@ def main() -> None:
     parser.add_argument("--script", type=Path, action="append", default=[])
     parser.add_argument("--rehearse", action="store_true")
     args = parser.parse_args()
+    for script in args.script:
+        if not script.is_file():
+            parser.error(f"no script {script}")
     args.out.mkdir(parents=True, exist_ok=True)
     begun, lines = time.perf_counter(), []
     for key, row in ROWS.items():

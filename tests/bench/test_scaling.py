@@ -100,6 +100,11 @@ def test_a_batch_beyond_the_images_is_refused(quick, digits, engine):
         batch_curve(quick, digits, engine, [20, 5000], count=1)
 
 
+def test_shares_of_the_same_images_are_refused(quick, digits, engine):
+    with pytest.raises(UserError, match="two of these"):
+        images_curve(quick, digits, engine, [1e-9, 2e-9, 1])
+
+
 def test_each_curve_has_a_panel_with_its_points_and_its_line():
     curves = [curve((1, 10, 100), (2.5, 7, 52)), curve((1, 2), (1, 2))]
     panels = figure(curves).axes
@@ -133,7 +138,11 @@ def test_the_command_prints_writes_and_draws(leanres, tmp_path):
     [
         (("--batches", "32"), "--batches '32': give two or more"),
         (("--shares", "0,1"), "--shares '0,1'"),
+        (("--batches", "1e400,2"), "two or more whole numbers"),
+        (("--batches", "nan,2"), "two or more whole numbers"),
+        (("--batches", "2.5,4"), "two or more whole numbers"),
         (("--params", "few,many"), "--params 'few,many'"),
+        (("--params", "1,1.0001"), "two of these are one network"),
         (("--params", "0.001,1"), "a budget of 1,000"),
         (("--plot", "curves.doc"), "--plot curves.doc: give a file that ends in .png"),
         (("--batches", "32,99999"), "99,999 is more than"),

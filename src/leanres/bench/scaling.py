@@ -92,8 +92,13 @@ def batch_curve(
 def images_curve(
     recipe: Recipe, dataset: Dataset, engine: Engine, shares: Sequence[float]
 ) -> Curve:
-    """Seconds of an epoch on each share of the training images; above 1 they repeat."""
+    """Seconds of an epoch on each share of the training images; above 1 they repeat.
+
+    UserError where two shares are the same number of images.
+    """
     counts = [max(2, round(share * len(dataset.train))) for share in shares]
+    if len(set(counts)) < len(counts):
+        raise UserError(f"shares {tuple(shares)}: two of these are as many images")
     seconds = []
     for count in counts:
         indices = torch.arange(count) % len(dataset.train)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict
 from functools import partial
@@ -129,13 +130,15 @@ def scaling(
     from leanres.training.recipes import load_recipe
 
     check_picture("--plot", plot)
-    sizes = [round(x) for x in _numbers("--batches", batches)]
+    sizes = [int(x) for x in _numbers("--batches", batches, whole=True)]
     budgets = [round(1e6 * x) for x in _numbers("--params", params)]
     parts = _numbers("--shares", shares)
     changed = {"freeze_stem_at": 0.0, "resolution": []} | changes(settings, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
     networks = [growth.widened(resolve(chosen.model), budget) for budget in budgets]
+    if len(set(networks)) < len(networks):
+        raise UserError(f"--params {params!r}: two of these are one network; give other numbers")
     dataset = load(data, path, size, strict)
     curves = []
     for curve in (
@@ -159,14 +162,16 @@ def scaling(
         save_picture(growth.figure(curves), plot)
 
 
-def _numbers(option: str, text: str) -> list[float]:
+def _numbers(option: str, text: str, whole: bool = False) -> list[float]:
     """At least two different numbers above 0, with commas, rising."""
     try:
         found = sorted({float(word) for word in text.split(",")})
     except ValueError:
         found = []
-    if len(found) < 2 or found[0] <= 0:
-        raise UserError(f"{option} {text!r}: give two or more numbers above 0, such as 1,2,5")
+    fits = all(0 < x < math.inf and (not whole or x.is_integer()) for x in found)
+    if len(found) < 2 or not fits:
+        kind = "whole numbers" if whole else "numbers"
+        raise UserError(f"{option} {text!r}: give two or more {kind} above 0, such as 1,2,5")
     return found
 
 
