@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from leanres.data.augment import Draw, generator
-from leanres.data.color import color_jitter
 from leanres.data.geometry import alternating_flip, crop
 from leanres.data.split import Split, channel_stats
 from leanres.models.speednet import SpeedNet, SpeedNetConfig
@@ -32,7 +31,8 @@ def losses(
     shift = 255 * torch.tensor(mean).view(-1, 1, 1)
     scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
     torch.manual_seed(seed)
-    net = SpeedNet(SpeedNetConfig(widths, num_classes=len(split.classes)))
+    shape = SpeedNetConfig(widths, activation="gelu", num_classes=len(split.classes))
+    net = SpeedNet(shape)
     chosen = torch.randperm(len(split), generator=generator(seed))[:5000]
     first = split.images[chosen].to(torch.float32, memory_format=torch.channels_last)
     net.whiten_((first - shift) * scale)
@@ -58,13 +58,10 @@ def losses(
         if i % together == 0:
             part = order[i * batch : min(i + together, per_epoch) * batch]
             draw = Draw(generator(seed, epoch, i + 1), part, epoch, seed)
-            images = crop(alternating_flip(split.images[part], draw), draw, 2, "reflect")
-            prepared = color_jitter(images, draw, 0.1, 0.1, 0, 0).split(batch)
+            flipped = alternating_flip(split.images[part], draw)
+            prepared = crop(flipped, draw, 2, "reflect").split(batch)
         images = prepared[i % together]
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
-        if step < round(0.45 * total):
-            x = F.interpolate(x, scale_factor=0.75, mode="bilinear", antialias=True)
-            x = x.contiguous(memory_format=torch.channels_last)
         if step == round(total * r.freeze_stem_at):
             net.stem.bias.requires_grad_(False)
             net.stem.bias.grad = None

@@ -83,7 +83,7 @@ MODELS: Table[Entry] = Table(
     "model",
     {
         "speednet": Entry(
-            SpeedNetConfig(),
+            SpeedNetConfig(activation="gelu"),
             1_972_792,
             "this project",
             None,

@@ -21,7 +21,6 @@ from leanres.training.optim import OPTIMIZERS, SCHEDULES, Clock, lr_factor
 SPEED_AUGMENT: tuple[Step, ...] = (
     ("alternating_flip", {}),
     ("crop", {"padding": 2, "mode": "reflect"}),
-    ("color_jitter", {"brightness": 0.1, "contrast": 0.1, "saturation": 0.0, "hue": 0.0}),
 )
 
 
@@ -33,15 +32,15 @@ class Recipe:
     """
 
     model: str | ModelConfig = "speednet"  # a name of `leanres models`, or {family = ..., ...}
-    epochs: int = 12  # passes over the training images
+    epochs: int = 9  # passes over the training images
     batch_size: int = 2000  # images of an optimizer step
     accumulate: int = 4  # parts that a batch goes through the network in, one after the other
     augment: tuple[Step, ...] = SPEED_AUGMENT  # in this order: a name, or [name, {setting = x}]
     copies: int = 1  # copies of each image in a batch, augmented independently; arXiv:1901.09335
     mix: tuple[Step, ...] = ()  # one of those named, drawn for each batch
     # (share of training, scale): from that share on, images are shrunk to that scale of their
-    # side; small images are cheap, and the early epochs learn what can be seen in them.
-    resolution: tuple[tuple[float, float], ...] = ((0.0, 0.75), (0.45, 1.0))
+    # side. [[0, 0.75], [0.4, 1]] makes the first 40 % of the steps cost half; (): full size.
+    resolution: tuple[tuple[float, float], ...] = ()
     label_smoothing: float = 0.2  # share of the target that is spread over all classes
     teacher: str = ""  # a run folder or weights file to learn from; "": none
     distill_weight: float = 0.7  # the teacher's share in the loss, the labels have the rest
@@ -60,7 +59,7 @@ class Recipe:
     sam_adaptive: bool = False  # every weight's own size as the unit of that radius
     schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
     warmup: float = 0.0  # share of training in which the lr rises from 0
-    freeze_stem_at: float = 3 / 7  # share of training after which `model.stem` is fixed; 1: never
+    freeze_stem_at: float = 1 / 3  # share of training after which `model.stem` is fixed; 1: never
     ema: float = 0.95  # decay per step of the averaged weights, less in the first steps; 0: none
     mean: tuple[float, ...] = ()  # of channels, in [0, 1]; []: the training images' own
     std: tuple[float, ...] = ()  # the same, divided by

@@ -22,7 +22,6 @@ from leanres.training.recipe import Recipe, from_dict
 # The least that recipes before the speed records do: full size, plain loss, nothing frozen.
 PLAIN = Recipe(
     accumulate=1,
-    resolution=(),
     label_smoothing=0.0,
     nesterov=False,
     momentum=0.9,
@@ -34,7 +33,6 @@ SMALL_DATA = Recipe(
     epochs=30,
     batch_size=64,
     accumulate=1,
-    resolution=(),
     lr=0.06,
     momentum=0.9,
     bias_lr=0.01,
@@ -130,7 +128,6 @@ RECIPES: Table[Recipe] = Table(
             batch_size=128,
             accumulate=1,
             augment=(("crop", {"padding": 4}), ("flip", {})),
-            resolution=(),
             label_smoothing=0.0,
             optimizer="sgd",
             lr=0.1,
