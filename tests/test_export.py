@@ -14,7 +14,7 @@ import torch
 from leanres import export as exports
 from leanres.data.sources import load
 from leanres.errors import UserError
-from leanres.export import export
+from leanres.export import DriftError, export
 from leanres.models.davidnet import BranchNetConfig, DavidNetConfig
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
@@ -90,7 +90,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(run, tmp_path, monkeypatch):
 
     monkeypatch.setitem(exports.FORMATS, ".safetensors", spoilt)
     (tmp_path / "old.safetensors").write_text("precious")
-    with pytest.raises(RuntimeError, match="would be off by"):
+    with pytest.raises(DriftError, match="would be off by"):
         export(run, tmp_path / "old.safetensors", IMAGES)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["precious"]
 

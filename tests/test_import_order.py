@@ -31,8 +31,8 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.folder",
     "training.run",
     "ledger tracking",  # what a run left, and who is told of it
-    "lr_curve",
-    "lr_finder lr_plot compare bench search export report predict",
+    "lr_curve predict",
+    "lr_finder lr_plot compare bench search export report",
     "campaign",
     "cli",
     "leanres __main__",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -167,7 +168,10 @@ def test_the_command_line_searches(leanres, tmp_path):
     done = leanres(*words, "--out", tmp_path / "s")
     assert done.code == 0, done.err
     assert "Pareto" in done.out
-    assert "leanres train --set 'model={family=" in done.out
+    command = shlex.split(done.out.splitlines()[-1], comments=True)
+    given = ["--set", "val=400", "--set", "batch_size=60", "--data", "digits"]
+    assert command[:-2] == ["leanres", "train", "plain-sgd", *given]
+    assert command[-1].startswith('model={family="resnet"')
     again = leanres(*words, "--out", tmp_path / "s", "--json")
     assert len(json.loads(again.out)) == 2
 

@@ -58,13 +58,17 @@ class Whole(nn.Module):
         return logits.softmax(1)
 
 
+class DriftError(UserError):
+    """The file would give other probabilities than the run: rounded, it is another network."""
+
+
 def export(target: Path, out: Path, images: Tensor, full: bool = False) -> Exported:
     """Write the network of `target` (run folder or weights file) to `out`, and check it.
 
     The suffix of `out` says as what: `.safetensors` (float16, or float32 with `full`) or `.onnx`
     (takes uint8 images, gives probabilities). images: uint8 (N, 3, size, size), real ones: the
     file is read back and must give their probabilities, else `out` is left as it was and
-    RuntimeError says how far off it is. UserError for another suffix, or where the ONNX packages
+    DriftError says how far off it is. UserError for another suffix, or where the ONNX packages
     are missing.
     """
     write = FORMATS[out.suffix]
@@ -81,7 +85,8 @@ def export(target: Path, out: Path, images: Tensor, full: bool = False) -> Expor
     drift = float((probs - expected).abs().max())
     if not drift < DRIFT:
         fresh.unlink()
-        raise RuntimeError(f"{out} would be off by {drift:.3g} in a probability: not written")
+        advice = ": --full keeps float32" if out.suffix == ".safetensors" and not full else ""
+        raise DriftError(f"{out} would be off by {drift:.3g} in a probability: not written{advice}")
     try:
         fresh.replace(out)
     except OSError as error:

@@ -76,6 +76,7 @@ def test_settings_are_toml_or_bare_words(text, setting):
         ({"augment": [["flip", {"p": 2}]]}, "p = 2; give a number from 0 to 1"),
         ({"schedule": ["step", {"gamma": "a"}]}, "gamma = 'a'; give a number"),
         ({"schedule": ["one-cycle", {"peak_epoch": 30}]}, "not within the 9 epochs"),
+        ({"schedule": "one-cycle", "warmup": 0.1}, "set warmup = 0, not 0.1"),
         ({"schedule": 3}, "schedule 3: give a name"),
         ({"accumulate": 0}, "accumulate = 0"),
         ({"mean": [0.5]}, "per channel"),

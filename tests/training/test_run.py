@@ -25,6 +25,7 @@ from leanres.cli import main
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.speednet import SpeedNetConfig
+from leanres.models.zoo import MODELS
 from leanres.training import run as runs
 from leanres.training.checkpoint import saved
 from leanres.training.files import CheckpointError
@@ -305,6 +306,18 @@ def test_what_would_fail_in_the_first_step_fails_before_a_folder_is_made(
         runs.create(tmp_path / "run", recipe, digits, engine)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_the_network_it_began_with(tmp_path, digits, engine, small, monkeypatch):
+    entry = replace(MODELS["speednet"], config=SpeedNetConfig((8, 16)))
+    monkeypatch.setitem(MODELS, "speednet", entry)
+    runs.create(tmp_path / "run", replace(small, model="speednet"), digits, engine).lock.release()
+    later = replace(entry, config=SpeedNetConfig((8, 16), activation="silu"))
+    monkeypatch.setitem(MODELS, "speednet", later)
+    again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine)
+    assert "speednet is another network by now" in again.notes[0]
+    assert isinstance(again.state.model.stem_act, torch.nn.ReLU)
+    assert again.config == entry.config
 
 
 def test_images_in_another_order_are_said(tmp_path, digits, engine, small):

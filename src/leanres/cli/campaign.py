@@ -127,7 +127,7 @@ def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
 
 def _keep(event: Event, weights: Path, dataset: Dataset, device: str) -> str:
     """Ship a row's first seed, with its card, when it is finished; what to say of it."""
-    from leanres.export import export
+    from leanres.export import DriftError, export
     from leanres.report.card import model_card
 
     if event.kind != "finished" or event.job.seed != event.job.row.seeds[0]:
@@ -138,7 +138,7 @@ def _keep(event: Event, weights: Path, dataset: Dataset, device: str) -> str:
         try:
             export(run, out, images)
             note = ""
-        except RuntimeError as error:  # rounded, it is another network
+        except DriftError as error:  # rounded, it is another network
             export(run, out, images, full=True)
             note = f" as float32 ({error})"
         out.with_suffix(".md").write_text(model_card(run, out, dataset, device), encoding="utf-8")

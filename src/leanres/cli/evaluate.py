@@ -54,7 +54,13 @@ def evaluate(
     images = chosen[split]
     if images is None:
         raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
-    result = predictor.evaluate(images, tta) | {"split": split, "int8": int8}
+    engine = predictor.engine
+    result = predictor.evaluate(images, tta) | {
+        "split": split,
+        "int8": int8,
+        "device": engine.device,
+        "precision": engine.precision,
+    }
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -84,6 +90,7 @@ def _print(result: dict[str, Any], classes: tuple[str, ...]) -> None:
         f"{result['split']} accuracy {100 * result['accuracy']:.2f} % of {n:,} (95 % interval"
         f" {100 * low:.2f} to {100 * high:.2f}){augmented(result)}\nNLL {result['nll']:.4f} nats,"
         f" ECE {100 * result['ece']:.2f} %, {result['params']:,} params"
+        f", {result['precision']} on {result['device']}"
         + (", weights as int8" if result["int8"] else "")
     )
     table = Table(box=None, header_style="bold", pad_edge=False)

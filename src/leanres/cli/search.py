@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, changes, make_engine
+from leanres.cli.train import DEVICE, THREADS, changes, make_engine, words
 
 if TYPE_CHECKING:
     from leanres.search import Bounds, Candidate
@@ -63,7 +64,8 @@ def search(
     if as_json:
         typer.echo(json.dumps([asdict(c) for c in found]))
     else:
-        _print(found, bounds, out)
+        plain = {"data": data, "path": path, "size": size, "strict": strict}
+        _print(found, bounds, out, [recipe, *words(settings, **plain)])
 
 
 def _field(text: str) -> tuple[int, int]:
@@ -76,7 +78,7 @@ def _field(text: str) -> tuple[int, int]:
     return least, most
 
 
-def _print(found: list[Candidate], bounds: Bounds, out: Path) -> None:
+def _print(found: list[Candidate], bounds: Bounds, out: Path, arguments: list[str]) -> None:
     from rich.table import Table
 
     from leanres.cli.console import console
@@ -101,9 +103,10 @@ def _print(found: list[Candidate], bounds: Bounds, out: Path) -> None:
         )
     console().print(table)
     best = found[0]
+    command = shlex.join(["leanres", "train", *arguments, "--set", f"model={_toml(best)}"])
     typer.echo(
-        "Pareto: no other is both better on val and cheaper in MACs. Train the best one longer:\n"
-        f"leanres train --set 'model={_toml(best)}'  # its short run: {out / best.name}"
+        "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
+        f" recipe's own epochs:\n{command}  # its short run: {out / best.name}"
     )
 
 

@@ -74,7 +74,8 @@ def train(
     recipe: str = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file."),
     out: Path | None = typer.Option(None, help="Run folder; default: runs/RECIPE-1, -2, …"),
     data: str = typer.Option(
-        "cifar10", help="cifar10, digits, a folder with one per class, or auto (see the README)."
+        "cifar10",
+        help="cifar10, digits, a folder with one per class, or auto: CIFAR-10, else digits.",
     ),
     path: Path | None = PATH,
     size: int = SIZE,

@@ -10,25 +10,27 @@ from leanres.errors import UserError
 from leanres.evaluation.metrics import wilson_interval
 from leanres.evaluation.mistakes import confused_pairs
 from leanres.ledger import differences, shown
+from leanres.predict import load
 from leanres.report.compare import cost
-from leanres.report.network import judged_split, load_network
+from leanres.report.network import judged_split
 from leanres.report.record import read_run
 from leanres.report.sections import duration, percent
 from leanres.training.recipe import Recipe
 from leanres.training.run import score
 
 
-def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str = "cpu") -> str:
+def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str = "auto") -> str:
     """The card of `weights`, a file made of the finished run in `folder`.
 
-    The file itself is measured, on `device`, on the images that the run was measured on.
+    The file itself is measured, as `leanres evaluate` does, on the images that the run was
+    measured on.
     UserError where the run has no result, or `dataset` not those images.
     """
     record = read_run(folder)
     run, info = record.result, record.info
     if run is None:
         raise UserError(f"{folder} has no result: `leanres resume {folder}` measures it")
-    net, split = load_network(record, weights, device), judged_split(record, dataset)
+    net, split = load(weights, device), judged_split(record, dataset)
     logits, augmented = (net.logits(split.images, tta) for tta in ("none", run["tta"]))
     found = score(logits, augmented, split, run["tta"])
     low, high = wilson_interval(round(found["accuracy"] * found["n"]), found["n"])
@@ -66,7 +68,7 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
             *(f"| {key} | {value} |" for key, value in facts.items()),
             "",
             "```",
-            *([f"{command}   # trains it again"] if command else []),
+            *([f"{command}   # trains it again, at that commit"] if command else []),
             f"leanres evaluate {weights.name}",
             f"leanres predict {weights.name} IMAGES",
             "```",

@@ -37,7 +37,8 @@ class Group:
 
 def config_of(record: Record) -> ModelConfig:
     """The run's network shape. UserError where this version of leanres does not know it."""
-    model = record.info["recipe"]["model"]
+    # A folder older than the entry "network" has the name alone.
+    model = record.info.get("network", record.info["recipe"]["model"])
     config = config_from_dict(model) if isinstance(model, Mapping) else resolve(model)
     return replace(config, num_classes=len(record.classes))
 

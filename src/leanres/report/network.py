@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,15 +22,15 @@ from leanres.training.weights import WEIGHTS, load_weights
 
 @dataclass(frozen=True)
 class Network:
-    """A run's trained network in eval mode, with its normalisation, on one device."""
+    """A run's trained network in eval mode, with its normalisation, on the CPU."""
 
     model: nn.Module
     config: Any
     normalize: Normalize
 
     def logits(self, images: Tensor, tta: str = "none") -> Tensor:
-        """uint8 (N, 3, H, W) -> logits (N, K) float32, on the CPU."""
-        return predict_logits(self.model, images, normalize=self.normalize, tta=tta).cpu()
+        """uint8 (N, 3, H, W) -> logits (N, K) float32."""
+        return predict_logits(self.model, images, normalize=self.normalize, tta=tta)
 
     def layers(self, image: Tensor) -> dict[str, tuple[int, int]]:
         """Layers with maps and their sizes, for images like this one (3, H, W) uint8."""
@@ -48,17 +47,14 @@ class Network:
         return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
 
 
-def load_network(record: Record, path: Path | None = None, device: str = "cpu") -> Network:
-    """The network of the run's weights file, or of another made of it, on `device`.
-
-    UserError (CheckpointError) where there is none.
-    """
-    path = path or record.folder / WEIGHTS
+def load_network(record: Record) -> Network:
+    """The network of the run's weights file, on the CPU. UserError where there is none."""
+    path = record.folder / WEIGHTS
     if not path.exists():
         raise UserError(f"{record.folder} has no {WEIGHTS}: `leanres resume {record.folder}`")
     model, config, preprocess = load_weights(path)
     normalize = Normalize(preprocess.mean, preprocess.std)
-    return Network(model.to(device), config, normalize.to(device))
+    return Network(model, config, normalize)
 
 
 def same_data(record: Record, dataset: Dataset) -> bool:

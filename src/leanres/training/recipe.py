@@ -80,6 +80,10 @@ class Recipe:
         name, settings = self.schedule
         check_settings(SCHEDULES[name], f"schedule {name}", settings)
         lr_factor(self.schedule, Clock(0, 100 * self.epochs, 100, self.lr))  # refuses wrong values
+        if name == "one-cycle" and self.warmup:
+            raise UserError(
+                f"schedule one-cycle rises by itself: set warmup = 0, not {self.warmup}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas = {self.betas}: give two numbers from 0 to below 1")
         shares = [share for share, _ in self.resolution]

@@ -23,6 +23,7 @@ from leanres.evaluation.inference import predict_logits
 from leanres.evaluation.metrics import measure
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
+from leanres.models.zoo import config_from_dict, config_to_dict, resolve
 from leanres.training import checkpoint
 from leanres.training.batch import shrink
 from leanres.training.engine import (
@@ -171,10 +172,11 @@ def reopen(
     """
     info = read_info(folder)
     lock = Lock(folder)
-    recipe = from_dict(info["recipe"])
+    recipe, renamed = _as_begun(from_dict(info["recipe"]), info)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     run = prepare(folder, recipe, load(info), engine(info))
+    run.notes += renamed
     now, then = fingerprints(run.dataset), info["data"]["fingerprints"]
     if any(now.get(name) != digest for name, digest in then.items() if name != "order"):
         raise UserError(
@@ -205,6 +207,18 @@ def reopen(
     ]
     _write_info(run)
     return run
+
+
+def _as_begun(recipe: Recipe, info: dict[str, Any]) -> tuple[Recipe, list[str]]:
+    # A name may mean another network in a later version, and its weights may even fit.
+    network = info.get("network")  # folders older than this entry have none
+    if network is None or not isinstance(recipe.model, str):
+        return recipe, []
+    begun = config_from_dict(network)
+    if begun == replace(resolve(recipe.model), num_classes=begun.num_classes):
+        return recipe, []
+    note = f"{recipe.model} is another network by now: the run goes on with the one it began with"
+    return replace(recipe, model=begun), [note]
 
 
 def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> Run:
@@ -375,6 +389,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "commit": commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": run.recipe.to_dict(),
+        "network": config_to_dict(run.config),
         "preprocess": asdict(run.preprocess),
         "teacher": _sha256(run.recipe.teacher) if run.recipe.teacher else None,
         "data": {
