@@ -77,6 +77,10 @@ def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanr
     assert f"| before rounding | {100 * first['accuracy']:.2f} % (" in card
     assert load_predictor(tmp_path / "weights" / "quick.safetensors").config.widths == (8,)
 
+    (tmp_path / "weights" / "digits.md").unlink()  # as if it had been killed before
+    again = leanres(*words)
+    assert again.out.splitlines()[1].startswith("finished digits-0 -> ")
+    assert (tmp_path / "weights" / "digits.md").exists()
     again = leanres(*words)  # nothing is left to do, and nothing is done
     assert again.out.splitlines()[1:] == ["3 of 3 trainings finished"]
     assert json.loads((tmp_path / "results" / "quick.json").read_text()) == quick

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from leanres.cli import main
+from leanres.cli.train import words
 from leanres.data.sources import load
 from leanres.models.zoo import MODELS
 from leanres.training.recipe import Recipe
@@ -168,6 +170,22 @@ def test_evaluate_reproduces_the_runs_figure(leanres, trained):
     assert "rows: true class" in shown
 
 
+def test_evaluate_knows_what_a_run_held_out(leanres, trained):
+    for split, n in (("val", 180), ("train", 1437 - 180), ("test", 360)):
+        done = leanres("evaluate", trained, "--split", split, "--tta", "none", "--json")
+        assert json.loads(done.out)["n"] == n
+
+
+def test_only_defaults_are_left_out_of_a_command_for_another_process():
+    plain = {"data": "cifar10", "size": 32, "path": None, "strict": False}
+    assert words(["lr=1"], **plain, threads=32, seed=0) == [
+        *("--set", "lr=1", "--threads", "32", "--seed", "0")
+    ]
+    assert words([], data="digits", size=48, strict=True) == [
+        *("--data", "digits", "--size", "48", "--strict")
+    ]
+
+
 def test_evaluate_tells_what_int8_weights_would_cost(leanres, trained):
     plain = json.loads(leanres("evaluate", trained, "--json").out)
     rounded = json.loads(leanres("evaluate", trained, "--json", "--int8").out)
@@ -193,6 +211,11 @@ def test_predict_gives_a_table_json_and_csv_and_names_what_is_broken(
     assert [(t["ID"], t["Labels"]) for t in table] == [
         (f"img{i}", r["top"][0]["class"]) for i, r in enumerate(rows)
     ]
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")  # a name that is no UTF-8
+    shutil.copy(pictures / "img3.png", odd)
+    assert "caf?.png" in leanres("predict", trained, odd).out
+    assert leanres("predict", trained, odd, "--csv", tmp_path / "odd.csv").code == 0
+    assert b"caf\xe9," in (tmp_path / "odd.csv").read_bytes()
     labels = load("digits").test.labels[:12].tolist()
     right = sum(int(t["Labels"]) == label for t, label in zip(table, labels, strict=True))
     assert right >= 6  # six epochs of a tiny network: far above the one in ten of chance

@@ -95,6 +95,18 @@ def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--measure", "train"], "give test or val"), (["--set", "val=0"], "measure val: there are")],
+)
+def test_what_cannot_be_measured_is_refused_before_any_training(leanres, tmp_path, more, message):
+    words = ["compare", "schedules", "--data", "digits", "--out", tmp_path, "--epochs", 1, *more]
+    done = leanres(*words)
+    assert done.code == 2
+    assert message in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_prints_a_table_and_json(tmp_path, capsys):
     words = ["compare", "schedules", "--data", "digits", "--seeds", "0", "--out", str(tmp_path)]
     model = "model={family='resnet', widths=[8, 8, 8, 8], depths=[1, 1, 1, 1]}"

@@ -56,7 +56,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 @needs("tensorboard")
 def test_tensorboard_holds_every_epoch_while_the_run_goes_on(run):
-    with open_trackers(["tensorboard"], run, INFO, HISTORY) as trackers:
+    with open_trackers(["tensorboard"], run, INFO, HISTORY, print) as trackers:
         assert scalars(run)["train_loss"] == [(10, 2.5), (20, 1.5)]
         trackers.row(NEXT)
         assert scalars(run)["train_loss"][-1] == (30, 0.5)  # live, not only at the end
@@ -71,7 +71,7 @@ def test_tensorboard_holds_every_epoch_while_the_run_goes_on(run):
 @needs("tensorboard")
 def test_a_resumed_run_has_every_epoch_once_in_tensorboard(run):
     for history in ([], HISTORY, HISTORY[:1]):
-        with open_trackers(["tensorboard"], run, INFO, history) as trackers:
+        with open_trackers(["tensorboard"], run, INFO, history, print) as trackers:
             trackers.row(NEXT)
     assert scalars(run)["train_loss"] == [(10, 2.5), (30, 0.5)]
 
@@ -80,7 +80,7 @@ def test_a_resumed_run_has_every_epoch_once_in_tensorboard(run):
 def test_mlflow_holds_the_recipe_the_epochs_and_the_result(run):
     from mlflow.tracking import MlflowClient
 
-    with open_trackers(["mlflow"], run, INFO, HISTORY) as trackers:
+    with open_trackers(["mlflow"], run, INFO, HISTORY, print) as trackers:
         kept = json.loads((run / "mlflow.json").read_text())
         client = MlflowClient(tracking_uri=kept["uri"])
 
@@ -101,7 +101,7 @@ def test_mlflow_holds_the_recipe_the_epochs_and_the_result(run):
     assert stored.data.tags["leanres.commit"] == "abc"
 
     # resumed: the same run, no step twice
-    with open_trackers(["mlflow"], run, INFO, [*HISTORY, NEXT]) as trackers:
+    with open_trackers(["mlflow"], run, INFO, [*HISTORY, NEXT], print) as trackers:
         trackers.row({**NEXT, "epoch": 4, "step": 40})
     assert json.loads((run / "mlflow.json").read_text()) == kept
     assert [step for step, _ in losses()] == [10, 20, 30, 40]
@@ -109,7 +109,7 @@ def test_mlflow_holds_the_recipe_the_epochs_and_the_result(run):
 
     # its store is gone: a new run is made of the history
     (run / "mlflow.json").write_text(json.dumps({**kept, "run_id": "0" * 32}))
-    with open_trackers(["mlflow"], run, INFO, HISTORY):
+    with open_trackers(["mlflow"], run, INFO, HISTORY, print):
         pass
     assert json.loads((run / "mlflow.json").read_text())["run_id"] not in (kept["run_id"], "0" * 32)
 
@@ -120,6 +120,42 @@ def test_a_missing_library_names_the_extra(monkeypatch):
         with pytest.raises(UserError, match=rf"{name} is not installed: pip install 'leanres\[tr"):
             check_trackers(name)
     assert check_trackers("") == []
+
+
+def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path, monkeypatch):
+    class Flaky:
+        def __init__(self, folder, info, history):
+            self.rows = 0
+
+        def row(self, row):
+            self.rows += 1
+            if self.rows > 1:
+                raise ConnectionError("the server is away\nsince noon")
+
+        result = row
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(TRACKERS, "mlflow", Flaky)
+    told = []
+    with open_trackers(["mlflow"], tmp_path, INFO, [], told.append) as trackers:
+        for _ in range(3):
+            trackers.row(NEXT)
+        trackers.result({"accuracy": 0.9})
+    assert told == ["mlflow is told nothing more (the server is away); the run goes on"]
+
+
+def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no such server")
+
+    monkeypatch.setitem(TRACKERS, "mlflow", refuse)
+    with (
+        pytest.raises(UserError, match=r"--track mlflow: no such server .*leanres resume"),
+        open_trackers(["mlflow"], tmp_path, INFO, [], print),
+    ):
+        pass
 
 
 def test_an_unknown_tracker_is_refused():

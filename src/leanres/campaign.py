@@ -17,7 +17,7 @@ from leanres.bench.race import add_lap, read_entry, read_lap
 from leanres.errors import UserError
 from leanres.training.folder import INFO, METRICS, read_info
 from leanres.training.recipe import Recipe, from_dict
-from leanres.training.run import Stop
+from leanres.training.run import Stop, is_of
 
 COUNTED = "campaign: other trainings ran beside it, and it may have been resumed"
 POLL_S = 0.2
@@ -59,7 +59,7 @@ class Job:
         if not (self.folder / INFO).exists():
             return False
         info = read_info(self.folder)
-        if from_dict(info["recipe"]) != from_dict({"seed": self.seed}, self.row.recipe):
+        if not is_of(info, from_dict({"seed": self.seed}, self.row.recipe)):
             raise UserError(f"{self.folder} holds a run of another recipe: give another --runs")
         return (info.get("result") or {}).get("split") == self.row.measure
 
@@ -122,8 +122,8 @@ def campaign(
 
     Then, or at Ctrl-C or SIGTERM, the running ones are told to save and stop; the same call goes
     on with them. A finished one is in `results`/ROW.json at once. A job that fails does not stop
-    the others. Each process gets `words` too. The iterator ends by KeyboardInterrupt where a
-    signal came. UserError, before anything runs, where a run folder or a ledger entry holds
+    the others. Each process gets `words` too. The iterator ends by Stopped where a signal
+    came. UserError, before anything runs, where a run folder or a ledger entry holds
     something else.
     """
     for job in jobs:
@@ -152,8 +152,7 @@ def campaign(
                 time.sleep(POLL_S)
     finally:  # where the caller gave up on us
         _stop(running)
-    if stop.signal:
-        raise KeyboardInterrupt
+    stop.check()
 
 
 def _stop(running: Sequence[Job]) -> None:

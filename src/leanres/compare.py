@@ -184,9 +184,13 @@ def compare(
 ) -> list[Outcome]:
     """Train each variant with each seed into `folder`/variant-seed; finished runs are kept.
 
-    Interrupted, it goes on where it stopped. Raises KeyboardInterrupt when stopped by a signal.
+    Interrupted, it goes on where it stopped. Stopped where a signal came; UserError, before any
+    training, where there are no images to measure on.
     """
     chosen = recipes(comparison, changes)
+    held_out = dataset.val is not None or all(recipe.val for recipe in chosen.values())
+    if not {"test": dataset.test is not None, "val": held_out}.get(measure_on):
+        raise UserError(f"measure {measure_on}: there are no such images; give test or val")
     found: dict[str, dict[int, float]] = {name: {} for name in chosen}
     for seed in seeds:  # seed by seed, so that a table of whole pairs exists early
         for name, recipe in chosen.items():
@@ -210,7 +214,7 @@ def _result(
 ) -> dict[str, Any]:
     if (place / INFO).exists():
         info = read_info(place)
-        if from_dict(info["recipe"]) != recipe:
+        if not runs.is_of(info, recipe):
             raise UserError(f"{place} holds a run of another recipe: give another --out")
         if info.get("result", {}).get("split") == measure_on:
             done: dict[str, Any] = info["result"]
@@ -222,8 +226,7 @@ def _result(
     with runs.Stop() as stop:
         for _ in runs.epochs(run, stop, _ignore):
             pass
-    if stop.signal:
-        raise KeyboardInterrupt
+    stop.check()
     return runs.finish(run, "none", measure_on)
 
 

@@ -298,12 +298,13 @@ def _open(place: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> runs
 
 
 def _rows(run: runs.Run) -> Iterator[dict[str, Any]]:
-    """The epochs that are behind, then those ahead as they end. KeyboardInterrupt saves first."""
+    """The epochs that are behind, then those ahead as they end. Stopped where a signal came."""
     yield from run.state.history[:]
     with runs.Stop() as stop:
-        yield from runs.epochs(run, stop, lambda state: None)
-    if stop.signal:
-        raise KeyboardInterrupt
+        for row in runs.epochs(run, stop, lambda state: None):
+            if not stop.signal:  # else this network's fate waits for the next call
+                yield row
+    stop.check()
 
 
 def _candidate(run: runs.Run, config: ResNetConfig) -> Candidate:

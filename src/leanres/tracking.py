@@ -179,28 +179,51 @@ def check_trackers(names: str) -> list[str]:
 class Trackers:
     """Several trackers as one."""
 
-    def __init__(self, members: list[Tracker]) -> None:
-        self.members = members
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.members: dict[str, Tracker] = {}
+        self.tell = tell
 
     def row(self, row: Row) -> None:
         """Pass an epoch's row on to each."""
-        for member in self.members:
-            member.row(row)
+        self._each(lambda member: member.row(row))
 
     def result(self, result: Mapping[str, Any]) -> None:
         """Pass the final measurement on to each."""
-        for member in self.members:
-            member.result(result)
+        self._each(lambda member: member.result(result))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for name, member in list(self.members.items()):
+            try:
+                call(member)
+            except Exception as error:  # a server that is away must not end a training
+                del self.members[name]
+                self.tell(f"{name} is told nothing more ({_one_line(error)}); the run goes on")
 
 
 @contextmanager
 def open_trackers(
-    names: list[str], folder: Path, info: Mapping[str, Any], history: list[Row]
+    names: list[str],
+    folder: Path,
+    info: Mapping[str, Any],
+    history: list[Row],
+    tell: Callable[[str], None],
 ) -> Iterator[Trackers]:
-    """The named trackers, each told of the epochs in `history` first; closed at the end."""
+    """The named trackers, each told of the epochs in `history` first; closed at the end.
+
+    UserError for one that cannot be begun; of one that fails later `tell` gets a line, once.
+    """
     with ExitStack() as stack:
-        trackers = Trackers([])
+        trackers = Trackers(tell)
         for name in names:
-            trackers.members.append(TRACKERS[name](folder, info, history))
-            stack.callback(trackers.members[-1].close)
+            try:
+                trackers.members[name] = TRACKERS[name](folder, info, history)
+            except Exception as error:
+                raise UserError(
+                    f"--track {name}: {_one_line(error)} (the run waits: leanres resume {folder})"
+                ) from error
+            stack.callback(trackers.members[name].close)
         yield trackers
+
+
+def _one_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -24,4 +24,5 @@ def tiny() -> Recipe:
         epochs=2,
         batch_size=200,
         resolution=((0.0, 0.5), (0.5, 1.0)),
+        precision="float32",
     )

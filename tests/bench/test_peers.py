@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from leanres.bench.peers import (
     PEERS,
     PillowImages,
     Work,
-    _compiled,
+    check_script,
     loader,
     missing,
     run_peer,
@@ -163,7 +164,7 @@ def test_a_script_that_is_not_there_is_one_line(tmp_path):
 @pytest.mark.parametrize("pattern", ["(", "(?P<accuracy>.)"])
 def test_a_pattern_that_cannot_work_is_one_line(pattern):
     with pytest.raises(UserError, match="--pattern"):
-        _compiled(pattern)
+        check_script(Path(__file__), pattern)
 
 
 def test_the_command_line_races_peers(leanres, tmp_path):
@@ -179,6 +180,13 @@ def test_the_command_line_races_peers(leanres, tmp_path):
     report = json.loads((tmp_path / "peers.json").read_text())
     assert {"hardware", "commit", "work"} <= set(report)
     assert set(report["epoch_seconds"]) == {"leanres", "pytorch"}
+
+
+def test_a_script_that_cannot_run_is_told_before_any_peer_runs(leanres, tmp_path, monkeypatch):
+    monkeypatch.setattr("leanres.bench.peers.run_peer", None)
+    script = tmp_path / "record.py"
+    done = leanres("bench", "peers", "leanres", "--data", "digits", "--script", script)
+    assert (done.code, f"no script {script}" in done.err) == (2, True)
 
 
 def test_a_peer_that_is_asked_for_and_missing_is_the_users_mistake(leanres, monkeypatch):

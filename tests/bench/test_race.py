@@ -23,6 +23,7 @@ WORDS = [
     "--device",
     "cpu",
     *("--set", 'model={family="speednet", widths=[8, 16, 16]}'),
+    *("--set", "precision=float32"),  # as the fixture `engine` is, on any machine
     *("--set", "epochs=2"),
     *("--set", "batch_size=200"),
     *("--set", "resolution=[[0, 0.5], [0.5, 1.0]]"),
@@ -48,18 +49,24 @@ def _one_thread():
 
 @pytest.mark.usefixtures("_one_thread")
 def test_cold_and_warm_laps_of_a_seed_are_the_same_training(tmp_path, tiny, digits, engine):
-    (cold,) = cold_laps(WORDS, [1], tmp_path / "race", engine)
+    (cold,) = cold_laps(WORDS, tiny, [1], tmp_path / "race", engine)
     (warm,) = warm_laps(tiny, [1], digits, engine)
     for key in ("accuracy", "accuracy_tta", "n", "recipe", "fingerprints"):
         assert cold[key] == warm[key], key
     assert cold["wall_seconds"] > cold["train_seconds"] > 0
     assert warm["train_seconds"] > 0 < warm["evaluate_seconds"]
-    assert (tmp_path / "race-1" / "run.json").exists()
+    assert cold["network"] == warm["network"]
+    # A lap that ended and was not written down is taken as it is; one of another recipe is not.
+    (again,) = cold_laps(["nothing"], tiny, [1], tmp_path / "race", engine)
+    changed = {"wall_seconds": None, "matrix_tflops": again["matrix_tflops"]}
+    assert again == cold | changed
+    with pytest.raises(UserError, match="race-1 holds a run of another recipe"):
+        list(cold_laps(WORDS, replace(tiny, lr=0.1), [1], tmp_path / "race", engine))
 
 
-def test_a_training_that_fails_is_one_line(tmp_path, engine):
+def test_a_training_that_fails_is_one_line(tmp_path, engine, tiny):
     with pytest.raises(UserError, match=r"seed 0: leanres train nothing .* ended with 2"):
-        list(cold_laps(["nothing"], [0], tmp_path / "race", engine))
+        list(cold_laps(["nothing"], tiny, [0], tmp_path / "race", engine))
 
 
 def test_a_race_needs_test_images(tiny, digits, engine):
@@ -67,7 +74,7 @@ def test_a_race_needs_test_images(tiny, digits, engine):
         next(iter(warm_laps(tiny, [0], replace(digits, test=None), engine)))
 
 
-def test_a_cold_race_without_test_images_is_refused_too(tmp_path, engine):
+def test_a_cold_race_without_test_images_is_refused_too(tmp_path, engine, tiny):
     folder = tmp_path / "photos" / "train"
     for i, name in enumerate(("cats", "dogs")):
         (folder / name).mkdir(parents=True)
@@ -78,7 +85,7 @@ def test_a_cold_race_without_test_images_is_refused_too(tmp_path, engine):
     words = [*WORDS, "--set", "batch_size=8"]
     words[words.index("digits")] = str(tmp_path / "photos")
     with pytest.raises(UserError, match="has none"):
-        list(cold_laps(words, [0], tmp_path / "race", engine))
+        list(cold_laps(words, replace(tiny, batch_size=8), [0], tmp_path / "race", engine))
 
 
 def test_a_race_runs_the_seeds_that_its_file_lacks(tmp_path):
@@ -112,7 +119,7 @@ def test_a_race_that_is_stopped_keeps_its_laps(tmp_path):
     ("content", "message"),
     [
         (
-            '{"counted": "warm", "runs": [{"recipe": {"lr": 2.0, "seed": 0}}]}',
+            '{"counted": "warm", "runs": [{"seed": 0, "recipe": {"lr": 2.0, "seed": 0}}]}',
             "laps of another recipe",
         ),
         ('{"counted": "cold", "runs": []}', "laps counted cold"),

@@ -9,12 +9,11 @@ from torch import nn
 
 from leanres.errors import UserError
 from leanres.report.network import (
+    as_trained,
     images_of_step,
     load_network,
     read_recipe,
     same_data,
-    train_split,
-    val_split,
     with_predictions,
 )
 from leanres.report.record import read_run
@@ -28,7 +27,7 @@ from leanres.training.weights import WEIGHTS
 @pytest.mark.parametrize("step", [0, 5, 9, 11, 17])
 def test_the_batch_is_what_the_network_was_given(trained, digits, step):
     record = read_run(trained / "a")
-    recipe, train = read_recipe(record), train_split(record, digits)
+    recipe, train = read_recipe(record), as_trained(record, digits).train
     engine, given = Engine("cpu", "float32", compiled=False), []
     network = load_network(record)
     state = start(recipe, train, network.normalize, engine)
@@ -53,10 +52,10 @@ def test_the_batch_is_what_the_network_was_given(trained, digits, step):
 
 def test_splits_are_those_of_the_run(trained, digits):
     record, plain = read_run(trained / "a"), read_run(trained / "plain")
-    assert len(val_split(record, digits)) == 200
-    assert len(train_split(record, digits)) == 1237
-    assert val_split(plain, digits) is None
-    assert train_split(plain, digits) is digits.train
+    assert len(as_trained(record, digits).val) == 200
+    assert len(as_trained(record, digits).train) == 1237
+    assert as_trained(plain, digits).val is None
+    assert as_trained(plain, digits).train is digits.train
 
 
 def test_other_data_is_known_by_its_fingerprints(trained, digits):

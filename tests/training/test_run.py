@@ -185,9 +185,12 @@ def test_the_folder_holds_what_the_readme_says(uninterrupted):
 def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, tmp_path, leanres):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
+    known = (folder / "run.json").read_bytes()
     again = leanres(*resume_words(folder))
     assert again.code == 2
     assert "--epochs N extends it" in again.err
+    assert leanres(*resume_words(folder, "--epochs", "8", "--device", "cuda:99")).code == 2
+    assert (folder / "run.json").read_bytes() == known  # a mistake changes nothing
     done = leanres(*resume_words(folder, "--epochs", "8", "--json"))
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -296,6 +299,7 @@ def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, sma
     [
         ({"augment": [["crop", {"padding": 40, "mode": "reflect"}]]}, "augment = .*Padding size"),
         ({"model": SpeedNetConfig((8, 8, 8, 8, 8, 8))}, "32 px do not fit this network"),
+        ({"model": SpeedNetConfig((8, 8, 8, 8)), "batch_size": 1}, "leave a part of one image"),
     ],
 )
 def test_what_would_fail_in_the_first_step_fails_before_a_folder_is_made(
@@ -347,6 +351,19 @@ def test_predictions_are_what_the_weights_say(uninterrupted, digits):
     assert table["label"].to_pylist() == digits.test.labels.tolist()
     accuracy = json.loads((uninterrupted / "run.json").read_text())["result"]["accuracy"]
     assert accuracy == pytest.approx((probs.argmax(1) == digits.test.labels).double().mean())
+
+
+def test_a_full_disk_at_the_start_leaves_nothing_behind(
+    tmp_path, digits, engine, small, monkeypatch
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        runs.create(tmp_path / "run", small, digits, engine)
+    monkeypatch.undo()
+    runs.create(tmp_path / "run", small, digits, engine)
 
 
 def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, engine, small, monkeypatch):

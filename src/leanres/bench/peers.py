@@ -262,9 +262,8 @@ def run_script(path: Path, pattern: str = AIRBENCH_ROW) -> dict[str, Any]:
     training; by default the row that airbench's scripts end a training with. UserError where the
     script fails or nothing matches.
     """
-    if not path.is_file():
-        raise UserError(f"no script {path}")
-    found = list(_compiled(pattern).finditer(_output([str(path)], str(path))))
+    row = check_script(path, pattern)
+    found = list(row.finditer(_output([str(path)], str(path))))
     if not found:
         raise UserError(f"{path} printed nothing that matches {pattern!r}: give its --pattern")
     figures: dict[str, Any] = {"n": len(found)}
@@ -273,7 +272,10 @@ def run_script(path: Path, pattern: str = AIRBENCH_ROW) -> dict[str, Any]:
     return figures
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def check_script(path: Path, pattern: str = AIRBENCH_ROW) -> re.Pattern[str]:
+    """The expression of `run_script`. UserError for what needs no run to be seen as wrong."""
+    if not path.is_file():
+        raise UserError(f"no script {path}")
     try:
         compiled = re.compile(pattern)
     except re.error as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
 from leanres.evaluation.metrics import accuracy
 from leanres.evaluation.statistics import mean_sd
+from leanres.models.zoo import config_to_dict
 from leanres.training import run as runs
 from leanres.training.engine import Engine, hardware, matrix_rate
 from leanres.training.files import write_bytes
@@ -32,37 +35,55 @@ Lap = dict[str, Any]
 
 
 def cold_laps(
-    words: list[str], seeds: Iterable[int], folder: Path, engine: Engine
+    words: list[str], recipe: Recipe, seeds: Iterable[int], folder: Path, engine: Engine
 ) -> Iterator[Lap]:
     """Each seed by `cold_lap`, its run folder named `folder` and the seed."""
     for seed in seeds:
-        yield cold_lap(words, seed, folder.with_name(f"{folder.name}-{seed}"), engine)
+        mine = from_dict({"seed": seed}, recipe)
+        yield cold_lap(words, mine, folder.with_name(f"{folder.name}-{seed}"), engine)
 
 
-def cold_lap(words: list[str], seed: int, folder: Path, engine: Engine) -> Lap:
+def cold_lap(words: list[str], recipe: Recipe, folder: Path, engine: Engine) -> Lap:
     """The user's way: `leanres train WORDS` in a process of its own, from start to answer.
 
-    `wall_seconds` holds the interpreter, the data, the compiler and the evaluation too. A run in
-    `folder` that was cut off is resumed, which spoils its wall clock (None then) and nothing else.
+    `recipe` is what WORDS and its seed come to. `wall_seconds` holds the interpreter, the data,
+    the compiler and the evaluation too. A run in `folder` that was cut off is resumed, which spoils
+    its wall clock (None then) and nothing else; a finished one is taken as it is. Stopped where a
+    signal came, once the training has saved. UserError where `folder` holds another run.
     """
     rates = matrix_rates(engine)
-    cut_off = (folder / INFO).exists()
-    fresh = ["train", *words, "--seed", str(seed), "--out", str(folder), "--no-report"]
-    told = ["resume", str(folder), "--no-report"] if cut_off else fresh
+    info = read_info(folder) if (folder / INFO).exists() else None
+    if info is not None and not runs.is_of(info, recipe):
+        raise UserError(f"{folder} holds a run of another recipe: give another --runs")
+    fresh = ["train", *words, "--seed", str(recipe.seed), "--out", str(folder)]
+    told = ["resume", str(folder)] if info is not None else fresh
     begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "leanres", *told, "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    if info is None or "result" not in info:
+        code = _leanres([*told, "--no-report", "--json"])
+        if code:
+            called = f"leanres {' '.join(told)}"
+            raise UserError(f"seed {recipe.seed}: {called} ended with {code}")
     wall = time.perf_counter() - begun
-    if done.returncode:
-        raise UserError(f"seed {seed}: leanres {' '.join(told)} ended with {done.returncode}")
     found = read_lap(folder)
     if found["split"] != "test":
         raise UserError(NO_TEST)
-    return found | {"wall_seconds": None if cut_off else round(wall, 1), "matrix_tflops": rates}
+    measured = None if info is not None else round(wall, 1)
+    return found | {"wall_seconds": measured, "matrix_tflops": rates}
+
+
+def _leanres(words: list[str]) -> int:
+    """The exit code of a leanres process. Our Ctrl-C and SIGTERM reach it as one SIGTERM."""
+    command = [sys.executable, "-m", "leanres", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    with runs.Stop() as stop:
+        while process.poll() is None and not stop.signal:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+        if stop.signal:
+            process.terminate()  # it saves between two steps
+        code = process.wait()
+    stop.check()
+    return code
 
 
 def read_lap(folder: Path) -> Lap:
@@ -76,6 +97,7 @@ def read_lap(folder: Path) -> Lap:
         "hardware": info["hardware"],
         "fingerprints": info["data"]["fingerprints"],
         "recipe": info["recipe"],
+        "network": info.get("network"),
         "epochs": [json.loads(x) for x in (folder / METRICS).read_text().splitlines()],
     }
 
@@ -126,6 +148,7 @@ def warm_laps(
             "hardware": hardware(engine),
             "fingerprints": fingerprints(dataset),
             "recipe": mine.to_dict(),
+            "network": config_to_dict(ready.config),
         }
 
 
@@ -180,13 +203,14 @@ def read_entry(out: Path, claim: dict[str, Any]) -> dict[str, Any]:
         return {"runs": []}
     try:
         entry: dict[str, Any] = json.loads(out.read_text())
-        others = [from_dict(lap["recipe"] | {"seed": 0}) for lap in entry["runs"]]
+        mine = from_dict(claim["recipe"])
+        fits = [runs.is_of(lap, replace(mine, seed=lap["seed"])) for lap in entry["runs"]]
         counted = entry["counted"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{out} is no ledger entry of a race: name another file") from None
     if counted != claim["counted"]:
         raise UserError(f"{out} holds laps counted {counted}: name another file")
-    if any(other != from_dict(claim["recipe"] | {"seed": 0}) for other in others):
+    if not all(fits):
         raise UserError(f"{out} holds laps of another recipe: name another file")
     return entry
 

@@ -20,7 +20,7 @@ from leanres.models.budget import count_params, summarize
 from leanres.training import run as runs
 from leanres.training.engine import Engine
 from leanres.training.loop import steps
-from leanres.training.recipe import Recipe
+from leanres.training.recipe import Plan, Recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,7 @@ def batch_curve(
 
     UserError for a batch of more images than there are.
     """
-    most = len(dataset.train)
+    most = len(dataset.with_val(recipe.val).train)
     if max(batches) > most:
         raise UserError(f"a batch of {max(batches):,} is more than the {most:,} images there are")
     seconds = []
@@ -94,22 +94,26 @@ def images_curve(
 ) -> Curve:
     """Seconds of an epoch on each share of the training images; above 1 they repeat.
 
-    UserError where two shares are the same number of images.
+    An epoch is whole batches: what is left over is not counted. UserError where two shares are
+    the same number of images.
     """
+    short = replace(recipe, epochs=1, val=0)
     counts = [max(2, round(share * len(dataset.train))) for share in shares]
-    if len(set(counts)) < len(counts):
+    plans = [Plan(short, count) for count in counts]
+    trained = tuple(plan.steps_per_epoch * plan.images_per_step for plan in plans)
+    if len(set(trained)) < len(trained):
         raise UserError(f"shares {tuple(shares)}: two of these are as many images")
     seconds = []
     for count in counts:
         indices = torch.arange(count) % len(dataset.train)
         part = replace(dataset, train=dataset.train.subset(indices))
-        run = runs.prepare(Path(), replace(recipe, epochs=1, val=0), part, engine)
+        run = runs.prepare(Path(), short, part, engine)
         loop = endless(run)
         for _ in range(WARM_UP):
             next(loop)
         seconds.append(_epoch_seconds(run))
     names = tuple(f"{100 * share:g} %" for share in shares)
-    return Curve("images in an epoch", "image", "an epoch", tuple(counts), tuple(seconds), names)
+    return Curve("images in an epoch", "image", "an epoch", trained, tuple(seconds), names)
 
 
 def _epoch_seconds(run: runs.Run) -> float:

@@ -132,7 +132,7 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
     laps: list[dict[str, float]] = []
     for lap in range(count + 1):
         clock = Clock(engine)
-        prepared = list(islice(batches(run.train, plan), ahead(plan)))
+        prepared = list(islice(batches(run.train, plan), ahead(run.train, plan)))
         clock("data and augmentation")
         clock.parts["data and augmentation"] /= len(prepared)
         images, targets = prepared[0]

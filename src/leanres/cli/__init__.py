@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -76,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        _fail("interrupted", 128 + getattr(stop, "number", signal.SIGINT))
     except OSError as error:  # a file or folder that the system does not let us use
         if error.filename is None:
             raise

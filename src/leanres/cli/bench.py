@@ -232,7 +232,8 @@ def race(
     else:
         options = {"data": data, "path": path, "size": size, "strict": strict}
         given = words(settings, **options, device=device, threads=threads or None)
-        laps = partial(racing.cold_laps, [recipe, *given], folder=runs / place.stem, engine=engine)
+        folder = runs / place.stem
+        laps = partial(racing.cold_laps, [recipe, *given], chosen, folder=folder, engine=engine)
     claim = {
         "command": typed(),
         "counted": "warm: training alone" if warm else "cold: the whole process",
@@ -290,7 +291,15 @@ def peers(
     as_json: bool = JSON,
 ) -> None:
     """One training by several programs in one run: seconds an epoch, and ratios to ours."""
-    from leanres.bench.peers import AIRBENCH_ROW, PEERS, Work, missing, run_peer, run_script
+    from leanres.bench.peers import (
+        AIRBENCH_ROW,
+        PEERS,
+        Work,
+        check_script,
+        missing,
+        run_peer,
+        run_script,
+    )
     from leanres.training.engine import detect, hardware
     from leanres.training.folder import commit
 
@@ -307,22 +316,27 @@ def peers(
         if names != "all":
             raise UserError(line)
         typer.echo(f"note: {line}", err=True)
-    seconds = {}
-    for name in (name for name in chosen if name not in lacking):
-        seconds[name] = run_peer(name, work)
-        typer.echo(f"{name}: {seconds[name][-1]:.1f} s an epoch", err=True)
-    report = {
+    row = pattern or AIRBENCH_ROW
+    for one in script:
+        check_script(one, row)
+    report: dict[str, Any] = {
         "hardware": hardware(engine),
         "commit": commit(),
         "work": asdict(work),
-        "epoch_seconds": seconds,
-        "scripts": {str(path): run_script(path, pattern or AIRBENCH_ROW) for path in script},
+        "epoch_seconds": {},
+        "scripts": {},
     }
+    for name in (name for name in chosen if name not in lacking):
+        report["epoch_seconds"][name] = run_peer(name, work)
+        typer.echo(f"{name}: {report['epoch_seconds'][name][-1]:.1f} s an epoch", err=True)
+        _write(out, report)  # what comes after may fail
+    for one in script:
+        report["scripts"][str(one)] = run_script(one, row)
+        _write(out, report)
     if as_json:
         typer.echo(json.dumps(report))
     else:
         _print_peers(report)
-    _write(out, report)
 
 
 def _print_peers(report: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from leanres.errors import UserError
 from leanres.tables import unknown
 
 if TYPE_CHECKING:
-    from leanres.campaign import Event, Row
+    from leanres.campaign import Event, Job, Row
     from leanres.data.split import Dataset
 
 KEYS = ["recipe", "seeds", "set", "measure"]
@@ -64,17 +64,22 @@ def campaign(
     share = max(1, (os.cpu_count() or 1) // at_once)  # of the cores, else they fight for all
     own = words([], device=device, threads=threads or (share if at_once > 1 else None))
     failed = 0
+    for job in jobs:  # finished earlier, but its card, which comes last, was not written
+        lacks = not (weights / f"{job.row.name}.md").exists()
+        if lacks and job.finished() and (kept := _keep(job, weights, dataset, where)):
+            typer.echo(f"finished {job.name}{kept}", err=as_json)
     limit = 60 * minutes or float("inf")
     for event in campaigns.campaign(jobs, results, at_once, limit, own):
         failed += event.kind == "failed"
-        kept = _keep(event, weights, dataset, where)
+        done = event.kind == "finished"
+        kept = _keep(event.job, weights, dataset, where) if done else ""
         if as_json:
             typer.echo(json.dumps({"event": event.kind, "run": str(event.job.folder)}))
         else:
             typer.echo(f"{event.kind:8} {event.job.name}{_told(event)}{kept}")
-    done = sum(job.finished() for job in jobs)
-    again = "" if done == len(jobs) else "; the same command goes on"
-    typer.echo(f"{done} of {len(jobs)} trainings finished{again}", err=as_json)
+    count = sum(job.finished() for job in jobs)
+    again = "" if count == len(jobs) else "; the same command goes on"
+    typer.echo(f"{count} of {len(jobs)} trainings finished{again}", err=as_json)
     if failed:
         raise typer.Exit(1)
 
@@ -125,14 +130,14 @@ def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
     return Row(name, chosen, (recipe, *words(settings, **options)), tuple(seeds), measure)
 
 
-def _keep(event: Event, weights: Path, dataset: Dataset, device: str) -> str:
-    """Ship a row's first seed, with its card, when it is finished; what to say of it."""
+def _keep(job: Job, weights: Path, dataset: Dataset, device: str) -> str:
+    """Ship a finished job with its card, if its seed is the row's first; what to say of it."""
     from leanres.export import DriftError, export
     from leanres.report.card import model_card
 
-    if event.kind != "finished" or event.job.seed != event.job.row.seeds[0]:
+    if job.seed != job.row.seeds[0]:
         return ""
-    run, out = event.job.folder, weights / f"{event.job.row.name}.safetensors"
+    run, out = job.folder, weights / f"{job.row.name}.safetensors"
     images = dataset.train.images[:200]
     try:
         try:
@@ -142,7 +147,8 @@ def _keep(event: Event, weights: Path, dataset: Dataset, device: str) -> str:
             export(run, out, images, full=True)
             note = f" as float32 ({error})"
         out.with_suffix(".md").write_text(model_card(run, out, dataset, device), encoding="utf-8")
-    except (UserError, OSError) as error:  # the run is safe in its folder, and others are running
+    # The run is safe in its folder, and others are running; a full GPU is a RuntimeError.
+    except (UserError, OSError, RuntimeError) as error:
         return f"; its weights are not in {weights}: {error}"
     return f" -> {out}{note}"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, make_engine
+from leanres.cli.train import DEVICE, THREADS, check_measure, make_engine
 
 if TYPE_CHECKING:
     from leanres.compare import Comparison, Outcome
@@ -38,6 +38,7 @@ def compare(
     from leanres import compare as library
     from leanres.training.recipe import parse_setting
 
+    check_measure(measure)
     comparison = library.COMPARISONS[name]
     changes = dict(map(parse_setting, settings)) | ({} if epochs is None else {"epochs": epochs})
     numbers = _numbers(seeds)

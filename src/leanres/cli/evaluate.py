@@ -45,7 +45,9 @@ def evaluate(
     if int8:
         round_to_int8_(predictor.model)
     if data is None and (target / "run.json").exists():
-        dataset = reload(read_info(target), None, path)
+        info = read_info(target)
+        # what the run held out of train is val here too
+        dataset = reload(info, None, path).with_val(info["recipe"].get("val", 0))
     else:
         dataset = load(data or "cifar10", path, predictor.preprocess.size, strict)
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
@@ -90,8 +92,8 @@ def _print(result: dict[str, Any], classes: tuple[str, ...]) -> None:
         f"{result['split']} accuracy {100 * result['accuracy']:.2f} % of {n:,} (95 % interval"
         f" {100 * low:.2f} to {100 * high:.2f}){augmented(result)}\nNLL {result['nll']:.4f} nats,"
         f" ECE {100 * result['ece']:.2f} %, {result['params']:,} params"
-        f", {result['precision']} on {result['device']}"
         + (", weights as int8" if result["int8"] else "")
+        + f"; {result['precision']} on {result['device']}"
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("class", "accuracy %", *classes):
@@ -140,7 +142,8 @@ def predict(
 
 def _write_csv(path: Path, predictions: list[Any]) -> None:
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        # a name of other bytes than UTF-8 is written as those bytes
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["ID", "Labels"])
             writer.writerows([p.path.stem, p.classes[0]] for p in predictions)
@@ -153,6 +156,7 @@ def _print_predictions(predictions: list[Any]) -> None:
     from rich.table import Table
 
     from leanres.cli.console import console
+    from leanres.data.folder import printable
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("image", overflow="fold")
@@ -162,5 +166,5 @@ def _print_predictions(predictions: list[Any]) -> None:
     for p in predictions:
         others = zip(p.classes[1:], p.probs[1:], strict=True)
         then = ", ".join(f"{name} {100 * prob:.1f} %" for name, prob in others)
-        table.add_row(str(p.path), p.classes[0], f"{100 * p.probs[0]:.1f} %", then)
+        table.add_row(printable(p.path), p.classes[0], f"{100 * p.probs[0]:.1f} %", then)
     console().print(table)

@@ -176,13 +176,16 @@ def typed() -> str:
     return shlex.join(["leanres", *sys.argv[1:]])
 
 
+DEFAULTS = (("data", "cifar10"), ("size", SIZE.default))  # that a command need not name
+
+
 def words(settings: list[str], **options: Any) -> list[str]:
     """The arguments that give another `leanres train` these settings and options."""
     given = [word for text in settings for word in ("--set", text)]
     for name, value in options.items():
         if value is True:
             given.append(f"--{name}")
-        elif value not in (None, False, "cifar10", SIZE.default):
+        elif value is not None and value is not False and (name, value) not in DEFAULTS:
             given += [f"--{name}", str(value)]
     return given
 
@@ -212,9 +215,10 @@ def resume(
     def engine(info: dict[str, Any]) -> Engine:
         known = info["hardware"]
         chosen = known["device"] if device == "auto" else device
-        return make_engine(
-            chosen, known["precision"], known["compiled"], threads or known["threads"]
-        )
+        precision, compiled = known["precision"], known["compiled"]
+        if chosen.partition(":")[0] != known["device"].partition(":")[0]:  # as pays there
+            precision, compiled = info["recipe"]["precision"], info["recipe"]["compiled"]
+        return make_engine(chosen, precision, compiled, threads or known["threads"])
 
     run = runs.reopen(folder, lambda info: reload(info, data, path), engine, epochs)
     for note in run.notes:
@@ -244,6 +248,11 @@ def _check(tta: str, measure: str) -> None:
     from leanres.evaluation.inference import TTA as KINDS
 
     KINDS[tta]
+    check_measure(measure)
+
+
+def check_measure(measure: str) -> None:
+    """UserError for anything but test and val."""
     if measure not in ("test", "val"):
         raise UserError(f"--measure {measure}: give test or val")
 
@@ -288,6 +297,10 @@ def _next_folder(name: str) -> Path:
     return Path("runs", f"{name}-{number}")
 
 
+def _note(line: str) -> None:
+    typer.echo(f"note: {line}", err=True)
+
+
 def _say(line: str, as_json: bool) -> None:
     typer.echo(line, err=as_json)
 
@@ -299,7 +312,7 @@ def _train(
     from leanres.training import run as runs
 
     _say(_headline(run), as_json)
-    with open_trackers(trackers, run.folder, run.info, _history(run)) as track:
+    with open_trackers(trackers, run.folder, run.info, _history(run), _note) as track:
         with runs.Stop() as stop, Live(run, stderr=as_json) as live:
             for row in runs.epochs(run, stop, live.step):
                 live.row(row)

@@ -105,7 +105,7 @@ def _classes(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
     for name, files in classes.items():
         if not files:
             raise UserError(
-                f"class folder {_shown(folder / name)} has no images; fill or remove it"
+                f"class folder {printable(folder / name)} has no images; fill or remove it"
             )
     return classes
 
@@ -177,7 +177,7 @@ def _cut_test(split: Split, root: Path) -> tuple[Split, Split]:
         raise UserError(f"{root}: no test split can be cut off: {error}") from None
 
 
-def _shown(name: str | Path) -> str:
+def printable(name: str | Path) -> str:
     """A file name as one printable line, whatever bytes it is made of."""
     return "".join(char if char.isprintable() else "?" for char in str(name))
 
@@ -185,7 +185,7 @@ def _shown(name: str | Path) -> str:
 def _bad_note(bad: list[Unreadable]) -> list[str]:
     if not bad:
         return []
-    named = "; ".join(f"{_shown(one.path)} ({one.reason})" for one in bad[:5])
+    named = "; ".join(f"{printable(one.path)} ({one.reason})" for one in bad[:5])
     more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
     return [f"{len(bad)} unreadable image{'s' * (len(bad) > 1)} skipped: {named}{more}"]
 
@@ -201,7 +201,7 @@ def _read_split(tree: Tree, name: str, size: int, strict: bool, bad: list[Unread
         if isinstance(outcome, str):
             bad.append(Unreadable(path.relative_to(tree.root), outcome))
             if strict:
-                raise UserError(f"{_shown(path)} cannot be read: {outcome}; mend or remove it")
+                raise UserError(f"{printable(path)} cannot be read: {outcome}; mend or remove it")
         else:
             images.append(outcome)
             labels.append(label)
@@ -209,7 +209,7 @@ def _read_split(tree: Tree, name: str, size: int, strict: bool, bad: list[Unread
         if label not in labels:
             raise UserError(f"class {own!r} of {tree.root}: none of its images can be read")
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Split(pixels, torch.tensor(labels), tuple(_shown(name) for name in classes))
+    return Split(pixels, torch.tensor(labels), tuple(printable(name) for name in classes))
 
 
 def read_image_or_reason(paths: list[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
@@ -223,7 +223,7 @@ def _outcome(path: Path, size: int) -> NDArray[np.uint8] | str:
     try:
         return read_image(path, size)
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes
-        return _shown(first_line(error).replace(str(path), path.name))
+        return printable(first_line(error).replace(str(path), path.name))
 
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:

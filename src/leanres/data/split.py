@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -77,6 +77,13 @@ class Dataset:
     test: Split | None
     notes: tuple[str, ...] = ()  # "3 hidden files skipped": one line each, for people
     source: str = ""  # where the images came from, for people
+
+    def with_val(self, count: int) -> Dataset:
+        """The same with `count` training images held out as val, unless it has such already."""
+        if not count or self.val is not None:
+            return self
+        train, val = stratified_split(self.train, count)
+        return replace(self, train=train, val=val)
 
 
 def _check_images(images: Tensor) -> None:

@@ -55,11 +55,12 @@ def predict_logits(
     *,
     normalize: Callable[[Tensor], Tensor],
     tta: str = "none",
-    batch_size: int = 500,
+    batch_size: int | None = None,
     autocast: AbstractContextManager[object] | None = None,
 ) -> Tensor:
     """Logits (N, K) float32 on the model's device of `images` (N, C, H, W) uint8 on any device.
 
+    `batch_size` is by default 500 images of 32 px, or fewer larger ones of as many pixels.
     `normalize` takes a uint8 batch on the model's device and gives the floats the model eats;
     `autocast` is entered once, around everything. The model answers in eval mode and is left in
     the mode, module by module, that it came in. An unknown `tta`, no image or a batch size below
@@ -67,6 +68,7 @@ def predict_logits(
     """
     views = TTA[tta]
     _check(images, batch_size)
+    batch_size = batch_size or max(1, min(500, 500 * 32**2 // images[0, 0].numel()))
     device = _device(model)
     with evaluating(model), torch.inference_mode(), autocast or nullcontext():
         parts = [
@@ -104,11 +106,11 @@ def _device(model: nn.Module) -> torch.device:
     return next((weight.device for weight in weights), torch.device("cpu"))
 
 
-def _check(images: Tensor, batch_size: int) -> None:
+def _check(images: Tensor, batch_size: int | None) -> None:
     if images.ndim != 4 or images.dtype != torch.uint8:
         form = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
         raise ValueError(f"images {form}: give uint8 of shape (N, C, H, W), not yet normalised")
     if not len(images):
         raise UserError("no images: give at least one to predict")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"a batch size of {batch_size}: give 1 or more")

@@ -12,7 +12,7 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.evaluation.gradcam import METHODS, faults, usual_layers
 from leanres.evaluation.metrics import worst_errors
-from leanres.report.network import Network, images_of_step, read_recipe, train_split
+from leanres.report.network import Network, as_trained, images_of_step, read_recipe
 from leanres.report.pictures import data_uri, enlarged, mosaic, overlay
 from leanres.report.record import Record
 from leanres.report.sections import Tile, percent
@@ -118,7 +118,7 @@ def _filters(weights: Tensor) -> dict[str, Any]:
 def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
     try:
         recipe = read_recipe(record)
-        train = train_split(record, dataset)
+        train = as_trained(record, dataset).train
         plan = Plan(recipe, len(train))
         steps = {1: 0, recipe.epochs: plan.total - plan.steps_per_epoch}
         return [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanres.data.split import Dataset, Split, stratified_split
+from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.evaluation import gradcam
 from leanres.evaluation.inference import predict_logits
@@ -66,23 +66,14 @@ def same_data(record: Record, dataset: Dataset) -> bool:
     )
 
 
-def val_split(record: Record, dataset: Dataset) -> Split | None:
-    """The images that the run held out to choose by; None where it trained on all of them."""
-    held = int(record.info["recipe"].get("val", 0))
-    if dataset.val is None and held:
-        return stratified_split(dataset.train, held)[1]
-    return dataset.val
-
-
-def train_split(record: Record, dataset: Dataset) -> Split:
-    """The images that the run trained on."""
-    held = int(record.info["recipe"].get("val", 0))
-    return stratified_split(dataset.train, held)[0] if held and not dataset.val else dataset.train
+def as_trained(record: Record, dataset: Dataset) -> Dataset:
+    """The data with what the run held out of train as val."""
+    return dataset.with_val(int(record.info["recipe"].get("val", 0)))
 
 
 def judged_split(record: Record, dataset: Dataset) -> Split:
     """The images of the run's predictions."""
-    split = dataset.test if record.split == "test" else val_split(record, dataset)
+    split = dataset.test if record.split == "test" else as_trained(record, dataset).val
     if split is None:
         raise UserError(f"{dataset.name} has no {record.split} images: give the run's data")
     return split

@@ -49,7 +49,7 @@ def write_report(
     )
     folder = records[0].folder if len(records) == 1 else records[0].folder.resolve().parent
     path = out or folder / PAGE
-    write_bytes(path, page.encode())
+    write_bytes(path, page.encode(errors="replace"))  # a name may hold any bytes
     return path
 
 
@@ -138,7 +138,7 @@ def _calibration(record: Record, net: Network | None, dataset: Dataset | None) -
     elif dataset is None or net is None:
         why = "The val images or the weights were not at hand, so no temperature is fitted."
     else:
-        split = network.val_split(record, dataset)
+        split = network.as_trained(record, dataset).val
         assert split is not None, "a run with val images has a val split"
         val = (net.logits(split.images), split.labels.cpu())
     return sections.calibration(record, record.predictions, val, why)

@@ -15,7 +15,9 @@ from leanres.data.mix import MIXES
 from leanres.data.split import Split
 from leanres.training.recipe import Plan, Recipe
 
-AHEAD = 2048  # images augmented at once: for a small batch's few, a GPU would wait for each kernel
+# Pixels augmented at once, those of 2,048 images of 32 px: for a small batch's few images a GPU
+# would wait for each kernel.
+AHEAD = 2048 * 32**2
 
 
 class Batch(NamedTuple):
@@ -51,15 +53,16 @@ def batches(train: Split, plan: Plan, first: int = 0) -> Iterator[tuple[Tensor, 
         yield from _of_epoch(train, plan, epoch, max(0, first - epoch * plan.steps_per_epoch))
 
 
-def ahead(plan: Plan) -> int:
+def ahead(train: Split, plan: Plan) -> int:
     """The number of steps whose images are augmented at once."""
-    return max(1, AHEAD // plan.images_per_step)
+    pixels = max(32**2, train.images[0, 0].numel())  # smaller ones go as if they were of 32 px
+    return max(1, AHEAD // (plan.images_per_step * pixels))
 
 
 def _of_epoch(train: Split, plan: Plan, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
     recipe, size = plan.recipe, plan.batch_size
     order = epoch_order(train, recipe.seed, epoch)[: plan.steps_per_epoch * size]
-    together = ahead(plan)
+    together = ahead(train, plan)
     for begin in range(first // together * together, plan.steps_per_epoch, together):
         part = order[begin * size : (begin + together) * size].repeat_interleave(recipe.copies)
         rng = generator(recipe.seed, epoch, begin + 1, device=train.images.device)

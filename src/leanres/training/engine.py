@@ -43,8 +43,13 @@ class Engine:
 
     def forward(self, model: nn.Module) -> nn.Module:
         """What to call for a training step: the model, compiled where that pays."""
-        # A kernel per image size: the recipe has three, and a general one is slower at each.
+        # A kernel per image size: a general one is slower at each of a recipe's few.
         return torch.compile(model, dynamic=False) if self.compiled else model  # type: ignore[return-value]
+
+    def forget(self) -> None:
+        """Drop the kernels of earlier networks: PyTorch compiles eight of one class at most."""
+        if self.compiled:
+            torch.compiler.reset()
 
     def tune(self) -> None:
         """Set this process up for it: a warm allocator on a CPU, the fastest kernels on a GPU."""

@@ -134,10 +134,11 @@ def fingerprints(d: Dataset) -> dict[str, str | None]:
 
 def commit() -> str | None:
     """The commit of the checkout that this code runs from, "+changes" if it was edited."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    package = Path(__file__).parents[1]
+    git = ["git", "-C", str(package)]
     try:
         words = (
-            ["ls-files", "--error-unmatch", Path(__file__).name],  # fails where it is installed
+            ["ls-files", "--error-unmatch", "__init__.py"],  # fails where it is installed
             ["rev-parse", "--short=12", "HEAD"],
             ["status", "--porcelain", "--", "."],
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from leanres.data.augment import Draw, augment, generator
-from leanres.data.split import Dataset, Split, channel_stats, stratified_split
+from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
 from leanres.evaluation.metrics import measure
@@ -37,6 +39,7 @@ from leanres.training.files import write_bytes
 from leanres.training.folder import (
     CHECKPOINTS,
     INFO,
+    LOCK,
     METRICS,
     PREDICTIONS,
     TABLE,
@@ -100,10 +103,19 @@ class Run:
         return network_config(self.recipe, self.train.classes)
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the work between two steps, and all is saved; `number` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 class Stop:
     """While entered, the first Ctrl-C or SIGTERM is remembered instead of raised.
 
-    `signal` is its number, 0 if none came. A second Ctrl-C interrupts at once.
+    `signal` is its number, 0 if none came; `check` raises Stopped if one came. A second Ctrl-C
+    interrupts at once.
     """
 
     def __init__(self) -> None:
@@ -118,6 +130,11 @@ class Stop:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self.signal:
+            raise Stopped(self.signal)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
@@ -145,14 +162,19 @@ def create(
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
     check_free(folder)  # another process may have been quicker
     run.lock = Lock(folder)
-    _write_info(run)
-    _save(run)  # step 0: whatever happens from here on, `resume` has something to go on from
+    try:  # step 0, and run.json last: a folder that has one is one that `resume` goes on with
+        _save(run)
+        _write_info(run)
+    except BaseException:  # a full disk, Ctrl-C: the same command may be given again
+        run.lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return run
 
 
 def check_free(folder: Path) -> None:
     """Refuse a folder that holds something already, with a UserError."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(f.name != LOCK for f in folder.iterdir())):
         raise UserError(
             f"{folder} exists already: `leanres resume {folder}` goes on with it, --out names"
             " another folder"
@@ -167,8 +189,8 @@ def reopen(
 ) -> Run:
     """A run as its newest sound checkpoint left it; `epochs` extends (or shortens) its recipe.
 
-    `load` and `engine` get run.json's content and give data and engine. UserError where the
-    data is not what the run was trained on.
+    Nothing is written before it goes on. `load` and `engine` get run.json's content and give data
+    and engine. UserError where the data is not what the run was trained on.
     """
     info = read_info(folder)
     lock = Lock(folder)
@@ -205,20 +227,32 @@ def reopen(
         *info.get("resumed", []),
         {"step": run.state.step, "commit": commit(), "hardware": hardware(run.engine)},
     ]
-    _write_info(run)
     return run
+
+
+def is_of(info: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether what run.json or a lap of a race says is a training of `recipe`, network included."""
+    begun = _network(info)
+    same = begun is None or begun == _sized_as(begun, recipe)
+    return same and from_dict(info["recipe"]) == recipe
 
 
 def _as_begun(recipe: Recipe, info: dict[str, Any]) -> tuple[Recipe, list[str]]:
     # A name may mean another network in a later version, and its weights may even fit.
-    network = info.get("network")  # folders older than this entry have none
-    if network is None or not isinstance(recipe.model, str):
-        return recipe, []
-    begun = config_from_dict(network)
-    if begun == replace(resolve(recipe.model), num_classes=begun.num_classes):
+    begun = _network(info)
+    if begun is None or begun == _sized_as(begun, recipe):
         return recipe, []
     note = f"{recipe.model} is another network by now: the run goes on with the one it began with"
     return replace(recipe, model=begun), [note]
+
+
+def _network(info: Mapping[str, Any]) -> ModelConfig | None:
+    network = info.get("network")  # folders older than this entry have none
+    return None if network is None else config_from_dict(network)
+
+
+def _sized_as(other: ModelConfig, recipe: Recipe) -> ModelConfig:
+    return replace(resolve(recipe.model), num_classes=other.num_classes)
 
 
 def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> Run:
@@ -226,26 +260,31 @@ def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> R
 
     UserError where recipe and images do not fit each other.
     """
-    split, val = dataset.train, dataset.val
-    if recipe.val and val is None:
-        split, val = stratified_split(split, recipe.val)
+    parted = dataset.with_val(recipe.val)
+    split, val = parted.train, parted.val
     own_mean, own_std = channel_stats(split)
     mean, std = recipe.mean or own_mean, recipe.std or own_std
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
     preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes)
     normalize = Normalize(mean, std)
+    engine.forget()
     state = start(recipe, split, normalize, engine)
-    _rehearse(recipe, split.subset([0, len(split) - 1]), state, normalize)
+    per_step = Plan(recipe, len(split)).images_per_step
+    _rehearse(recipe, per_step, split.subset([0, len(split) - 1]), state, normalize)
     val = None if val is None else val.to(engine.device)
     split = split.to(engine.device)
     return Run(folder, recipe, dataset, engine, split, val, state, preprocess, normalize, info={})
 
 
-def _rehearse(recipe: Recipe, few: Split, state: TrainState, normalize: Normalize) -> None:
+def _rehearse(
+    recipe: Recipe, images_per_step: int, few: Split, state: TrainState, normalize: Normalize
+) -> None:
     """Find what no check of single settings finds, before a folder is made: two images go through.
 
-    UserError for images too small for an augmentation or for the network.
+    UserError for images too small for an augmentation or for the network, or too few of them in
+    a part of a batch.
     """
+    alone = len(torch.arange(images_per_step).chunk(recipe.accumulate)[-1]) == 1
     try:
         images = augment(few.images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
     except RuntimeError as error:  # torch's own, for padding wider than the image
@@ -257,6 +296,15 @@ def _rehearse(recipe: Recipe, few: Split, state: TrainState, normalize: Normaliz
 
         try:
             predict_logits(state.model, images, normalize=prepared)
+            if alone:  # batch norm refuses one image whose map is one pixel
+                model = copy.deepcopy(state.model).train()
+                with torch.no_grad(), torch.random.fork_rng():
+                    model(prepared(images[:1].to(next(model.parameters()).device)))
+        except ValueError as error:
+            raise UserError(
+                f"batch_size = {recipe.batch_size}, accumulate = {recipe.accumulate} leave a part"
+                f" of one image ({_first_line(error)}): give a larger batch_size, or accumulate = 1"
+            ) from None
         except RuntimeError as error:
             side = round(scale * images.shape[-1])
             raise UserError(
@@ -280,6 +328,7 @@ def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterato
         watch(state)
         return not stop.signal
 
+    _write_info(run)  # what a resumed run has changed is so from its first step on, not before
     clock = time.perf_counter() - run.carried_s
     rows = train(run.state, run.train, run.recipe, run.normalize, run.engine, run.val, watch=go_on)
     try:
@@ -308,17 +357,20 @@ def fit(
     """Train `recipe` on `dataset` into a new run folder, measure it once, return the result.
 
     The result is run.json's: accuracy, accuracy_tta, nll, ece, per_class, confusion, n and more.
-    Ctrl-C saves and raises KeyboardInterrupt; `leanres resume FOLDER` goes on.
+    Ctrl-C saves and raises Stopped, a KeyboardInterrupt; `leanres resume FOLDER` goes on.
     """
     engine = engine or detect("auto", recipe.precision, recipe.compiled)
     engine.tune()
     run = create(Path(folder), recipe, dataset, engine)
-    with Stop() as stop:
-        for _ in epochs(run, stop, lambda state: None):
-            pass
-    if stop.signal:
-        raise KeyboardInterrupt
-    return finish(run)
+    try:
+        with Stop() as stop:
+            for _ in epochs(run, stop, lambda state: None):
+                pass
+        stop.check()
+        return finish(run)
+    finally:  # a notebook keeps the frame of what was interrupted, and the lock with it
+        if run.lock is not None:
+            run.lock.release()
 
 
 def _time(run: Run, row: Row, seconds: float) -> Row:
