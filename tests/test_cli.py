@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -168,6 +171,19 @@ def test_evaluate_reproduces_the_runs_figure(leanres, trained):
     shown = leanres("evaluate", trained).out  # a run knows what it was trained on
     assert f"test accuracy {100 * result['accuracy']:.2f} % of 360" in shown
     assert "rows: true class" in shown
+
+
+def test_a_terminal_shows_one_live_line(leanres, tmp_path, monkeypatch):
+    out = io.StringIO()
+    shown = rich.console.Console(file=out, force_terminal=True, width=120, highlight=False)
+    monkeypatch.setattr("leanres.cli.live.console", lambda stderr: shown)
+    monkeypatch.setattr("leanres.cli.live.REFRESH_S", 0.0)
+    words = ["train", "digits", "--data", "digits", "--out", tmp_path / "run", "--epochs", 1, *TINY]
+    assert leanres(*words).code == 0
+    text = out.getvalue()
+    assert "\x1b[?25l" in text  # the cursor is hidden: the line is drawn over itself
+    assert re.search(r"epoch 1/1.*loss \d\.\d+.*lr 0\.\d+.*images/s", text)
+    assert re.search(r"epoch +1/1  train", text)
 
 
 def test_evaluate_knows_what_a_run_held_out(leanres, trained):

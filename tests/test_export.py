@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from leanres import export as exports
 from leanres.data.sources import load
@@ -26,6 +28,8 @@ from leanres.training.weights import Preprocess, load_weights, save_weights
 
 DIGITS = load("digits")
 IMAGES = DIGITS.test.images
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,9 @@ def test_half_precision_is_half_as_large_and_keeps_every_class_but_a_few(run, tm
     assert (again.agreement, again.drift) == (1, 0)
 
 
-def test_an_onnx_file_takes_images_as_they_are_stored_and_names_the_classes(run, tmp_path):
+def test_an_onnx_file_takes_images_as_they_are_stored_and_names_the_classes(
+    run, tmp_path, monkeypatch
+):
     done = export(run, tmp_path / "net.onnx", IMAGES)
     assert done.agreement == 1
     assert done.drift < 1e-4
@@ -62,6 +68,15 @@ def test_an_onnx_file_takes_images_as_they_are_stored_and_names_the_classes(run,
     assert tuple(json.loads(about["classes"])) == DIGITS.test.classes
     assert json.loads(about["preprocess"])["size"] == 32
     onnx.checker.check_model(str(done.path), full_check=True)
+    # The guide's lines for those without leanres.
+    monkeypatch.chdir(tmp_path)
+    done.path.rename("first.onnx")
+    Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).save("photo.png")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
+    (code,) = (block for block in blocks if "onnxruntime" in block)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["probabilities"] == pytest.approx(expected[0].numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +158,17 @@ def test_mistakes_are_one_line(run, tmp_path, leanres, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'leanres\[export\]'"):
         export(run, tmp_path / "x.onnx", IMAGES)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_weights_in_the_repository_give_the_figure_of_their_card(cifar_path, leanres):
+    if cifar_path is None:
+        pytest.skip("no CIFAR-10 here")
+    words = ["evaluate", SHIPPED / "speednet.safetensors", "--path", cifar_path, "--json"]
+    found = json.loads(leanres(*words, "--tta", "none").out)
+    (told,) = re.findall(r"test accuracy \| (\S+) %", (SHIPPED / "speednet.md").read_text())
+    assert found["n"] == 10_000
+    # bfloat16 hardware decides a few images otherwise
+    assert 100 * found["accuracy"] == pytest.approx(float(told), abs=0.1)
 
 
 def test_the_weights_that_are_shipped_carry_their_network(run, tmp_path):

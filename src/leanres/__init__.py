@@ -20,6 +20,7 @@ _HOMES = {
     "find_lr": "leanres.lr_finder",
     "fit": "leanres.training.run",
     "load_predictor": "leanres.predict:load",
+    "Prediction": "leanres.predict",
 }
 
 __all__ = ["__version__", *_HOMES]
