@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanres.campaign import Event, Job, Row, campaign, jobs_of
+from leanres.campaign import Job, Row, campaign, jobs_of
 from leanres.cli.campaign import _keep, _rows
 from leanres.data.sources import load
 from leanres.errors import UserError
@@ -147,7 +147,7 @@ def test_weights_that_cannot_be_rounded_are_kept_whole_and_no_failure_ends_the_c
     row = Row("digits", RECIPES["digits"], ("digits",))
     tiny = replace(row.recipe, model=SpeedNetConfig((8,)), epochs=1)
     fit(run, tiny, DATA, Engine("cpu", "float32", compiled=False))
-    finished = Event("finished", Job(row, 0, run))
+    finished = Job(row, 0, run)
     monkeypatch.setattr("leanres.export.DRIFT", 1e-9)
     said = _keep(finished, tmp_path / "weights", DATA, "cpu")
     assert said.startswith(f" -> {tmp_path / 'weights' / 'digits.safetensors'} as float32 (")
@@ -159,7 +159,7 @@ def test_weights_that_cannot_be_rounded_are_kept_whole_and_no_failure_ends_the_c
         assert torch.equal(mine, theirs)
     (tmp_path / "file").touch()
     assert "its weights are not in" in _keep(finished, tmp_path / "file", DATA, "cpu")
-    assert _keep(Event("finished", Job(row, 1, run)), tmp_path / "none", DATA, "cpu") == ""
+    assert _keep(Job(row, 1, run), tmp_path / "none", DATA, "cpu") == ""
     assert not (tmp_path / "none").exists()
 
 
