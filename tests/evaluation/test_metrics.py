@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from leanres.errors import UserError
 from leanres.evaluation.metrics import (
@@ -20,7 +20,6 @@ from leanres.evaluation.metrics import (
     measure,
     nll,
     per_class_accuracy,
-    top_k_accuracy,
     wilson_interval,
     worst_errors,
 )
@@ -42,17 +41,6 @@ def test_accuracy_is_that_of_scikit_learn(scored):
     expected = accuracy_score(labels.numpy(), logits.argmax(1).numpy())
     assert 0.3 < expected < 0.8
     assert accuracy(logits, labels) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("k", [1, 2, K - 1])
-def test_top_k_accuracy_is_that_of_scikit_learn(scored, k):
-    logits, labels = scored
-    expected = top_k_accuracy_score(labels.numpy(), logits.numpy(), k=k, labels=range(K))
-    assert top_k_accuracy(logits, labels, k) == pytest.approx(expected, abs=1e-12)
-
-
-def test_every_label_is_among_all_classes(scored):
-    assert top_k_accuracy(*scored, K) == 1.0
 
 
 def test_nll_is_the_log_loss_of_scikit_learn_in_nats(scored):
@@ -208,12 +196,6 @@ def test_labels_outside_the_classes_are_counted_and_the_first_is_named(scored, l
 def test_tensors_that_do_not_fit_are_described(logits, labels, message):
     with pytest.raises(ValueError, match=message):
         accuracy(logits, labels)
-
-
-@pytest.mark.parametrize("k", [0, K + 1])
-def test_top_k_beyond_the_classes_is_refused(scored, k):
-    with pytest.raises(UserError, match=f"top-{k} of 7 classes"):
-        top_k_accuracy(*scored, k)
 
 
 def test_ece_refuses_logits_in_place_of_probabilities(scored):

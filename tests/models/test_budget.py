@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanres.errors import UserError
-from leanres.models.budget import count_macs, count_params, parse_count, summarize
+from leanres.models.budget import count_params, parse_count, summarize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import MODELS
 
@@ -56,7 +56,7 @@ def test_the_macs_of_a_small_network_are_those_of_pen_and_paper():
     stem = 32 * 32 * 4 * 3 * 9
     first = 2 * 32 * 32 * 4 * 4 * 9
     second = 16 * 16 * (6 * 4 * 9 + 6 * 6 * 9 + 6 * 4)
-    assert count_macs(config) == stem + first + second + 6 * 10
+    assert summarize(config).macs == stem + first + second + 6 * 10
 
 
 def test_macs_grow_with_the_image_and_params_do_not():

@@ -61,15 +61,6 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
-def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of images whose label is among the `k` largest logits, 1 <= k <= K."""
-    _check(logits, labels)
-    if not 1 <= k <= logits.shape[1]:
-        raise UserError(f"top-{k} of {logits.shape[1]} classes: give k from 1 to the classes")
-    hits = logits.topk(k, dim=1).indices == labels[:, None]
-    return float(hits.any(1).double().mean())
-
-
 def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood of the labels, in nats (cross-entropy without smoothing)."""
     _check(logits, labels)

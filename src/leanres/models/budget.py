@@ -96,13 +96,6 @@ def count_params(network: ModelConfig | nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_macs(
-    network: ModelConfig | nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)
-) -> int:
-    """Multiply-accumulates for one image of `input_size` (3, H, W)."""
-    return summarize(network, input_size).macs
-
-
 def parse_count(text: str) -> int:
     """`"5M"`, `"2.5m"`, `"300k"` or `"4_970_000"` as a whole number above 0, else `UserError`."""
     match = re.fullmatch(r"(\d+(?:_\d+)*(?:\.\d+)?)([kmg]?)", text.strip().lower(), re.ASCII)
