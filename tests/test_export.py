@@ -162,7 +162,7 @@ def test_mistakes_are_one_line(run, tmp_path, leanres, monkeypatch):
 
 def test_the_weights_in_the_repository_give_the_figure_of_their_card(cifar_path, leanres):
     if cifar_path is None:
-        pytest.skip("no CIFAR-10 here")
+        pytest.skip("the figure is of CIFAR-10, which is not here: set LEANRES_DATA")
     words = ["evaluate", SHIPPED / "speednet.safetensors", "--path", cifar_path, "--json"]
     found = json.loads(leanres(*words, "--tta", "none").out)
     (told,) = re.findall(r"test accuracy \| (\S+) %", (SHIPPED / "speednet.md").read_text())

@@ -27,7 +27,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "training.recipes",
     "training.batch training.teacher",
     "training.loop",
-    "training.checkpoint",
+    "training.checkpoint training.rehearse",
     "training.folder",
     "training.run",
     "ledger tracking",  # what a run left, and who is told of it

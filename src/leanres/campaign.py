@@ -16,8 +16,8 @@ from typing import Any, Literal
 from leanres.bench.race import add_lap, read_entry, read_lap
 from leanres.errors import UserError
 from leanres.training.folder import INFO, METRICS, read_info
-from leanres.training.recipe import Recipe, from_dict
-from leanres.training.run import Stop, is_of
+from leanres.training.recipe import Recipe, from_dict, is_of
+from leanres.training.run import Stop
 
 COUNTED = "campaign: other trainings ran beside it, and it may have been resumed"
 POLL_S = 0.2

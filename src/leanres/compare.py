@@ -19,7 +19,7 @@ from leanres.training import run as runs
 from leanres.training.engine import Engine
 from leanres.training.folder import INFO, read_info
 from leanres.training.loop import TrainState
-from leanres.training.recipe import Recipe, from_dict
+from leanres.training.recipe import Recipe, from_dict, is_of
 from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, HOLE, RECIPES
 
 
@@ -214,7 +214,7 @@ def _result(
 ) -> dict[str, Any]:
     if (place / INFO).exists():
         info = read_info(place)
-        if not runs.is_of(info, recipe):
+        if not is_of(info, recipe):
             raise UserError(f"{place} holds a run of another recipe: give another --out")
         if info.get("result", {}).get("split") == measure_on:
             done: dict[str, Any] = info["result"]

@@ -26,7 +26,7 @@ from leanres.training.engine import Engine, hardware, matrix_rate
 from leanres.training.files import write_bytes
 from leanres.training.folder import INFO, METRICS, commit, fingerprints, read_info
 from leanres.training.loop import start, steps
-from leanres.training.recipe import Plan, Recipe, from_dict
+from leanres.training.recipe import Plan, Recipe, from_dict, is_of
 
 KEPT = ("split", "accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
 SUMMED = ("accuracy", "accuracy_tta", "train_seconds", "evaluate_seconds", "wall_seconds")
@@ -53,7 +53,7 @@ def cold_lap(words: list[str], recipe: Recipe, folder: Path, engine: Engine) -> 
     """
     rates = matrix_rates(engine)
     info = read_info(folder) if (folder / INFO).exists() else None
-    if info is not None and not runs.is_of(info, recipe):
+    if info is not None and not is_of(info, recipe):
         raise UserError(f"{folder} holds a run of another recipe: give another --runs")
     fresh = ["train", *words, "--seed", str(recipe.seed), "--out", str(folder)]
     told = ["resume", str(folder)] if info is not None else fresh
@@ -204,7 +204,7 @@ def read_entry(out: Path, claim: dict[str, Any]) -> dict[str, Any]:
     try:
         entry: dict[str, Any] = json.loads(out.read_text())
         mine = from_dict(claim["recipe"])
-        fits = [runs.is_of(lap, replace(mine, seed=lap["seed"])) for lap in entry["runs"]]
+        fits = [is_of(lap, replace(mine, seed=lap["seed"])) for lap in entry["runs"]]
         counted = entry["counted"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{out} is no ledger entry of a race: name another file") from None

@@ -13,7 +13,7 @@ from leanres.data.mix import check_mix
 from leanres.data.settings import check_settings
 from leanres.errors import UserError
 from leanres.models import ModelConfig
-from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict
+from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
 from leanres.tables import Table, unknown
 from leanres.training.engine import PRECISIONS
 from leanres.training.optim import OPTIMIZERS, SCHEDULES, Clock, lr_factor
@@ -148,6 +148,33 @@ def from_dict(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe
         if key not in known:
             raise UserError(unknown("setting", key, known))
     return replace(base, **settings)
+
+
+def is_of(info: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether what run.json or a lap of a race says is a training of `recipe`, network included."""
+    begun = _network(info)
+    same = begun is None or begun == _sized_as(begun, recipe)
+    return same and from_dict(info["recipe"]) == recipe
+
+
+def as_begun(info: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
+    """The recipe that run.json holds with the network it meant then, and a note if that differs."""
+    # A name may mean another network in a later version, and its weights may even fit.
+    recipe = from_dict(info["recipe"])
+    begun = _network(info)
+    if begun is None or begun == _sized_as(begun, recipe):
+        return recipe, []
+    note = f"{recipe.model} is another network by now: the run goes on with the one it began with"
+    return replace(recipe, model=begun), [note]
+
+
+def _network(info: Mapping[str, Any]) -> ModelConfig | None:
+    network = info.get("network")  # folders older than this entry have none
+    return None if network is None else config_from_dict(network)
+
+
+def _sized_as(other: ModelConfig, recipe: Recipe) -> ModelConfig:
+    return replace(resolve(recipe.model), num_classes=other.num_classes)
 
 
 def _as(kind: Any, key: str, value: Any) -> Any:

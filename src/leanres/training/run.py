@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from leanres.data.augment import Draw, augment, generator
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 from leanres.evaluation.inference import predict_logits
 from leanres.evaluation.metrics import measure
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
-from leanres.models.zoo import config_from_dict, config_to_dict, resolve
+from leanres.models.zoo import config_to_dict
 from leanres.training import checkpoint
-from leanres.training.batch import shrink
 from leanres.training.engine import (
     Engine,
     Normalize,
@@ -62,7 +58,8 @@ from leanres.training.loop import (
     start,
     train,
 )
-from leanres.training.recipe import Plan, Recipe, from_dict
+from leanres.training.recipe import Plan, Recipe, as_begun
+from leanres.training.rehearse import rehearse
 from leanres.training.weights import WEIGHTS, Preprocess, save_weights, weights_file
 from leanres.version import __version__
 
@@ -194,7 +191,7 @@ def reopen(
     """
     info = read_info(folder)
     lock = Lock(folder)
-    recipe, renamed = _as_begun(from_dict(info["recipe"]), info)
+    recipe, renamed = as_begun(info)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     run = prepare(folder, recipe, load(info), engine(info))
@@ -230,31 +227,6 @@ def reopen(
     return run
 
 
-def is_of(info: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether what run.json or a lap of a race says is a training of `recipe`, network included."""
-    begun = _network(info)
-    same = begun is None or begun == _sized_as(begun, recipe)
-    return same and from_dict(info["recipe"]) == recipe
-
-
-def _as_begun(recipe: Recipe, info: dict[str, Any]) -> tuple[Recipe, list[str]]:
-    # A name may mean another network in a later version, and its weights may even fit.
-    begun = _network(info)
-    if begun is None or begun == _sized_as(begun, recipe):
-        return recipe, []
-    note = f"{recipe.model} is another network by now: the run goes on with the one it began with"
-    return replace(recipe, model=begun), [note]
-
-
-def _network(info: Mapping[str, Any]) -> ModelConfig | None:
-    network = info.get("network")  # folders older than this entry have none
-    return None if network is None else config_from_dict(network)
-
-
-def _sized_as(other: ModelConfig, recipe: Recipe) -> ModelConfig:
-    return replace(resolve(recipe.model), num_classes=other.num_classes)
-
-
 def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> Run:
     """A run at step 0, in memory alone; `create` also makes its folder.
 
@@ -270,51 +242,10 @@ def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> R
     engine.forget()
     state = start(recipe, split, normalize, engine)
     per_step = Plan(recipe, len(split)).images_per_step
-    _rehearse(recipe, per_step, split.subset([0, len(split) - 1]), state, normalize)
+    rehearse(recipe, per_step, split.subset([0, len(split) - 1]), state, normalize)
     val = None if val is None else val.to(engine.device)
     split = split.to(engine.device)
     return Run(folder, recipe, dataset, engine, split, val, state, preprocess, normalize, info={})
-
-
-def _rehearse(
-    recipe: Recipe, images_per_step: int, few: Split, state: TrainState, normalize: Normalize
-) -> None:
-    """Find what no check of single settings finds, before a folder is made: two images go through.
-
-    UserError for images too small for an augmentation or for the network, or too few of them in
-    a part of a batch.
-    """
-    alone = len(torch.arange(images_per_step).chunk(recipe.accumulate)[-1]) == 1
-    try:
-        images = augment(few.images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
-    except RuntimeError as error:  # torch's own, for padding wider than the image
-        raise UserError(f"augment = {recipe.augment}: {_first_line(error)}") from None
-    for scale in sorted({scale for _, scale in recipe.resolution} | {1.0}):
-
-        def prepared(batch: Tensor, scale: float = scale) -> Tensor:
-            return shrink(normalize(batch), scale)
-
-        try:
-            predict_logits(state.model, images, normalize=prepared)
-            if alone:  # batch norm refuses one image whose map is one pixel
-                model = copy.deepcopy(state.model).train()
-                with torch.no_grad(), torch.random.fork_rng():
-                    model(prepared(images[:1].to(next(model.parameters()).device)))
-        except ValueError as error:
-            raise UserError(
-                f"batch_size = {recipe.batch_size}, accumulate = {recipe.accumulate} leave a part"
-                f" of one image ({_first_line(error)}): give a larger batch_size, or accumulate = 1"
-            ) from None
-        except RuntimeError as error:
-            side = round(scale * images.shape[-1])
-            raise UserError(
-                f"images of {side} px do not fit this network ({_first_line(error)}): give a"
-                " larger --size, or a resolution that shrinks less"
-            ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterator[Row]:
