@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from leanres.errors import UserError
+from leanres.training.small_maps import SideBySide
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 _MMAP_MAX, _TRIM_THRESHOLD, _HUGE_PAGE_ADVICE = -4, -1, 14  # malloc.h, mman.h
@@ -42,9 +43,12 @@ class Engine:
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def forward(self, model: nn.Module) -> nn.Module:
-        """What to call for a training step: the model, compiled where that pays."""
-        # A kernel per image size: a general one is slower at each of a recipe's few.
-        return torch.compile(model, dynamic=False) if self.compiled else model  # type: ignore[return-value]
+        """What to call for a training step: the model, compiled or by other kernels as it pays."""
+        if self.compiled:
+            # A kernel per image size: a general one is slower at each of a recipe's few.
+            return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+        beside = torch.device(self.device).type == "cpu" and self.precision == "bfloat16"
+        return SideBySide(model) if beside else model
 
     def forget(self) -> None:
         """Drop the kernels of earlier networks: PyTorch compiles eight of one class at most."""
@@ -116,7 +120,7 @@ def keep_freed_memory(reserve_gib: float = 6.0) -> str:
         return "left alone (not glibc)"
     libc = ctypes.CDLL(None)
     # No separate mapping for any block; the heap's end never goes back.
-    if not (libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)):
+    if not (libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1)):
         return "left alone (mallopt refused)"
     return "kept, huge pages" if _reserve_huge_pages(libc, reserve_gib) else "kept"
 
