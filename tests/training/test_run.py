@@ -277,13 +277,13 @@ def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, engine,
 
 def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, small, monkeypatch):
     read = []
-    real = runs.predict_logits
+    real = runs.predict_both
 
     def watched(model, images, **settings):
         read.append(images)
         return real(model, images, **settings)
 
-    monkeypatch.setattr(runs, "predict_logits", watched)
+    monkeypatch.setattr(runs, "predict_both", watched)
     run = runs.create(tmp_path / "run", replace(small, epochs=1), digits, engine)
     with runs.Stop() as stop:
         list(runs.epochs(run, stop, lambda state: None))

@@ -27,6 +27,7 @@ from leanres.training.batch import Batch, ahead, batches, shrink
 from leanres.training.engine import Engine, hardware, matrix_rate, memory_rate
 from leanres.training.folder import commit
 from leanres.training.loop import average_, backward, ema_decay, steps
+from leanres.training.proxy import hardest
 from leanres.training.recipe import Recipe
 from leanres.training.sam import climbed_
 from leanres.training.teacher import teach
@@ -128,6 +129,7 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
     """
     recipe, engine, plan = run.recipe, run.engine, run.plan
     forward = engine.forward(run.state.model)
+    pick = None if run.state.proxy is None else engine.forward(run.state.proxy).train()
     run.state.model.train()
     laps: list[dict[str, float]] = []
     for lap in range(count + 1):
@@ -138,6 +140,10 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
         images, targets = prepared[0]
         inputs = shrink(run.normalize(images), plan.scale(0))
         clock("normalise and resize")
+        if pick is not None:
+            kept = hardest(pick, Batch(inputs, targets), plan, engine)
+            images, inputs, targets = images[kept], inputs[kept], targets[kept]
+            clock("proxy")
         batch = Batch(inputs, targets, teach(run.state.teacher, images, plan, engine))
         if run.state.teacher is not None:
             clock("teacher")

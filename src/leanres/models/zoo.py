@@ -16,20 +16,11 @@ from leanres.tables import Table, unknown
 
 
 @dataclass(frozen=True)
-class Own:
-    """Test accuracy in percent that this project measured: the mean over `n` seeds, without TTA."""
-
-    accuracy: float
-    n: int
-    results: str  # the file in results/ that holds the runs
-
-
-@dataclass(frozen=True)
 class Entry:
     """A named network: `params` is golden, `reported` its source's test accuracy in percent.
 
-    `reported` is the last epoch's figure, None where the source gives none; `own` is this
-    project's, None where the network has not been trained here yet.
+    `reported` is the last epoch's figure, None where the source gives none. What this project
+    measured is with the recipes (`leanres.training.recipes.ABOUT`).
     """
 
     config: ModelConfig
@@ -37,7 +28,6 @@ class Entry:
     source: str
     reported: float | None
     note: str = ""
-    own: Own | None = None
 
 
 FAMILIES: Table[Callable[..., ModelConfig]] = Table(
@@ -88,7 +78,6 @@ MODELS: Table[Entry] = Table(
             "this project",
             None,
             "the default; trained for speed",
-            Own(93.31, 5, "speed-94-cpu-gelu.json"),
         ),
         "modified-resnet-1": Entry(
             _modified((64, 128, 256), (2, 2, 2), 0.7), 2_777_674, REPORT, 90.10

@@ -131,8 +131,9 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
 def pack(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A state as named tensors and JSON; `unpack_` is its inverse."""
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
-    if state.ema is not None:
-        tensors |= {f"ema.{name}": t for name, t in state.ema.state_dict().items()}
+    for part, network in (("ema", state.ema), ("proxy", state.proxy)):
+        if network is not None:
+            tensors |= {f"{part}.{name}": t for name, t in network.state_dict().items()}
     groups: list[Any] = []
     scalars: list[dict[str, dict[str, Any]]] = []
     for i, optimizer in enumerate(state.optimizers):
@@ -163,8 +164,9 @@ def unpack_(
     """Set `state` to what `pack` gave; CheckpointError where it is of another model or recipe."""
     try:
         state.model.load_state_dict(_below("model.", tensors))
-        if state.ema is not None:
-            state.ema.load_state_dict(_below("ema.", tensors))
+        for part, network in (("ema", state.ema), ("proxy", state.proxy)):
+            if network is not None:
+                network.load_state_dict(_below(f"{part}.", tensors))
         for i, optimizer in enumerate(state.optimizers):
             _load_optimizer_(optimizer, _below(f"optimizer.{i}.", tensors), meta, i)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:

@@ -132,6 +132,20 @@ def fingerprints(d: Dataset) -> dict[str, str | None]:
     return prints | {"order": hashlib.sha256(d.train.digests.tobytes()).hexdigest()}
 
 
+def check_data(folder: Path, info: Row, dataset: Dataset) -> bool:
+    """Whether the images come in the order in which the run in `folder` met them, too.
+
+    UserError where they are others than run.json names.
+    """
+    now, then = fingerprints(dataset), info["data"]["fingerprints"]
+    if any(now.get(name) != digest for name, digest in then.items() if name != "order"):
+        raise UserError(
+            f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
+            " with --data and --path, or another folder"
+        )
+    return bool(now["order"] == then.get("order"))
+
+
 def commit() -> str | None:
     """The commit of the checkout that this code runs from, "+changes" if it was edited."""
     package = Path(__file__).parents[1]

@@ -25,10 +25,12 @@ from leanres.models.zoo import resolve
 from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.engine import Engine, Normalize
 from leanres.training.optim import OPTIMIZERS, set_lr_
+from leanres.training.proxy import hardest
 from leanres.training.recipe import Plan, Recipe
 from leanres.training.sam import climbed_
 from leanres.training.teacher import Teacher, load_teacher, teach
 
+CHANNELS_LAST = torch.channels_last
 CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
 Row = dict[str, Any]
 
@@ -59,6 +61,7 @@ class TrainState:
     optimizers: list[Optimizer]
     ema: nn.Module | None
     teacher: Teacher | None = None
+    proxy: nn.Module | None = None  # its optimizers are the last of `optimizers`
     step: int = 0
     history: list[Row] = field(default_factory=list)  # one row per finished epoch
     losses: list[Tensor] = field(default_factory=list)  # of the running epoch, one per step
@@ -76,20 +79,31 @@ def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
 
 
 def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) -> TrainState:
-    """A fresh state: the network (its stem whitened, if it has such), optimizers, average, teacher.
+    """A fresh state: network (its stem whitened, if it has such), optimizers, average, helpers.
 
     UserError where the recipe's teacher is not there, or knows other classes or image sizes.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = network_config(recipe, train.classes).build()
-    if isinstance(model, SpeedNet):
-        model.whiten_(normalize.cpu()(whitening_sample(train, recipe.seed)))
-    model = engine.place(model)
+    model = engine.place(_fresh(recipe.model, recipe, train, normalize))
+    optimizers = OPTIMIZERS[recipe.optimizer](model, recipe)
+    proxy = None
+    if recipe.proxy:
+        proxy = engine.place(_fresh(recipe.proxy, recipe, train, normalize))
+        optimizers += OPTIMIZERS[recipe.optimizer](proxy, recipe)
     normalize.to(engine.device)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
     teacher = load_teacher(recipe.teacher, train, engine) if recipe.teacher else None
-    return TrainState(model, OPTIMIZERS[recipe.optimizer](model, recipe), ema, teacher)
+    return TrainState(model, optimizers, ema, teacher, proxy)
+
+
+def _fresh(
+    shape: str | ModelConfig, recipe: Recipe, train: Split, normalize: Normalize
+) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = replace(resolve(shape), num_classes=len(train.classes)).build()
+    if isinstance(model, SpeedNet):
+        model.whiten_(normalize.cpu()(whitening_sample(train, recipe.seed)))
+    return model
 
 
 def steps(
@@ -112,17 +126,25 @@ def steps(
     if factor is None:
         factor = plan.lr_factor
     forward = engine.forward(state.model)
-    drawing = any(draws(module) for module in state.model.modules())
-    state.model.train()
+    pick = None if state.proxy is None else engine.forward(state.proxy)
+    networks = [model for model in (state.model, state.proxy) if model is not None]
+    drawing = any(draws(module) for model in networks for module in model.modules())
+    for model in networks:
+        model.train()
     for images, targets in batches(train, plan, state.step):
         epoch, position = divmod(state.step, plan.steps_per_epoch)
         inputs = shrink(normalize(images), plan.scale(state.step))
-        batch = Batch(inputs, targets, teach(state.teacher, images, plan, engine))
         if state.step >= plan.freeze_stem:
-            freeze_stem_(state.model)
+            for model in networks:
+                freeze_stem_(model)
         set_lr_(state.optimizers, factor(state.step))
         last = position == plan.steps_per_epoch - 1
         with _own_draws(drawing, recipe.seed, epoch, position, inputs.device):
+            if pick is not None:
+                kept = hardest(pick, Batch(inputs, targets), plan, engine)
+                images, inputs, targets = images[kept], inputs[kept], targets[kept]
+            taught = teach(state.teacher, images, plan, engine)
+            batch = Batch(inputs.contiguous(memory_format=CHANNELS_LAST), targets, taught)
             result = _update(state, forward, batch, recipe, engine, last)
         state.step += 1
         yield result
@@ -289,7 +311,7 @@ def _row(
     val: Split | None,
 ) -> Row:
     assert last.gradient_norm is not None, "an epoch's last step has a gradient norm"
-    seen = len(state.losses) * plan.images_per_step
+    seen = len(state.losses) * plan.kept_per_step
     row: Row = {
         "epoch": state.step // plan.steps_per_epoch,
         "step": state.step,

@@ -38,6 +38,8 @@ class Recipe:
     augment: tuple[Step, ...] = SPEED_AUGMENT  # in this order: a name, or [name, {setting = x}]
     copies: int = 1  # copies of each image in a batch, augmented independently; arXiv:1901.09335
     mix: tuple[Step, ...] = ()  # one of those named, drawn for each batch
+    proxy: str | ModelConfig = ""  # a small network that trains along and picks images; "": none
+    keep: float = 0.5  # share of a batch, the proxy's hardest, that the network trains on
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side. [[0, 0.75], [0.4, 1]] makes the first 40 % of the steps cost half; (): full size.
     resolution: tuple[tuple[float, float], ...] = ()
@@ -96,7 +98,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` takes it back."""
-        own = {} if isinstance(self.model, str) else {"model": config_to_dict(self.model)}
+        networks = {"model": self.model, "proxy": self.proxy}
+        own = {k: config_to_dict(v) for k, v in networks.items() if not isinstance(v, str)}
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | own))
         return plain
 
@@ -106,6 +109,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (1, 65_536),
     "accumulate": (1, 65_536),
     "copies": (1, 256),
+    "keep": (0.01, 1),
     "label_smoothing": (0, 0.99),
     "distill_weight": (0, 1),
     "distill_temperature": (0.01, 1000),
@@ -126,7 +130,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def _check_names(recipe: Recipe) -> None:
     tables: tuple[tuple[Table[Any], str], ...] = (
-        *(((MODELS, recipe.model),) if isinstance(recipe.model, str) else ()),
+        *((MODELS, name) for name in (recipe.model, recipe.proxy) if name and type(name) is str),
         (OPTIMIZERS, recipe.optimizer),
         (SCHEDULES, recipe.schedule[0]),
     )
@@ -178,8 +182,8 @@ def _sized_as(other: ModelConfig, recipe: Recipe) -> ModelConfig:
 
 
 def _as(kind: Any, key: str, value: Any) -> Any:
-    if key == "model":
-        return _model(value)
+    if key in ("model", "proxy"):
+        return _model(key, value)
     if key == "schedule":
         return _step(key, value)
     if key in ("mean", "std"):
@@ -209,13 +213,13 @@ _ARTICLES = {
 }
 
 
-def _model(value: Any) -> str | ModelConfig:
+def _model(key: str, value: Any) -> str | ModelConfig:
     if isinstance(value, Mapping):
         return config_from_dict(value)
     if isinstance(value, str) or type(value) in FAMILIES.values():
         own: str | ModelConfig = value
         return own
-    raise UserError(f"model = {value!r}: give a name or {{family = ..., widths = ...}}")
+    raise UserError(f"{key} = {value!r}: give a name or {{family = ..., widths = ...}}")
 
 
 def _sequence(key: str, value: Any) -> list[Any]:
@@ -293,8 +297,14 @@ class Plan:
 
     @property
     def images_per_step(self) -> int:
-        """What goes through the network in a step: a batch, times its copies."""
+        """What is augmented for a step: a batch, times its copies."""
         return self.batch_size * self.recipe.copies
+
+    @property
+    def kept_per_step(self) -> int:
+        """What the network trains on in a step: all of it, or what the proxy picks."""
+        share = self.recipe.keep if self.recipe.proxy else 1.0
+        return max(1, round(share * self.images_per_step))
 
     @property
     def warmup(self) -> int:

@@ -14,18 +14,19 @@ from leanres.evaluation.inference import predict_logits
 from leanres.training.batch import shrink
 from leanres.training.engine import Normalize
 from leanres.training.loop import TrainState
-from leanres.training.recipe import Recipe
+from leanres.training.recipe import Plan
 
 
-def rehearse(
-    recipe: Recipe, images_per_step: int, few: Split, state: TrainState, normalize: Normalize
-) -> None:
+def rehearse(plan: Plan, few: Split, state: TrainState, normalize: Normalize) -> None:
     """Find what no check of single settings finds, before a folder is made: two images go through.
 
     UserError for images too small for an augmentation or for the network, or too few of them in
     a part of a batch.
     """
-    alone = len(torch.arange(images_per_step).chunk(recipe.accumulate)[-1]) == 1
+    recipe = plan.recipe
+    per_step = {plan.images_per_step, plan.kept_per_step}
+    alone = any(len(torch.arange(n).chunk(recipe.accumulate)[-1]) == 1 for n in per_step)
+    networks = [model for model in (state.model, state.proxy) if model is not None]
     try:
         images = augment(few.images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
     except RuntimeError as error:  # torch's own, for padding wider than the image
@@ -36,11 +37,12 @@ def rehearse(
             return shrink(normalize(batch), scale)
 
         try:
-            predict_logits(state.model, images, normalize=prepared)
-            if alone:  # batch norm refuses one image whose map is one pixel
-                model = copy.deepcopy(state.model).train()
-                with torch.no_grad(), torch.random.fork_rng():
-                    model(prepared(images[:1].to(next(model.parameters()).device)))
+            for network in networks:
+                predict_logits(network, images, normalize=prepared)
+                if alone:  # batch norm refuses one image whose map is one pixel
+                    model = copy.deepcopy(network).train()
+                    with torch.no_grad(), torch.random.fork_rng():
+                        model(prepared(images[:1].to(next(model.parameters()).device)))
         except ValueError as error:
             raise UserError(
                 f"batch_size = {recipe.batch_size}, accumulate = {recipe.accumulate} leave a part"

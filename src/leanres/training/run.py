@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
-from leanres.evaluation.inference import predict_logits
+from leanres.evaluation.inference import predict_both
 from leanres.evaluation.metrics import measure
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
@@ -41,6 +41,7 @@ from leanres.training.folder import (
     TABLE,
     TIMES,
     Lock,
+    check_data,
     commit,
     csv_table,
     fingerprints,
@@ -196,13 +197,7 @@ def reopen(
         recipe = replace(recipe, epochs=epochs)
     run = prepare(folder, recipe, load(info), engine(info))
     run.notes += renamed
-    now, then = fingerprints(run.dataset), info["data"]["fingerprints"]
-    if any(now.get(name) != digest for name, digest in then.items() if name != "order"):
-        raise UserError(
-            f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
-            " with --data and --path"
-        )
-    if now["order"] != then.get("order"):
+    if not check_data(folder, info, run.dataset):
         run.notes.append(
             "the images come in another order than before: the run goes on, not bit"
             " for bit as it would have"
@@ -241,8 +236,7 @@ def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> R
     normalize = Normalize(mean, std)
     engine.forget()
     state = start(recipe, split, normalize, engine)
-    per_step = Plan(recipe, len(split)).images_per_step
-    rehearse(recipe, per_step, split.subset([0, len(split) - 1]), state, normalize)
+    rehearse(Plan(recipe, len(split)), split.subset([0, len(split) - 1]), state, normalize)
     val = None if val is None else val.to(engine.device)
     split = split.to(engine.device)
     return Run(folder, recipe, dataset, engine, split, val, state, preprocess, normalize, info={})
@@ -334,7 +328,14 @@ def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[
     name, split = ("val", run.val) if test is None else ("test", test)
     result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
     if split is not None:
-        logits, logits_tta = (_logits(run, split, kind) for kind in ("none", tta))
+        both = predict_both(
+            network,
+            split.images,
+            normalize=run.normalize,
+            tta=tta,
+            autocast=run.engine.autocast(),
+        )
+        logits, logits_tta = (logits.cpu() for logits in both)
         result |= score(logits, logits_tta, split, tta) | {"split": name}
         write_predictions(run.folder / PREDICTIONS, logits, split)
     result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
@@ -345,16 +346,6 @@ def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[
     run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
     _write_info(run)
     return result
-
-
-def _logits(run: Run, split: Split, tta: str) -> Tensor:
-    return predict_logits(
-        run.state.averaged,
-        split.images,
-        normalize=run.normalize,
-        tta=tta,
-        autocast=run.engine.autocast(),
-    ).cpu()
 
 
 def score(logits: Tensor, logits_tta: Tensor, split: Split, tta: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 # A run whose recipe lacks one of these trained as its default says.
 YOUNGER: dict[str, Any] = {
     "copies": 1,
+    "proxy": "",
+    "keep": 0.5,
     "teacher": "",
     "distill_weight": 0.7,
     "distill_temperature": 2.0,
