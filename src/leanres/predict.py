@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from leanres.data.folder import Unreadable, image_files, read_image_or_reason
 from leanres.data.split import Split
 from leanres.errors import UserError
-from leanres.evaluation.inference import predict_logits
+from leanres.evaluation.inference import predict_both
 from leanres.models import ModelConfig
 from leanres.models.budget import count_params
 from leanres.training.engine import Engine, Normalize, detect
@@ -42,14 +42,18 @@ class Predictor:
 
     def logits(self, images: Tensor, tta: str = "none") -> Tensor:
         """uint8 (N, 3, size, size) -> logits (N, K) float32 on the CPU."""
+        return self._both(images, tta)[1]
+
+    def _both(self, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
         size = self.preprocess.size
         if images.shape[1:] != (3, size, size):
             shape = "x".join(map(str, images.shape[1:]))
             raise UserError(f"images of {shape}: this network was trained on 3x{size}x{size}")
         normalize = Normalize(self.preprocess.mean, self.preprocess.std).to(self.engine.device)
-        return predict_logits(
+        plain, augmented = predict_both(
             self.model, images, normalize=normalize, tta=tta, autocast=self.engine.autocast()
-        ).cpu()
+        )
+        return plain.cpu(), augmented.cpu()
 
     def evaluate(self, split: Split, tta: str = "flip-shift") -> dict[str, Any]:
         """Accuracy, NLL, ECE, per-class accuracy and confusion without augmentation.
@@ -61,8 +65,7 @@ class Predictor:
                 f"the data has classes {', '.join(split.classes)}, the network"
                 f" {', '.join(self.preprocess.classes)}: give the data that it was trained for"
             )
-        plain = self.logits(split.images)
-        augmented = plain if tta == "none" else self.logits(split.images, tta)
+        plain, augmented = self._both(split.images, tta)
         return score(plain, augmented, split, tta) | {"params": count_params(self.config)}
 
     def predict(

@@ -62,6 +62,11 @@ def test_cold_and_warm_laps_of_a_seed_are_the_same_training(tmp_path, tiny, digi
     assert again == cold | changed
     with pytest.raises(UserError, match="race-1 holds a run of another recipe"):
         list(cold_laps(WORDS, replace(tiny, lr=0.1), [1], tmp_path / "race", engine))
+    info = json.loads((tmp_path / "race-1" / "run.json").read_text())
+    info["result"]["split"] = "val"
+    (tmp_path / "race-1" / "run.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="race-1 was measured on val: give another --runs"):
+        list(cold_laps(["nothing"], tiny, [1], tmp_path / "race", engine))
 
 
 def test_a_training_that_fails_is_one_line(tmp_path, engine, tiny):

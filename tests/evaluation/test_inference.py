@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from leanres.errors import UserError
-from leanres.evaluation.inference import TTA, predict_logits
+from leanres.evaluation.inference import TTA, UNSURE, predict_both, predict_logits
 
 N, K, SIDE = 11, 5, 8
 
@@ -66,10 +66,18 @@ def views_of(image: np.ndarray, tta: str) -> list[tuple[np.ndarray, float]]:
     return views
 
 
+def needed(model: nn.Module, image: np.ndarray) -> str:
+    """What "flip-shift-unsure" does with one image."""
+    pair = torch.from_numpy(np.stack([image, image[:, :, ::-1]]))
+    with torch.no_grad():
+        first, second = model(pair).mean(0).softmax(0).sort(descending=True).values[:2]
+    return "flip-shift" if first - second < UNSURE else "flip"
+
+
 def loop_logits(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
     rows = []
     for image in normalize(images).numpy():
-        views = views_of(image, tta)
+        views = views_of(image, tta if tta != "flip-shift-unsure" else needed(model, image))
         batch = torch.from_numpy(np.stack([view for view, _ in views]))
         weights = torch.tensor([weight for _, weight in views])
         with torch.no_grad():
@@ -86,9 +94,26 @@ def test_every_augmentation_is_that_of_a_loop_over_single_images(model, images, 
 
 @pytest.mark.parametrize("tta", TTA)
 def test_the_weights_of_the_views_make_one(images, tta):
-    views = list(TTA[tta](normalize(images)))
+    views = list(TTA[tta].views(normalize(images)))
     assert sum(weight for _, weight in views) == 1.0
     assert all(view.shape == images.shape for view, _ in views)
+    assert torch.equal(views[0][0], normalize(images))
+
+
+@pytest.mark.parametrize("tta", TTA)
+def test_the_plain_logits_come_with_the_augmented_ones(model, images, tta):
+    plain, augmented = predict_both(model, images, normalize=normalize, tta=tta)
+    assert torch.equal(plain, predict_logits(model, images, normalize=normalize))
+    assert torch.equal(augmented, predict_logits(model, images, normalize=normalize, tta=tta))
+
+
+def test_only_unsure_images_are_shifted(model, images):
+    model.head.weight.data.mul_(2)
+    kinds = [needed(model, image) for image in normalize(images).numpy()]
+    assert 0 < kinds.count("flip-shift") < len(kinds)  # else this shows nothing
+    model.seen.clear()
+    predict_both(model, images, normalize=normalize, tta="flip-shift-unsure")
+    assert [len(batch) for batch in model.seen] == [N, N, *[kinds.count("flip-shift")] * 4]
 
 
 def test_the_augmentations_differ_on_a_network_that_sees_left_from_right(model, images):

@@ -17,7 +17,7 @@ import torch
 from leanres.bench.step import Clock
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.evaluation.inference import predict_logits
+from leanres.evaluation.inference import predict_both
 from leanres.evaluation.metrics import accuracy
 from leanres.evaluation.statistics import mean_sd
 from leanres.models.zoo import config_to_dict
@@ -66,7 +66,8 @@ def cold_lap(words: list[str], recipe: Recipe, folder: Path, engine: Engine) -> 
     wall = time.perf_counter() - begun
     found = read_lap(folder)
     if found["split"] != "test":
-        raise UserError(NO_TEST)
+        chosen = info is not None and info["data"].get("test")
+        raise UserError(f"{folder} was measured on val: give another --runs" if chosen else NO_TEST)
     measured = None if info is not None else round(wall, 1)
     return found | {"wall_seconds": measured, "matrix_tflops": rates}
 
@@ -125,24 +126,22 @@ def warm_laps(
         for _ in steps(state, ready.train, mine, ready.normalize, engine):
             pass
         clock("train")
-        logits = {}
-        for views in (tta, "none"):
-            logits[views] = predict_logits(
-                state.averaged,
-                test.images,
-                normalize=ready.normalize,
-                tta=views,
-                autocast=engine.autocast(),
-            )
-            clock(views)
+        plain, augmented = predict_both(
+            state.averaged,
+            test.images,
+            normalize=ready.normalize,
+            tta=tta,
+            autocast=engine.autocast(),
+        )
+        clock("evaluate")
         yield {
             "seed": seed,
-            "accuracy": accuracy(logits["none"], test.labels),
-            "accuracy_tta": accuracy(logits[tta], test.labels),
+            "accuracy": accuracy(plain, test.labels),
+            "accuracy_tta": accuracy(augmented, test.labels),
             "tta": tta,
             "n": len(test),
             "train_seconds": clock.parts["train"],
-            "evaluate_seconds": clock.parts[tta],
+            "evaluate_seconds": clock.parts["evaluate"],
             "matrix_tflops": rates,
             "commit": commit(),
             "hardware": hardware(engine),

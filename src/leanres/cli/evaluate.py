@@ -27,7 +27,10 @@ def evaluate(
     path: Path | None = PATH,
     strict: bool = STRICT,
     split: str = typer.Option("test", help="test, val or train."),
-    tta: str = typer.Option("flip-shift", help="none, flip or flip-shift, beside the plain one."),
+    tta: str = typer.Option(
+        "flip-shift",
+        help="none, flip, flip-shift or flip-shift-unsure; the plain figure comes with it.",
+    ),
     int8: bool = typer.Option(
         False, "--int8", help="Round the weights to int8 first, a scale per output channel."
     ),
@@ -109,7 +112,7 @@ def predict(
     target: Path = TARGET,
     files: list[Path] = typer.Argument(help="Image files, or folders of them."),
     top: int = typer.Option(3, min=1, help="Classes to show per image."),
-    tta: str = typer.Option("none", help="none, flip or flip-shift."),
+    tta: str = typer.Option("none", help="none, flip, flip-shift or flip-shift-unsure."),
     as_csv: Path | None = typer.Option(None, "--csv", help="Write ID,Labels to this file."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
     strict: bool = STRICT,

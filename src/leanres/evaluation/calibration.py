@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanres.evaluation.metrics import nll
-
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
 
 
@@ -94,7 +92,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     bounds = (math.log(COLDEST), math.log(HOTTEST))
     # in log T the NLL has one valley, as it is convex in 1 / T
     found = minimize_scalar(
-        lambda log_t: nll(scores / math.exp(log_t), truth),
+        lambda log_t: float(F.cross_entropy(scores / math.exp(log_t), truth)),
         bounds=bounds,
         method="bounded",
         options={"xatol": 1e-7},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,11 @@ def flip_shift(images: Tensor) -> Views:
     crop at (0, 0) and at (2, 2). Images must be at least 2 px wide and high.
     """
     yield from _pair(images, 0.5)
+    yield from shifts(images)
+
+
+def shifts(images: Tensor) -> Views:
+    """What `flip_shift` has beside the mirror pair: 1/4, 1/4."""
     h, w = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
     for corner in (0, 2):
@@ -44,8 +50,26 @@ def _pair(images: Tensor, weight: float) -> Views:
     yield images.flip(3), weight / 2
 
 
-TTA: Table[Callable[[Tensor], Views]] = Table(
-    "test-time augmentation", {"none": plain, "flip": flip, "flip-shift": flip_shift}
+class Kind(NamedTuple):
+    """A test-time augmentation: the views of every image, the first of them the image itself.
+
+    `more`, if any, are views that only unsure images get, those whose two likeliest classes are
+    less than UNSURE apart in probability by the first views; what `more` weighs, these lose.
+    """
+
+    views: Callable[[Tensor], Views]
+    more: Callable[[Tensor], Views] | None = None
+
+
+UNSURE = 0.5
+TTA: Table[Kind] = Table(
+    "test-time augmentation",
+    {
+        "none": Kind(plain),
+        "flip": Kind(flip),
+        "flip-shift": Kind(flip_shift),
+        "flip-shift-unsure": Kind(flip, shifts),
+    },
 )
 
 
@@ -66,25 +90,65 @@ def predict_logits(
     the mode, module by module, that it came in. An unknown `tta`, no image or a batch size below
     1 is a `UserError`; anything but uint8 of four dimensions a `ValueError`.
     """
-    views = TTA[tta]
+    return predict_both(
+        model,
+        images,
+        normalize=normalize,
+        tta=tta,
+        batch_size=batch_size,
+        autocast=autocast,
+    )[1]
+
+
+def predict_both(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    tta: str,
+    batch_size: int | None = None,
+    autocast: AbstractContextManager[object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(logits of the images themselves, under `tta`): no view is computed twice.
+
+    Arguments as of `predict_logits`.
+    """
+    kind = TTA[tta]
     _check(images, batch_size)
     batch_size = batch_size or max(1, min(500, 500 * 32**2 // images[0, 0].numel()))
     device = _device(model)
     with evaluating(model), torch.inference_mode(), autocast or nullcontext():
         parts = [
-            _mean_logits(model, views(normalize(chunk.to(device))))
+            _both(model, kind, normalize(chunk.to(device)))
             for chunk in torch.split(images, batch_size)
         ]
-    # joined outside inference mode, the result is an ordinary tensor that autograd accepts
-    return torch.cat(parts)
+    # joined outside inference mode, the results are ordinary tensors that autograd accepts
+    itself, mean = (torch.cat(column) for column in zip(*parts, strict=True))
+    return itself, mean
 
 
-def _mean_logits(model: nn.Module, views: Views) -> Tensor:
-    total: Tensor | None = None
+def _both(model: nn.Module, kind: Kind, images: Tensor) -> tuple[Tensor, Tensor]:
+    each = list(_weighted(model, kind.views(images)))
+    itself, mean = each[0][0], _sum(each)
+    if kind.more is not None:
+        best = mean.softmax(1).topk(min(2, mean.shape[1])).values
+        unsure = best[:, 0] - best[:, -1] < UNSURE
+        if unsure.any():
+            others = list(_weighted(model, kind.more(images[unsure])))
+            left = 1 - sum(weight for _, weight in others)
+            mean[unsure] = left * mean[unsure] + _sum(others)
+    return itself, mean
+
+
+def _weighted(model: nn.Module, views: Views) -> Iterator[tuple[Tensor, float]]:
     for view, weight in views:
-        logits = model(view.contiguous(memory_format=torch.channels_last)).float() * weight
-        total = logits if total is None else total + logits
-    assert total is not None, "an entry of TTA gave no view"
+        yield model(view.contiguous(memory_format=torch.channels_last)).float(), weight
+
+
+def _sum(each: list[tuple[Tensor, float]]) -> Tensor:
+    total = each[0][0] * each[0][1]
+    for logits, weight in each[1:]:
+        total += logits * weight
     return total
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanres.errors import UserError
+from leanres.evaluation.calibration import reliability
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,12 @@ def nll(logits: Tensor, labels: Tensor) -> float:
 def ece(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error: the mean gap of top-label confidence and accuracy, a share.
 
-    `bins` of equal width (lo, hi], each weighted by its images. Guo et al. 2017,
-    arXiv:1706.04599, sec. 2. Logits in place of probabilities are a ValueError.
+    `bins` of equal width (lo, hi], each weighted by its images, as `reliability` has them. Logits
+    in place of probabilities are a ValueError.
     """
     _check(probs, labels)
     _check_probs(probs)
-    if bins < 1:
-        raise ValueError(f"{bins} bins: give 1 or more")
-    confidence, predicted = probs.max(1)
-    # the edges have the dtype of the confidences, so that 0.2 is 0.2 in either
-    edges = torch.linspace(0, 1, bins + 1, dtype=probs.dtype, device=probs.device)[1:-1]
-    gap = confidence.double() - (predicted == labels).double()
-    # count x |mean gap| of a bin is |sum of gaps|: no division, so no empty bin to skip
-    sums = torch.bincount(torch.bucketize(confidence, edges), gap, minlength=bins)
-    return float(sums.abs().sum()) / len(labels)
+    return reliability(probs, labels, bins).ece
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:
