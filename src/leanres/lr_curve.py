@@ -24,6 +24,8 @@ MIN_FALL = 0.02  # share of the first loss; less than that is no fall
 SLOPE_REACH = 0.05  # share of the steps: a slope between neighbours is mostly noise
 NEAR = 100  # a fall that far below the lr of the lowest loss is noise, or owed to the steps alone
 ONSET = 0.2  # share of the steepest slope at which the loss is said to fall
+LATE = 2  # a loss climbs some steps after its lr became too high: on a quadratic at 1.2 times it
+SPAN = 10  # between lr_min and lr_max at least: a cycle that ends at lr_min shall calm down
 
 OWN_LRS = {"muon": ("bias_lr", "head_lr")}  # optimizer -> settings that are lrs besides `lr`
 
@@ -43,7 +45,7 @@ class Ramp:
 
     lr_min: float = 1e-6
     lr_max: float = 10.0
-    steps: int = 100
+    steps: int = 100  # `find_lr` takes more where batches are small
     mode: str = "exponential"
     smoothing: float = 0.05  # reach of the running mean of the loss, as a share of the steps
     diverge_at: float = 4.0  # the test ends where that mean exceeds this multiple of its best
@@ -169,7 +171,7 @@ def _steepest(curve: Curve) -> float:
 
 
 def _minimum(curve: Curve) -> float:
-    return curve.lrs[-1] / 10
+    return curve.lrs[-1] / LATE
 
 
 def _valley(curve: Curve) -> float:
@@ -184,17 +186,23 @@ def _onset(curve: Curve) -> float:
     least = ONSET * slopes[i]
     while i in slopes and slopes[i] <= least:
         i -= 1
-    return curve.lrs[i]
+    return min(curve.lrs[i], _steepest(curve) / SPAN)
 
 
+WHAT = {  # rule -> where on the curve its lr lies
+    "onset": f"where the loss begins to fall, at most steepest / {SPAN}",
+    "valley": "two thirds along the longest descent",
+    "minimum": "half the lr of the lowest loss",
+    "steepest": "where the loss falls fastest",
+}
 # curve -> lr.
 RULES: Table[Callable[[Curve], float]] = Table(
     "rule",
     {
-        "onset": _onset,  # left of the steepest point, where a fifth of its slope is reached
-        "valley": _valley,  # two thirds along the longest descent
-        "minimum": _minimum,  # a tenth of the lr of the lowest loss
-        "steepest": _steepest,  # where the loss falls fastest
+        "onset": _onset,
+        "valley": _valley,
+        "minimum": _minimum,
+        "steepest": _steepest,
     },
 )
 
@@ -224,8 +232,12 @@ def judge(losses: Sequence[float], ramp: Ramp) -> LRRange:
     least = _least_fall(kept, ramp.decay)
     low = lowest(smoothed, least)
     _check_fall(smoothed, low, least, lrs)
-    curve = Curve(lrs[: low + 1], smoothed[: low + 1], round(SLOPE_REACH * ramp.steps))
+    reach = round(SLOPE_REACH * ramp.steps)
+    curve = Curve(lrs[: low + 1], smoothed[: low + 1], reach)
     found = {name: rule(curve) for name, rule in RULES.items()}
+    # Where the loss still falls at the end its minimum was not seen.
+    turned = low < ramp.steps - 1 - reach
+    highest = "minimum" if turned else "steepest"
     return LRRange(
         tuple(lrs),
         tuple(kept),
@@ -233,9 +245,9 @@ def judge(losses: Sequence[float], ramp: Ramp) -> LRRange:
         stopped,
         found,
         lr_min=found["onset"],
-        lr_max=found["steepest"],
-        rules={"lr_min": "onset", "lr_max": "steepest"},
-        reasons=_reasons(curve, found, at_end=low == len(kept) - 1),
+        lr_max=found[highest],
+        rules={"lr_min": "onset", "lr_max": highest},
+        reasons=_reasons(curve, found, turned),
     )
 
 
@@ -298,11 +310,14 @@ def _check_fall(smoothed: Sequence[float], low: int, least: float, lrs: Sequence
     raise UserError(f"the loss stays at {first:.3g} {over}: raise lr_max, or give more steps")
 
 
-def _reasons(curve: Curve, found: dict[str, float], at_end: bool) -> dict[str, str]:
-    beyond = "it still falls at the end, so a higher lr_max of the test may show more"
-    turn = f"it is lowest, {curve.loss[-1]:.3g}, at {curve.lrs[-1]:.2g}"
-    return {
-        "lr_min": f"below it the loss, {curve.loss[0]:.3g} at first, falls at less than"
-        f" {100 * ONSET:.0f} % of its steepest slope",
-        "lr_max": f"the loss falls fastest there; {beyond if at_end else turn}",
-    }
+def _reasons(curve: Curve, found: dict[str, float], turned: bool) -> dict[str, str]:
+    begins = (
+        f"below it the loss, {curve.loss[0]:.3g} at first, falls at less than"
+        f" {100 * ONSET:.0f} % of its steepest slope"
+    )
+    if found["onset"] == found["steepest"] / SPAN:
+        begins = f"steepest / {SPAN}, as the loss falls steeply until shortly before it"
+    ends = f"half of {curve.lrs[-1]:.2g}, where the loss is lowest, {curve.loss[-1]:.3g}"
+    if not turned:
+        ends = "the loss falls fastest there, and still at the end: test higher lrs for its minimum"
+    return {"lr_min": begins, "lr_max": ends}

@@ -36,7 +36,7 @@ def loss_at(result: LRRange, lr: float) -> float:
 
 
 def label(result: LRRange, rule: str) -> str:
-    """A rule's name, after that of the bound it gave: "lr_max, steepest"."""
+    """A rule's name, after that of the bound it gave: "lr_max, minimum"."""
     return ", ".join([*(name for name, by in result.rules.items() if by == rule), rule])
 
 

@@ -29,7 +29,9 @@ def find_lr(
     model: str | None = typer.Option(None, help="Short for --set model=NAME."),
     lr_min: float | None = typer.Option(None, help="Lowest lr to test; default: 1e-06."),
     lr_max: float | None = typer.Option(None, help="Highest lr to test; default: 10."),
-    steps: int | None = typer.Option(None, help="Optimizer steps in between; default: 100."),
+    steps: int | None = typer.Option(
+        None, help="Optimizer steps in between; default: 100 to 1,000, to see 25,000 images."
+    ),
     mode: str | None = typer.Option(None, help="exponential (default) or linear."),
     device: str = DEVICE,
     threads: int = THREADS,
@@ -95,6 +97,7 @@ def _print(result: LRRange, out: Path | None, command: str) -> None:
     from rich.table import Table
 
     from leanres.cli.console import console
+    from leanres.lr_curve import WHAT
     from leanres.lr_plot import ASCII, UNICODE, chart
 
     terminal = console()
@@ -107,7 +110,7 @@ def _print(result: LRRange, out: Path | None, command: str) -> None:
     for rule, lr in result.suggestions.items():
         names = [name for name, by in result.rules.items() if by == rule]
         reason = "; ".join(f"{name}: {result.reasons[name]}" for name in names)
-        table.add_row(f"{rule[0].upper()}{rule[1:]}", f"{lr:.2g}", reason)
+        table.add_row(f"{rule[0].upper()}{rule[1:]}", f"{lr:.2g}", reason or WHAT[rule])
     terminal.print(table)
     terminal.print(result.stopped)
     if out is not None:
