@@ -12,6 +12,7 @@ from leanres import compare as library
 from leanres.cli import main
 from leanres.compare import COMPARISONS, Comparison, Outcome, difference, recipes
 from leanres.data.sources import load
+from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.training.engine import Engine
 
@@ -69,8 +70,9 @@ def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):
     )
     begun: list[str] = []
 
-    def watch(run, variant, seed):
-        begun.append(f"{variant} {seed}")
+    def watch(place, variant, seed, done):
+        if not done:
+            begun.append(f"{variant} {seed}")
 
     def outcomes(seeds):
         engine = Engine("cpu", "float32", compiled=False)
@@ -93,6 +95,34 @@ def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):
             [0],
             TINY | {"augment": [], "epochs": 3},
         )
+
+
+def test_a_run_that_another_comparison_has_trained_is_taken_from_there(tmp_path):
+    begun: list[str] = []
+
+    def outcomes(rates, folder, data):
+        variants = {str(lr): {"lr": lr, "augment": []} for lr in rates}
+        return library.compare(
+            Comparison("which rate", variants, {}, base="plain-sgd"),
+            data,
+            Engine("cpu", "float32", compiled=False),
+            tmp_path / folder,
+            [0],
+            TINY | {"epochs": 1},
+            watch=lambda place, variant, seed, done: begun.append(f"{place.parent.name} {done}"),
+        )
+
+    digits = load("digits")
+    first = outcomes([0.1, 0.01], "compare-a", digits)
+    second = outcomes([0.1, 0.001], "compare-b", digits)
+    assert begun[2:] == ["compare-a True", "compare-b False"]
+    assert second[0].runs == first[0].runs
+    assert {"commit", "hardware", "train_seconds", "recipe"} <= first[0].runs[0].keys()
+    fewer = Dataset("digits", digits.train.subset(range(900)), None, digits.test)
+    outcomes([0.1], "compare-c", fewer)  # other images are another run
+    assert begun[4:] == ["compare-c False"]
+    with pytest.raises(UserError, match="was trained on other data"):
+        outcomes([0.1], "compare-c", digits)
 
 
 @pytest.mark.parametrize(

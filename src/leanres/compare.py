@@ -17,10 +17,12 @@ from leanres.models.resnet import ResNetConfig
 from leanres.tables import Table
 from leanres.training import run as runs
 from leanres.training.engine import Engine
-from leanres.training.folder import INFO, read_info
+from leanres.training.folder import INFO, check_data, read_info
 from leanres.training.loop import TrainState
 from leanres.training.recipe import Recipe, from_dict, is_of
 from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, HOLE, RECIPES
+
+PREFIX = "compare-"  # of the folders that comparisons train into by default
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Outcome:
     variant: str
     accuracies: dict[int, float]
     reported: float | None
+    runs: list[dict[str, Any]] = field(default_factory=list)  # of each: seed, commit, machine, ...
     mean: float = field(init=False)
     sd: float | None = field(init=False)  # of the sample; None for one seed
 
@@ -180,54 +183,89 @@ def compare(
     seeds: list[int],
     changes: dict[str, Any],
     measure_on: str = "val",
-    watch: Callable[[runs.Run, str, int], None] = lambda run, variant, seed: None,
+    watch: Callable[[Path, str, int, bool], None] = lambda place, variant, seed, done: None,
 ) -> list[Outcome]:
     """Train each variant with each seed into `folder`/variant-seed; finished runs are kept.
 
-    Interrupted, it goes on where it stopped. Stopped where a signal came; UserError, before any
-    training, where there are no images to measure on.
+    One that a comparison beside `folder` has trained already is taken from there. `watch` gets
+    the run folder, the variant, the seed, and whether it is finished. Interrupted, it goes on
+    where it stopped. Stopped where a signal came; UserError, before any training, where there are
+    no images to measure on.
     """
     chosen = recipes(comparison, changes)
     held_out = dataset.val is not None or all(recipe.val for recipe in chosen.values())
     if not {"test": dataset.test is not None, "val": held_out}.get(measure_on):
         raise UserError(f"measure {measure_on}: there are no such images; give test or val")
-    found: dict[str, dict[int, float]] = {name: {} for name in chosen}
+    job, reported = _Job(folder, dataset, engine, measure_on), comparison.reported
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for seed in seeds:  # seed by seed, so that a table of whole pairs exists early
         for name, recipe in chosen.items():
-            place = folder / f"{_slug(name)}-{seed}"
             mine = from_dict({"seed": seed}, recipe)
-            result = _result(place, mine, dataset, engine, measure_on, name, watch)
-            found[name][seed] = result["accuracy"]
+            place, done = job.finished(f"{_slug(name)}-{seed}", mine)
+            watch(place, name, seed, done)
+            if not done:
+                job.train(place, mine)
+            found[name].append(_facts(read_info(place)))
     return [
-        Outcome(name, by_seed, comparison.reported.get(name)) for name, by_seed in found.items()
+        Outcome(name, {run["seed"]: run["accuracy"] for run in made}, reported.get(name), made)
+        for name, made in found.items()
     ]
 
 
-def _result(
-    place: Path,
-    recipe: Recipe,
-    dataset: Dataset,
-    engine: Engine,
-    measure_on: str,
-    variant: str,
-    watch: Callable[[runs.Run, str, int], None],
-) -> dict[str, Any]:
-    if (place / INFO).exists():
-        info = read_info(place)
-        if not is_of(info, recipe):
-            raise UserError(f"{place} holds a run of another recipe: give another --out")
-        if info.get("result", {}).get("split") == measure_on:
-            done: dict[str, Any] = info["result"]
-            return done
-        run = runs.reopen(place, lambda _: dataset, lambda _: engine)
-    else:
-        run = runs.create(place, recipe, dataset, engine)
-    watch(run, variant, recipe.seed)
-    with runs.Stop() as stop:
-        for _ in runs.epochs(run, stop, _ignore):
-            pass
-    stop.check()
-    return runs.finish(run, "none", measure_on)
+def _facts(info: dict[str, Any]) -> dict[str, Any]:
+    """What a claim that rests on this run has to say of it."""
+    result = {key: info["result"][key] for key in ("split", "accuracy", "n", "train_seconds")}
+    return {
+        "seed": info["recipe"]["seed"],
+        **result,
+        **{key: info[key] for key in ("commit", "started", "hardware", "recipe")},
+    }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all trainings of a comparison share."""
+
+    folder: Path
+    dataset: Dataset
+    engine: Engine
+    measure_on: str
+
+    def finished(self, name: str, recipe: Recipe) -> tuple[Path, bool]:
+        """Where the run is, or is to be; whether it is finished. UserError: another is there."""
+        place = self.folder / name
+        if (place / INFO).exists():
+            info = read_info(place)
+            if not is_of(info, recipe):
+                raise UserError(f"{place} holds a run of another recipe: give another --out")
+            check_data(place, info, self.dataset)
+            return place, self._measured(info)
+        for other in sorted(self.folder.parent.glob(f"{PREFIX}*/*/{INFO}")):
+            info = read_info(other.parent)
+            if is_of(info, recipe) and self._measured(info) and self._same_data(other, info):
+                return other.parent, True
+        return place, False
+
+    def _measured(self, info: dict[str, Any]) -> bool:
+        return (info.get("result") or {}).get("split") == self.measure_on
+
+    def _same_data(self, place: Path, info: dict[str, Any]) -> bool:
+        try:
+            return check_data(place, info, self.dataset)
+        except UserError:
+            return False
+
+    def train(self, place: Path, recipe: Recipe) -> None:
+        """Begin or go on, and measure."""
+        if (place / INFO).exists():
+            run = runs.reopen(place, lambda _: self.dataset, lambda _: self.engine)
+        else:
+            run = runs.create(place, recipe, self.dataset, self.engine)
+        with runs.Stop() as stop:
+            for _ in runs.epochs(run, stop, _ignore):
+                pass
+        stop.check()
+        runs.finish(run, "none", self.measure_on)
 
 
 def _ignore(state: TrainState) -> None:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, check_measure, make_engine
+from leanres.cli.train import DEVICE, THREADS, check_measure, make_engine, typed
 
 if TYPE_CHECKING:
     from leanres.compare import Comparison, Outcome
-    from leanres.training.run import Run
 
 
 def compare(
@@ -46,17 +45,18 @@ def compare(
     first = next(iter(chosen.values()))
     engine = make_engine(device, first.precision, first.compiled, threads)
     dataset = load(data, path, size, strict)
-    folder = out or Path("runs", f"compare-{name}")
+    folder = out or Path("runs", f"{library.PREFIX}{name}")
 
-    def watch(run: Run, variant: str, seed: int) -> None:
-        typer.echo(f"{variant}, seed {seed}: {run.plan.total} steps -> {run.folder}", err=True)
+    def watch(place: Path, variant: str, seed: int, done: bool) -> None:
+        typer.echo(f"{variant}, seed {seed} {'is in' if done else '->'} {place}", err=True)
 
     outcomes = library.compare(
         comparison, dataset, engine, folder, numbers, changes, measure, watch
     )
     rows = list(library.to_rows(outcomes))
     if as_json:
-        typer.echo(json.dumps({"comparison": name, "measured_on": measure, "rows": rows}, indent=1))
+        facts = {"comparison": name, "command": typed(), "measured_on": measure}
+        typer.echo(json.dumps(facts | {"question": comparison.question, "rows": rows}, indent=1))
         return
     _print(comparison, outcomes, rows, measure)
 
