@@ -87,6 +87,14 @@ def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanr
     listed = leanres("runs", "--runs", tmp_path / "none", "--results", tmp_path / "results")
     assert "quick:3" in listed.out
 
+    info = tmp_path / "runs" / "quick-3" / "run.json"
+    known = json.loads(info.read_text())
+    known["data"]["fingerprints"]["train"] = "0"
+    info.write_text(json.dumps(known))
+    other = leanres(*words)
+    assert other.code == 2
+    assert "quick-3 was trained on other data" in other.err
+
 
 @pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_committed_plan_is_one_of_networks_that_fit_cifar10(file):

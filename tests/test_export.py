@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -160,15 +161,30 @@ def test_mistakes_are_one_line(run, tmp_path, leanres, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_weights_in_the_repository_give_the_figure_of_their_card(cifar_path, leanres):
+@pytest.fixture
+def real(cifar_path):
+    """Where CIFAR-10 lies: figures of shipped weights are of it and of nothing else."""
     if cifar_path is None:
         pytest.skip("the figure is of CIFAR-10, which is not here: set LEANRES_DATA")
-    words = ["evaluate", SHIPPED / "speednet.safetensors", "--path", cifar_path, "--json"]
+    return cifar_path
+
+
+def test_the_weights_in_the_repository_give_the_figure_of_their_card(real, leanres):
+    words = ["evaluate", SHIPPED / "speednet.safetensors", "--path", real, "--json"]
     found = json.loads(leanres(*words, "--tta", "none").out)
     (told,) = re.findall(r"test accuracy \| (\S+) %", (SHIPPED / "speednet.md").read_text())
     assert found["n"] == 10_000
     # bfloat16 hardware decides a few images otherwise
     assert 100 * found["accuracy"] == pytest.approx(float(told), abs=0.1)
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_every_file_in_the_repository_is_as_good_as_its_card_says(real, file):
+    few = load("cifar10", real).test.subset(range(1000))
+    found = load_predictor(file).evaluate(few, "none")["accuracy"]
+    (told,) = re.findall(r"test accuracy \| (\S+) %", file.with_suffix(".md").read_text())
+    share = float(told) / 100
+    assert found == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 1000))
 
 
 def test_the_weights_that_are_shipped_carry_their_network(run, tmp_path):

@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.i
 TINY = """
 from leanres.models.resnet import ResNetConfig
 
-DATA, TEST_STEPS, tiny = "digits", 40, ResNetConfig((4, 8), (1, 1))
+DATA, RANGE, tiny = "digits", {"steps": 40}, ResNetConfig((4, 8), (1, 1))
 CHANGES = {"model": tiny, "epochs": 6, "batch_size": 200, "augment": ()}
 """
 

@@ -50,17 +50,21 @@ def campaign(
     """
     from leanres import campaign as campaigns
     from leanres.training.engine import detect
+    from leanres.training.folder import INFO, check_data, read_info
 
     options = {"data": data, "path": path, "size": size, "strict": strict}
     rows = _rows(plan, options, settings)
     jobs = campaigns.jobs_of(rows, runs)
+    dataset, where = load(data, path, size, strict), detect(device).device
+    for job in jobs:
+        if (job.folder / INFO).exists():
+            check_data(job.folder, read_info(job.folder), dataset)
     left = sum(not job.finished() for job in jobs)
     typer.echo(
         f"{plan}: {len(jobs)} trainings, {len(jobs) - left} finished; {at_once} at once,"
         f" progress in {runs}/*.log",
         err=as_json,
     )
-    dataset, where = load(data, path, size, strict), detect(device).device
     share = max(1, (os.cpu_count() or 1) // at_once)  # of the cores, else they fight for all
     own = words([], device=device, threads=threads or (share if at_once > 1 else None))
     failed = 0

@@ -16,10 +16,11 @@ def models(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
     """List the networks with parameters, MACs and receptive fields."""
     from leanres.models.budget import summarize
     from leanres.models.zoo import MODELS
+    from leanres.training.recipes import best_own
 
     rows = []
     for name, entry in MODELS.items():
-        s = summarize(entry.config)
+        s, own = summarize(entry.config), best_own(name)
         rows.append(
             {
                 "name": name,
@@ -28,7 +29,7 @@ def models(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) ->
                 "receptive_field": s.receptive_field,
                 "chained_receptive_field": s.chained_receptive_field,
                 "reported": entry.reported,
-                "own": entry.own and asdict(entry.own),
+                "own": own and asdict(own),
                 "source": entry.source,
                 "note": entry.note,
             }

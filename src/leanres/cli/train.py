@@ -1,4 +1,4 @@
-"""`leanres train`, `leanres resume`, `leanres recipes`."""
+"""`leanres train`, `leanres resume`."""
 
 from __future__ import annotations
 
@@ -29,45 +29,6 @@ NO_REPORT = typer.Option(False, "--no-report", help="Write no report.html at the
 TRACK = typer.Option("", help="Pass metrics on live: tensorboard, mlflow, or both with a comma.")
 JSON = typer.Option(False, "--json", help="Print the result as JSON; progress goes to stderr.")
 FEW_STEPS = 10  # an epoch: with fewer the batch is too large for the data
-
-
-def recipes(
-    name: str = typer.Argument("", help="Print this one as a TOML file, every setting explained."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
-) -> None:
-    """List the training recipes; one of them in full, as a file to change and train with."""
-    from leanres.training.recipes import RECIPES, load_recipe, to_toml
-
-    if name:
-        recipe = load_recipe(name)
-        typer.echo(json.dumps({"name": name, **recipe.to_dict()}) if as_json else to_toml(recipe))
-        return
-    if as_json:
-        for known, recipe in RECIPES.items():
-            typer.echo(json.dumps({"name": known, **recipe.to_dict()}))
-        return
-    _print_recipes(RECIPES)
-
-
-def _print_recipes(known: dict[str, Recipe]) -> None:
-    from rich.table import Table
-
-    from leanres.cli.console import console
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("network", no_wrap=True)
-    for title in ("epochs", "batch", "optimizer", "lr"):
-        table.add_column(title, justify="left" if title == "optimizer" else "right")
-    table.add_column("schedule", no_wrap=True)
-    table.add_column("augmentation", overflow="fold")
-    for name, r in known.items():
-        numbers = (f"{r.epochs}", f"{r.batch_size:,}", r.optimizer, f"{r.lr:g}")
-        steps = ", ".join(step for step, _ in (*r.augment, *r.mix))
-        network = r.model if isinstance(r.model, str) else "its own"
-        table.add_row(name, network, *numbers, r.schedule[0], steps)
-    console().print(table)
-    typer.echo("\nleanres recipes NAME prints one in full; leanres train NAME trains with it")
 
 
 def train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ from leanres.report.record import read_run
 from leanres.report.sections import duration, percent
 from leanres.training.recipe import Recipe
 from leanres.training.run import score
+
+# Options that say where and how, not what; whether each takes a value.
+WHERE = {
+    "--out": True,
+    "--path": True,
+    "--device": True,
+    "--threads": True,
+    "--track": True,
+    "--no-report": False,
+    "--json": False,
+}
 
 
 def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str = "auto") -> str:
@@ -68,13 +80,26 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
             *(f"| {key} | {value} |" for key, value in facts.items()),
             "",
             "```",
-            *([f"{command}   # trains it again, at that commit"] if command else []),
+            *([f"{_what(command)}   # trains it again, at that commit"] if command else []),
             f"leanres evaluate {weights.name}",
             f"leanres predict {weights.name} IMAGES",
             "```",
             "",
         ]
     )
+
+
+def _what(command: str) -> str:
+    """The command without what is the machine's alone: its folders, its device, its output."""
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option in WHERE:
+            if WHERE[option] and not equals:
+                next(words, None)
+        else:
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _accuracy(result: dict[str, Any]) -> str:
