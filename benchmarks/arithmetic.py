@@ -1,0 +1,98 @@
+"""Accuracy against the arithmetic of a training: what is published, the documents, and our own.
+
+python benchmarks/arithmetic.py docs/arithmetic.png
+
+Arithmetic is what a training costs on any machine; seconds are not comparable between machines.
+6 FLOP for each MAC of each image, forward and backward.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from leanres.models.zoo import MODELS
+from leanres.training.recipes import ABOUT, RECIPES, cost
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+# name -> (PFLOP, test accuracy in percent as its authors count it); all with test-time
+# augmentation but the last two. arXiv:2404.00498, its repository, and the entries' own pages.
+PUBLISHED = {
+    "cifar10-fast (2019)": (1.15, 94.08),
+    "hlb-CIFAR10": (0.59, 94.0),
+    "airbench94": (0.36, 94.01),
+    "airbench94_muon": (0.29, 94.01),
+    "hiverge": (0.27, 94.008),
+    "airbench95": (1.4, 95.01),
+    "airbench96": (4.9, 96.03),
+    "airbench96_faster": (3.1, 96.00),
+    "cifar10-fast (2018)": (2.7, 94.08),
+    "ResNet-18, 200 epochs": (32.3, 96.0),
+}
+SHOWN = 88.0  # lowest accuracy of the picture
+
+
+def own() -> dict[str, tuple[float, float, float | None]]:
+    """Recipe -> (PFLOP, mean accuracy in percent, that with flip-shift) of what is committed."""
+    found = {}
+    for name, about in ABOUT.items():
+        if about.own is None:
+            continue
+        runs = json.loads((RESULTS / about.own.results).read_text())["runs"]
+        augmented = [100 * run["accuracy_tta"] for run in runs if run.get("tta") == "flip-shift"]
+        mean = sum(augmented) / len(augmented) if augmented else None
+        found[name] = (cost(RECIPES[name]) / 1e15, about.own.accuracy, mean)
+    return found
+
+
+def reported() -> dict[str, tuple[float, float]]:
+    """The documents' figures at what their recipes cost; one point has one name."""
+    found = {}
+    for name, recipe in RECIPES.items():
+        if ABOUT[name].source.startswith("report on") and not name.endswith("-code"):
+            at = (cost(recipe) / 1e15, MODELS[str(recipe.model)].reported or 0.0)
+            found[name.removesuffix("-text")] = at
+    return found
+
+
+def main(out: Path) -> None:
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    series = (
+        (PUBLISHED, "o", "#888888", "speed records and a usual ResNet-18"),
+        (reported(), "s", "#E69F00", "the documents, as reported"),
+    )
+    for points, shape, colour, label in series:
+        shown = {name: at for name, at in points.items() if at[1] >= SHOWN}
+        axes.scatter(*zip(*shown.values(), strict=True), marker=shape, c=colour, s=28, label=label)
+        for name, (x, y) in shown.items():
+            place = {"xytext": (2, 5), "textcoords": "offset points", "rotation": 45}
+            axes.annotate(name, (x, y), fontsize=7, color="#444444", **place)
+    for place, (name, (x, plain, augmented)) in enumerate(own().items()):
+        label = ("leanres", "leanres, flip-shift") if place == 0 else (None, None)
+        axes.scatter(x, plain, c="#0B3C5D", s=40, label=label[0], zorder=3)
+        if augmented is not None:
+            axes.scatter(x, augmented, c="white", ec="#0B3C5D", s=40, label=label[1], zorder=3)
+            axes.plot([x, x], [plain, augmented], c="#0B3C5D", lw=1, zorder=2)
+        axes.annotate(
+            name, (x, plain), xytext=(7, -4), textcoords="offset points", fontweight="bold"
+        )
+    axes.set(
+        xscale="log",
+        xlabel="arithmetic of the training, PFLOP",
+        ylabel="test accuracy, %",
+        ylim=(SHOWN, 98.2),
+        xlim=(0.2, 300),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
