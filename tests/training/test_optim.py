@@ -110,6 +110,26 @@ def test_sgd_equals_pytorchs_own_with_the_recipes_settings():
         assert torch.equal(p, q)
 
 
+def test_a_scaled_head_learns_as_if_logits_were_multiplied():
+    recipe = Recipe(optimizer="sgd", lr=0.1, weight_decay=5e-4, head_scale=0.125)
+    ours, explicit = network().double(), network().double()
+    with torch.no_grad():
+        for p in ours[-1].parameters():
+            p.mul_(0.125)  # as the loop begins it
+    theirs = torch.optim.SGD(
+        explicit.parameters(), recipe.lr, recipe.momentum, 0, 5e-4, nesterov=recipe.nesterov
+    )
+    (mine,) = OPTIMIZERS["sgd"](ours, recipe)
+    images, labels = torch.randn(16, 3, 6, 6).double(), torch.arange(16) % 4
+    for _ in range(4):
+        logits = (ours(images), 0.125 * explicit(images))
+        assert torch.allclose(*logits, atol=1e-10)
+        for out, optimizer in zip(logits, (mine, theirs), strict=True):
+            nn.functional.cross_entropy(out, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def test_biases_and_norm_scales_are_not_decayed_where_the_recipe_says_so():
     (optimizer,) = OPTIMIZERS["sgd"](
         network(), Recipe(optimizer="sgd", lr=0.1, weight_decay=0.004, decay_all=False)

@@ -24,7 +24,7 @@ from leanres.models.speednet import SpeedNet
 from leanres.models.zoo import resolve
 from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.engine import Engine, Normalize
-from leanres.training.optim import OPTIMIZERS, set_lr_
+from leanres.training.optim import OPTIMIZERS, classifier, set_lr_
 from leanres.training.proxy import hardest
 from leanres.training.recipe import Plan, Recipe
 from leanres.training.sam import climbed_
@@ -103,6 +103,10 @@ def _fresh(
         model = replace(resolve(shape), num_classes=len(train.classes)).build()
     if isinstance(model, SpeedNet):
         model.whiten_(normalize.cpu()(whitening_sample(train, recipe.seed)))
+    if recipe.optimizer == "sgd":
+        with torch.no_grad():
+            for p in classifier(model):
+                p.mul_(recipe.head_scale)
     return model
 
 

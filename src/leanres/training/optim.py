@@ -32,6 +32,8 @@ class OptimSettings(Protocol):
     @property
     def decay_all(self) -> bool: ...
     @property
+    def head_scale(self) -> float: ...
+    @property
     def bias_lr(self) -> float: ...
     @property
     def head_lr(self) -> float: ...
@@ -64,8 +66,24 @@ def _decayed(model: nn.Module, s: OptimSettings) -> list[dict[str, Any]]:
     return [g for g in groups if g["params"]]
 
 
+def classifier(model: nn.Module) -> list[Tensor]:
+    """The parameters of the last linear layer; none where there is no such layer."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return list(layers[-1].parameters()) if layers else []
+
+
 def _sgd(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
     groups = _decayed(model, s)
+    if s.head_scale != 1:
+        # With W = scale * V, a step of lr on V is one of scale^2 * lr on W; lr * decay is the same.
+        square = s.head_scale**2
+        head = {id(p) for p in classifier(model)}
+        for g in tuple(groups):
+            theirs = [p for p in g["params"] if id(p) in head]
+            g["params"] = [p for p in g["params"] if id(p) not in head]
+            decay = g["weight_decay"] / square
+            groups.append({"params": theirs, "lr": s.lr * square, "weight_decay": decay})
+        groups = [g for g in groups if g["params"]]
     return [torch.optim.SGD(groups, s.lr, s.momentum, nesterov=s.nesterov and s.momentum > 0)]
 
 

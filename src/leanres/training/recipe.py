@@ -54,6 +54,7 @@ class Recipe:
     betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
     weight_decay: float = 0.0  # unused by muon, which resets the filters' norm at each step
     decay_all: bool = True  # false: biases and norm scales are not decayed
+    head_scale: float = 1.0  # sgd only: the classifier learns as if logits were multiplied by it
     bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
     head_lr: float = 0.768  # muon only: the classifier, by AdamW; divided by its inputs
     rest_decay: float = 0.5  # muon only: of biases, norms and classifier, as AdamW's
@@ -111,6 +112,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "copies": (1, 256),
     "keep": (0.01, 1),
     "label_smoothing": (0, 0.99),
+    "head_scale": (0.001, 1000),
     "distill_weight": (0, 1),
     "distill_temperature": (0.01, 1000),
     "sam_rho": (0, 100),

@@ -15,6 +15,7 @@ YOUNGER: dict[str, Any] = {
     "distill_temperature": 2.0,
     "sam_rho": 0.0,
     "sam_adaptive": False,
+    "head_scale": 1.0,
 }
 
 
