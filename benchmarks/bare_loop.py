@@ -20,6 +20,7 @@ from leanres.data.split import Split, channel_stats
 from leanres.models.speednet import SpeedNet, SpeedNetConfig
 from leanres.training.muon import Muon
 from leanres.training.recipe import Recipe
+from leanres.training.small_maps import SideBySide
 
 
 def losses(
@@ -38,6 +39,7 @@ def losses(
     net.whiten_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
     average = copy.deepcopy(net)
+    forward = SideBySide(net) if bfloat16 else net  # a kernel, as the engine takes it on a CPU
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)
@@ -73,7 +75,7 @@ def losses(
             x.chunk(r.accumulate), split.labels[chosen].chunk(r.accumulate), strict=True
         ):
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                logits = net(images)
+                logits = forward(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=r.label_smoothing)
             loss = loss * (len(labels) / batch)
             loss.backward()
