@@ -138,16 +138,19 @@ RECIPES: Table[Recipe] = Table(
             ema=0.0,
             val=5000,
         ),
-        # The assignment that resnet-custom answers wants the lr from a range test: 0.09 is what
-        # `find-lr assignment-s9 --mode linear --lr-min 0.001 --lr-max 0.2` says. DAWNBench's 0.4
-        # is for logits divided by 8: without that the classifier is thrown off at first. The
-        # decay is such that lr * decay is DAWNBench's.
+        # The assignment that resnet-custom answers wants the lr from a range test. lr_max is what
+        # `find-lr assignment-s9 --mode linear --lr-min 0.001 --lr-max 1 --steps 160` says, lr_min
+        # what the exponential test says. DAWNBench's lr, 0.4, belongs to logits times 0.125:
+        # without that factor the classifier is thrown off at a fifth of it.
         "assignment-s9": _hole(
             "resnet-custom",
-            ("one-cycle", {"peak_epoch": 5.0}),
-            0.09,
+            ("one-cycle", {"peak_epoch": 5.0, "lr_min": 0.0004}),
+            0.5,
             nesterov=True,
-            weight_decay=2e-3,
+            weight_decay=5e-4,
+            head_scale=0.125,
+            label_smoothing=0.1,
+            ema=0.99,
         ),
         "resnet-custom": _adam("resnet-custom"),
         "resnet-custom-as-built": _adam("resnet-custom-as-built"),
@@ -206,7 +209,7 @@ ABOUT: Table[About] = Table(
         "plain-sgd": About("He et al. 2015, section 4.2, with a cosine"),
         "assignment-s9": About(
             f"{S9}: 90 %, and 93 % for the double score",
-            Own(93.35, 1, "assignment-s9.json"),
+            Own(93.35, 1, "assignment-s9-unscaled.json"),
         ),
         "resnet-custom": About("report on resnet-custom; the network as described"),
         "resnet-custom-as-built": About("report on resnet-custom; the network as its code ran"),
