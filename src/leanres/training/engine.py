@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from leanres.errors import UserError
+from leanres.training.aligned import aligned
+from leanres.training.graphs import Gradients, Replay
 from leanres.training.small_maps import SideBySide
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -31,7 +33,7 @@ class Engine:
 
     device: str
     precision: str  # of convolutions and matrix products; weights stay float32
-    compiled: bool
+    compiled: bool  # kernels by torch.compile and, on a GPU, each step's as one CUDA graph
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -45,10 +47,16 @@ class Engine:
     def forward(self, model: nn.Module) -> nn.Module:
         """What to call for a training step: the model, compiled or by other kernels as it pays."""
         if self.compiled:
+            half = torch.device(self.device).type == "cuda" and self.precision == "bfloat16"
             # A kernel per image size: a general one is slower at each of a recipe's few.
-            return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+            return torch.compile(aligned(model) if half else model, dynamic=False)  # type: ignore[return-value]
         beside = torch.device(self.device).type == "cpu" and self.precision == "bfloat16"
         return SideBySide(model) if beside else model
+
+    def replayed(self, work: Gradients, model: nn.Module) -> Gradients:
+        """What to call for a step's gradients: the work itself, or a capture of it (`Replay`)."""
+        cuda = torch.device(self.device).type == "cuda"
+        return Replay(work, model) if self.compiled and cuda else work
 
     def forget(self) -> None:
         """Drop the kernels of earlier networks: PyTorch compiles eight of one class at most."""

@@ -132,6 +132,15 @@ def steps(
     forward = engine.forward(state.model)
     pick = None if state.proxy is None else engine.forward(state.proxy)
     networks = [model for model in (state.model, state.proxy) if model is not None]
+
+    def gradients(batch: Batch) -> tuple[Tensor, Tensor]:
+        found = backward(forward, batch, recipe, engine)
+        if recipe.sam_rho:
+            with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
+                backward(forward, batch, recipe, engine)
+        return found
+
+    compute = engine.replayed(gradients, state.model)
     drawing = any(draws(module) for model in networks for module in model.modules())
     for model in networks:
         model.train()
@@ -149,9 +158,13 @@ def steps(
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
             taught = teach(state.teacher, images, plan, engine)
             batch = Batch(inputs.contiguous(memory_format=CHANNELS_LAST), targets, taught)
-            result = _update(state, forward, batch, recipe, engine, last)
+            loss, correct = compute(batch)
+        # Once an epoch: it is read beside the losses, and a norm a step would cost more than it
+        # tells.
+        norm = _gradient_norm(state.model) if last else None
+        _update(state, recipe)
         state.step += 1
-        yield result
+        yield StepResult(loss, correct, norm)
 
 
 @contextmanager
@@ -176,26 +189,12 @@ def freeze_stem_(model: nn.Module) -> None:
             p.grad = None
 
 
-def _update(
-    state: TrainState,
-    forward: nn.Module,
-    batch: Batch,
-    recipe: Recipe,
-    engine: Engine,
-    last: bool,
-) -> StepResult:
-    loss, correct = backward(forward, batch, recipe, engine)
-    if recipe.sam_rho:
-        with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
-            backward(forward, batch, recipe, engine)
-    # Once an epoch: it is read beside the losses, and a norm a step would cost more than it tells.
-    norm = _gradient_norm(state.model) if last else None
+def _update(state: TrainState, recipe: Recipe) -> None:
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
-    return StepResult(loss, correct, norm)
 
 
 def backward(

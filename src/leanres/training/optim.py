@@ -72,6 +72,11 @@ def classifier(model: nn.Module) -> list[Tensor]:
     return list(layers[-1].parameters()) if layers else []
 
 
+def _fused(model: nn.Module) -> bool | None:
+    """One kernel for all parameters on a GPU; else PyTorch's own choice."""
+    return True if next(model.parameters()).is_cuda else None
+
+
 def _sgd(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
     groups = _decayed(model, s)
     if s.head_scale != 1:
@@ -84,11 +89,12 @@ def _sgd(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
             decay = g["weight_decay"] / square
             groups.append({"params": theirs, "lr": s.lr * square, "weight_decay": decay})
         groups = [g for g in groups if g["params"]]
-    return [torch.optim.SGD(groups, s.lr, s.momentum, nesterov=s.nesterov and s.momentum > 0)]
+    nesterov = s.nesterov and s.momentum > 0
+    return [torch.optim.SGD(groups, s.lr, s.momentum, nesterov=nesterov, fused=_fused(model))]
 
 
 def _adam(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
-    return [torch.optim.Adam(_decayed(model, s), s.lr, s.betas)]
+    return [torch.optim.Adam(_decayed(model, s), s.lr, s.betas, fused=_fused(model))]
 
 
 def _adadelta(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
@@ -96,7 +102,7 @@ def _adadelta(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
 
 
 def _adamw(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
-    return [torch.optim.AdamW(_decayed(model, s), s.lr, s.betas)]
+    return [torch.optim.AdamW(_decayed(model, s), s.lr, s.betas, fused=_fused(model))]
 
 
 def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
@@ -113,7 +119,9 @@ def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
             for p in parts["matrices"]
         ),
     ]
-    others = torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas)
+    others = torch.optim.AdamW(
+        [g for g in groups if g["params"]], betas=s.betas, fused=_fused(model)
+    )
     return [Muon(parts["filters"], s.lr, s.momentum), others]
 
 

@@ -64,6 +64,7 @@ from leanres.training.rehearse import rehearse
 from leanres.training.weights import WEIGHTS, Preprocess, save_weights, weights_file
 from leanres.version import __version__
 
+REST = 20  # times a save's seconds, between saves
 LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
 
 
@@ -243,10 +244,12 @@ def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> R
 
 
 def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterator[Row]:
-    """Train to the end or to the stop, saving after each epoch and at the stop.
+    """Train to the end or to the stop, saving after epochs and at the stop.
 
-    Yields each epoch's row with its `seconds` and `images_per_s`. A loss that is not finite is a
-    UserError that names the step; the checkpoint before it stays the newest.
+    After each epoch, but no sooner than after `REST` times what the last save took: on a GPU an
+    epoch of a second is not followed by half a second of writing. Yields each epoch's row with
+    its `seconds` and `images_per_s`. A loss that is not finite is a UserError that names the step;
+    the checkpoint before it stays the newest.
     """
 
     def go_on(state: TrainState) -> bool:
@@ -255,18 +258,22 @@ def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterato
 
     _write_info(run)  # what a resumed run has changed is so from its first step on, not before
     clock = time.perf_counter() - run.carried_s
+    due = 0.0
     rows = train(run.state, run.train, run.recipe, run.normalize, run.engine, run.val, watch=go_on)
     try:
         for row in rows:
             now = time.perf_counter()
             seconds, clock = now - clock, now
             run.times.append(_time(run, row, seconds))
-            _save(run)
+            if now >= due or run.state.step == run.plan.total:
+                _save(run)
+                due = time.perf_counter() + REST * (time.perf_counter() - now)
             yield row | run.times[-1]
-        if run.state.losses:  # stopped within an epoch
+        if run.state.step < run.plan.total:  # stopped
             check_finite(run.state)
-            run.info["unfinished_seconds"] = time.perf_counter() - clock
-            _write_info(run)
+            if run.state.losses:  # within an epoch
+                run.info["unfinished_seconds"] = time.perf_counter() - clock
+                _write_info(run)
             _save(run)
     except NonFiniteLossError as error:
         kept = checkpoint.saved(run.folder / CHECKPOINTS)
