@@ -16,7 +16,7 @@ TINY = """
 from leanres.models.resnet import ResNetConfig
 
 DATA, RANGE, tiny = "digits", {"steps": 40}, ResNetConfig((4, 8), (1, 1))
-CHANGES = {"model": tiny, "epochs": 6, "batch_size": 200, "augment": ()}
+CHANGES = {"model": tiny, "epochs": 6, "batch_size": 200, "augment": (), "head_scale": 1.0}
 """
 
 
