@@ -1,34 +1,53 @@
 """Replay, with a stand-in for the CUDA graph that runs what was captured again."""
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from leanres.training.batch import Batch
 from leanres.training.engine import Engine
 from leanres.training.graphs import WARM_UP, Replay
+from leanres.training.muon import Muon
+
+
+class Found(NamedTuple):
+    loss: Tensor
+    correct: Tensor
 
 
 class Again:
-    """As a graph does: the work once more, its results and gradients written where they lay."""
+    """As a graph: the work once more, with the lr it was captured with and what that now holds.
+
+    A capture runs nothing: what the work changed is put back.
+    """
 
     def __init__(self, work, replay, model):
+        self.optimizer = replay.optimizer
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        weights = copy.deepcopy(model.state_dict())
+        state = copy.deepcopy(self.optimizer.state_dict()["state"])
         work()
-        self.work, self.replay_, self.model = work, replay, model
-        self.found = replay.found
-        self.gradients = [p.grad for p in model.parameters()]
+        model.load_state_dict(weights)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        replay.groups = self.optimizer.param_groups  # loading made new ones
+        self.work, self.owner, self.found = work, replay, replay.found
 
     def replay(self):
-        self.model.zero_grad(set_to_none=True)
+        before = [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            assert isinstance(rate, Tensor)
+            group["lr"] = rate
         self.work()
-        values = [*self.replay_.found, *(p.grad for p in self.model.parameters())]
-        for own, new in zip([*self.found, *self.gradients], values, strict=True):
-            if own is not None:
-                own.copy_(new)
-        self.replay_.found = self.found
+        for group, rate in zip(self.optimizer.param_groups, before, strict=True):
+            group["lr"] = rate
+        for own, new in zip(self.found, self.owner.found, strict=True):
+            own.copy_(new)
+        self.owner.found = self.found
 
 
 def network():
@@ -36,12 +55,23 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
 
 
-def work_of(model):
+def sgd(model):
+    head = {"params": [*model[2].parameters()], "lr": 0.02}
+    return torch.optim.SGD([{"params": [*model[0].parameters()]}, head], 0.1, 0.9)
+
+
+def muon(model):
+    return Muon([model[0].weight], 0.1, 0.9)
+
+
+def work_of(model, optimizer):
     def work(batch):
         logits = model(batch.inputs)
         loss = F.cross_entropy(logits, batch.targets)
         loss.backward()
-        return loss.detach(), (logits.argmax(1) == batch.targets).sum()
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return Found(loss.detach(), (logits.argmax(1) == batch.targets).sum())
 
     return work
 
@@ -52,80 +82,99 @@ def batches(count, size=6):
         yield Batch(torch.randn(size, 3, 8, 8), torch.randint(5, (size,)))
 
 
-def train(model, compute, given):
-    """Losses, hits and the weights after SGD on the batches."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+def train(compute, optimizer, given):
+    """What each batch gave; the lr falls as it goes."""
     found = []
     for batch in given:
         found.append(compute(batch))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return found, list(model.parameters())
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.8
+    return found
 
 
-def replayed(model):
+def replayed(model, optimizer):
     captures = []
 
     def capture(work):
         captures.append(Again(work, replay, model))
         return captures[-1]
 
-    replay = Replay(work_of(model), model, capture)
+    replay = Replay(work_of(model, optimizer), model, [optimizer], capture)
+    replay.optimizer = optimizer
     return replay, captures
 
 
-def test_training_by_replays_is_training_step_by_step():
+@pytest.mark.parametrize("make", [sgd, muon])
+def test_training_by_replays_is_training_step_by_step(make):
     plain, model = network(), network()
-    replay, captures = replayed(model)
+    expecting, optimizer = make(plain), make(model)
+    replay, captures = replayed(model, optimizer)
     given = list(batches(WARM_UP + 6))
-    expected, weights = train(plain, work_of(plain), given)
-    found, ours = train(model, replay, given)
+    expected = train(work_of(plain, expecting), expecting, given)
+    found = train(replay, optimizer, given)
     assert len(captures) == 1
-    for a, b in zip(expected, found, strict=True):
-        assert [t.item() for t in a] == [t.item() for t in b]  # also of steps long past
-    for a, b in zip(weights, ours, strict=True):
-        assert a.equal(b)
+    for a, b in zip(expected, found, strict=True):  # also of steps long past
+        assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-5)
+        assert b.correct.item() == a.correct.item()
+    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert all(type(group["lr"]) is float for group in optimizer.param_groups)
 
 
 def test_nothing_is_captured_before_the_warm_up_is_over():
-    replay, captures = replayed(network())
-    for i, batch in enumerate(batches(WARM_UP + 1)):
-        assert len(captures) == 0, i
+    model = network()
+    replay, captures = replayed(model, sgd(model))
+    for batch in batches(WARM_UP):
         replay(batch)
+    assert not captures
+    replay(next(batches(1)))
     assert len(captures) == 1
 
 
 def test_another_shape_and_frozen_parameters_are_captured_anew():
     model = network()
-    replay, captures = replayed(model)
+    replay, captures = replayed(model, sgd(model))
     for size in (6, 4):
         for batch in batches(WARM_UP + 2, size):
             replay(batch)
-            model.zero_grad(set_to_none=True)
     assert len(captures) == 2
     model[0].requires_grad_(False)
+    frozen = model[0].weight.clone()
     for batch in batches(WARM_UP + 2, 4):
         replay(batch)
-        assert model[0].weight.grad is None
-        assert model[2].weight.grad is not None
-        model.zero_grad(set_to_none=True)
     assert len(captures) == 3
+    assert model[0].weight.equal(frozen)
 
 
 def test_a_batch_stays_the_callers():
-    replay, _ = replayed(network())
+    model = network()
+    replay, _ = replayed(model, sgd(model))
     for batch in batches(WARM_UP + 3):
         before = copy.deepcopy(batch)
         replay(batch)
         assert batch.inputs.equal(before.inputs)
-        assert replay(batch)[0].item() == replay(batch)[0].item()
+        assert batch.targets.equal(before.targets)
+
+
+def test_the_lr_is_put_back_where_a_capture_fails():
+    model = network()
+    optimizer = sgd(model)
+
+    def fails(work):
+        raise RuntimeError("no graph")
+
+    replay = Replay(work_of(model, optimizer), model, [optimizer], fails)
+    *warm, last = batches(WARM_UP + 1)
+    for batch in warm:
+        replay(batch)
+    with pytest.raises(RuntimeError, match="no graph"):
+        replay(last)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
 
 
 @pytest.mark.parametrize(
-    ("device", "compiled", "kind"),
+    ("device", "compiled", "captures"),
     [("cpu", True, False), ("cuda", False, False), ("cuda", True, True)],
 )
-def test_the_engine_replays_compiled_steps_on_a_gpu(device, compiled, kind):
-    model = network()
-    made = Engine(device, "bfloat16", compiled).replayed(work_of(model), model)
-    assert isinstance(made, Replay) == kind
+def test_the_engine_captures_compiled_steps_on_a_gpu(device, compiled, captures):
+    assert Engine(device, "bfloat16", compiled).captures() == captures

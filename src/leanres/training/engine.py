@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from leanres.errors import UserError
 from leanres.training.aligned import aligned
-from leanres.training.graphs import Gradients, Replay
 from leanres.training.small_maps import SideBySide
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -53,10 +52,9 @@ class Engine:
         beside = torch.device(self.device).type == "cpu" and self.precision == "bfloat16"
         return SideBySide(model) if beside else model
 
-    def replayed(self, work: Gradients, model: nn.Module) -> Gradients:
-        """What to call for a step's gradients: the work itself, or a capture of it (`Replay`)."""
-        cuda = torch.device(self.device).type == "cuda"
-        return Replay(work, model) if self.compiled and cuda else work
+    def captures(self) -> bool:
+        """Whether a step's kernels are captured and replayed (`training.graphs`)."""
+        return self.compiled and torch.device(self.device).type == "cuda"
 
     def forget(self) -> None:
         """Drop the kernels of earlier networks: PyTorch compiles eight of one class at most."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 WARM_UP = 3  # calls before a capture: the compiler, cuDNN and the allocator settle
 Batch = Any  # a NamedTuple of tensors and None, its first the inputs: training.batch.Batch
-Gradients = Callable[[Batch], tuple[Tensor, Tensor]]
+Found = Any  # a NamedTuple of tensors: training.loop.StepResult
+Work = Callable[[Batch], Found]
 
 
 class Graph(Protocol):
@@ -21,29 +23,32 @@ class Graph(Protocol):
 
 
 class Replay:
-    """`work` of batches of one shape, captured at its fourth call and replayed from then on.
+    """`work` on batches of one shape, captured at its fourth call and replayed from then on.
 
-    `work` adds to the gradients of `model` and gives its mean loss () and correct predictions ();
-    it decides nothing by values on the device. The gradients must be cleared before each call.
-    Another shape of batch, or other parameters to train, begin anew.
+    `work` updates `model` by the optimizers at their groups' lr, clears the gradients, and decides
+    nothing by values on the device. Another shape of batch, or other parameters to train, begin
+    anew.
     """
 
     def __init__(
         self,
-        work: Gradients,
+        work: Work,
         model: nn.Module,
+        optimizers: Sequence[Optimizer],
         capture: Callable[[Callable[[], None]], Graph] | None = None,
     ) -> None:
         self.work, self.parameters = work, list(model.parameters())
+        self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.capture = capture or captured
         self.key: object = None
         self.calls = 0
         self.graph: Graph | None = None
         self.inputs: Batch
-        self.found: tuple[Tensor, Tensor]
-        self.gradients: list[Tensor | None] = []
+        self.found: Found
+        self.rates: Tensor  # of each group; what the graph reads in place of a number
+        self.set: list[float] = []  # what lies in `rates`
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch) -> Found:
         shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in batch]
         key = (shapes, [p.requires_grad for p in self.parameters])
         if key != self.key:
@@ -52,25 +57,32 @@ class Replay:
         if self.calls <= WARM_UP:
             return aside(self.work, batch)
         if self.graph is None:
-            self._capture(batch)
+            self.graph = self._captured(batch)
         for own, new in zip(self.inputs, batch, strict=True):
-            if own is not None and new is not None:
+            if own is not None:
                 own.copy_(new)
-        assert self.graph is not None
+        rates = [group["lr"] for group in self.groups]
+        if rates != self.set:
+            self.rates.copy_(torch.tensor(rates), non_blocking=True)
+            self.set = rates
         self.graph.replay()
-        for p, gradient in zip(self.parameters, self.gradients, strict=True):
-            p.grad = gradient
-        loss, correct = self.found
-        return loss.clone(), correct.clone()
+        return type(self.found)(*(t.clone() for t in self.found))
 
-    def _capture(self, batch: Batch) -> None:
+    def _captured(self, batch: Batch) -> Graph:
         self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
+        self.rates, self.set = torch.zeros(len(self.groups), device=batch[0].device), []
 
         def work() -> None:
             self.found = self.work(self.inputs)
 
-        self.graph = self.capture(work)
-        self.gradients = [p.grad for p in self.parameters]
+        rates = [group["lr"] for group in self.groups]
+        for group, rate in zip(self.groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
+        try:
+            return self.capture(work)
+        finally:
+            for group, number in zip(self.groups, rates, strict=True):
+                group["lr"] = number
 
 
 def captured(work: Callable[[], None]) -> Graph:
@@ -81,7 +93,7 @@ def captured(work: Callable[[], None]) -> Graph:
     return graph
 
 
-def aside(work: Gradients, batch: Batch) -> tuple[Tensor, Tensor]:
+def aside(work: Work, batch: Batch) -> Found:
     """Run it on a stream of its own, as autograd wants it before a capture."""
     if not batch[0].is_cuda:
         return work(batch)

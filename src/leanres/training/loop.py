@@ -24,6 +24,7 @@ from leanres.models.speednet import SpeedNet
 from leanres.models.zoo import resolve
 from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.engine import Engine, Normalize
+from leanres.training.graphs import Replay
 from leanres.training.optim import OPTIMIZERS, classifier, set_lr_
 from leanres.training.proxy import hardest
 from leanres.training.recipe import Plan, Recipe
@@ -42,7 +43,8 @@ class NonFiniteLossError(ArithmeticError):
 class StepResult(NamedTuple):
     """What a step found, still on the device: mean loss (), correct predictions ().
 
-    `gradient_norm` () of all gradients together is there at an epoch's last step only.
+    `gradient_norm` () of all gradients together is there at an epoch's last step; elsewhere it may
+    be None.
     """
 
     loss: Tensor
@@ -133,14 +135,20 @@ def steps(
     pick = None if state.proxy is None else engine.forward(state.proxy)
     networks = [model for model in (state.model, state.proxy) if model is not None]
 
-    def gradients(batch: Batch) -> tuple[Tensor, Tensor]:
-        found = backward(forward, batch, recipe, engine)
+    def update(batch: Batch, measured: bool = True) -> StepResult:
+        loss, correct = backward(forward, batch, recipe, engine)
         if recipe.sam_rho:
             with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
                 backward(forward, batch, recipe, engine)
-        return found
+        norm = _gradient_norm(state.model) if measured else None
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss, correct, norm)
 
-    compute = engine.replayed(gradients, state.model)
+    # A proxy's gradients come from outside of the update.
+    captures = engine.captures() and state.proxy is None
+    replay = Replay(update, state.model, state.optimizers) if captures else None
     drawing = any(draws(module) for model in networks for module in model.modules())
     for model in networks:
         model.train()
@@ -158,13 +166,12 @@ def steps(
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
             taught = teach(state.teacher, images, plan, engine)
             batch = Batch(inputs.contiguous(memory_format=CHANNELS_LAST), targets, taught)
-            loss, correct = compute(batch)
-        # Once an epoch: it is read beside the losses, and a norm a step would cost more than it
-        # tells.
-        norm = _gradient_norm(state.model) if last else None
-        _update(state, recipe)
+            # Once an epoch is enough: the norm is read beside the losses, and costs a little.
+            result = update(batch, last) if replay is None else replay(batch)
+        if state.ema is not None:
+            average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
         state.step += 1
-        yield StepResult(loss, correct, norm)
+        yield result
 
 
 @contextmanager
@@ -187,14 +194,6 @@ def freeze_stem_(model: nn.Module) -> None:
         for p in stem.parameters():
             p.requires_grad_(False)
             p.grad = None
-
-
-def _update(state: TrainState, recipe: Recipe) -> None:
-    for optimizer in state.optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if state.ema is not None:
-        average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
 
 
 def backward(
@@ -255,9 +254,9 @@ def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     mine, theirs = ([pair[side] for pair in floats] for side in (0, 1))
     get_ema_multi_avg_fn(decay)(mine, theirs, None)  # type: ignore[no-untyped-call]
-    for own, new in pairs:
-        if not own.is_floating_point():
-            own.copy_(new)
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+    if counters:
+        torch._foreach_copy_([own for own, _ in counters], [new for _, new in counters])
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:

@@ -65,7 +65,7 @@ class Muon(Optimizer):
         updates = orthogonalize(whole.flatten(2), group["steps"]).view_as(whole).movedim(4, 2)
         scales = len(params[0]) ** 0.5 / torch.stack(torch._foreach_norm(params))
         torch._foreach_mul_(params, list(scales))
-        torch._foreach_add_(params, list(updates), alpha=-group["lr"])
+        torch._foreach_sub_(params, list(updates * group["lr"]))
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]

@@ -72,9 +72,13 @@ def classifier(model: nn.Module) -> list[Tensor]:
     return list(layers[-1].parameters()) if layers else []
 
 
-def _fused(model: nn.Module) -> bool | None:
-    """One kernel for all parameters on a GPU; else PyTorch's own choice."""
-    return True if next(model.parameters()).is_cuda else None
+def _cuda(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+def _kernels(model: nn.Module) -> dict[str, bool]:
+    """On a GPU: one kernel for all parameters, and a step that can be captured."""
+    return {"fused": True, "capturable": True} if _cuda(model) else {}
 
 
 def _sgd(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
@@ -90,19 +94,21 @@ def _sgd(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
             groups.append({"params": theirs, "lr": s.lr * square, "weight_decay": decay})
         groups = [g for g in groups if g["params"]]
     nesterov = s.nesterov and s.momentum > 0
-    return [torch.optim.SGD(groups, s.lr, s.momentum, nesterov=nesterov, fused=_fused(model))]
+    return [
+        torch.optim.SGD(groups, s.lr, s.momentum, nesterov=nesterov, fused=_cuda(model) or None)
+    ]
 
 
 def _adam(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
-    return [torch.optim.Adam(_decayed(model, s), s.lr, s.betas, fused=_fused(model))]
+    return [torch.optim.Adam(_decayed(model, s), s.lr, s.betas, **_kernels(model))]
 
 
 def _adadelta(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
-    return [torch.optim.Adadelta(_decayed(model, s), s.lr)]
+    return [torch.optim.Adadelta(_decayed(model, s), s.lr, capturable=_cuda(model))]
 
 
 def _adamw(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
-    return [torch.optim.AdamW(_decayed(model, s), s.lr, s.betas, fused=_fused(model))]
+    return [torch.optim.AdamW(_decayed(model, s), s.lr, s.betas, **_kernels(model))]
 
 
 def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
@@ -119,9 +125,7 @@ def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
             for p in parts["matrices"]
         ),
     ]
-    others = torch.optim.AdamW(
-        [g for g in groups if g["params"]], betas=s.betas, fused=_fused(model)
-    )
+    others = torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, **_kernels(model))
     return [Muon(parts["filters"], s.lr, s.momentum), others]
 
 

@@ -1,0 +1,13 @@
+#!/bin/sh
+# A campaign whose trainings share one NVIDIA GPU by its multi-process service, where that is there:
+#   sh benchmarks/beside.sh PLAN --at-once 5 --minutes 27
+# Without the service the trainings take turns, which for small networks takes twice as long.
+set -eu
+if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
+    CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
+    CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
+    export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    nvidia-cuda-mps-control -d
+    trap 'echo quit | nvidia-cuda-mps-control' EXIT
+fi
+"${PYTHON:-python3}" -m leanres campaign "$@"
