@@ -21,7 +21,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "models.zoo models.budget",
     "training",
     "training.muon training.sam training.files training.younger training.small_maps",
-    "training.aligned training.graphs",
+    "training.aligned training.fused training.graphs",
     "training.weights",
     "training.engine training.optim training.distributed",
     "training.recipe",

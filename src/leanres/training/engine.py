@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from leanres.errors import UserError
 from leanres.training.aligned import aligned
+from leanres.training.fused import fused
 from leanres.training.small_maps import SideBySide
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -50,7 +51,7 @@ class Engine:
             # A kernel per image size: a general one is slower at each of a recipe's few.
             return torch.compile(aligned(model) if half else model, dynamic=False)  # type: ignore[return-value]
         beside = torch.device(self.device).type == "cpu" and self.precision == "bfloat16"
-        return SideBySide(model) if beside else model
+        return SideBySide(fused(model)) if beside else model
 
     def captures(self) -> bool:
         """Whether a step's kernels are captured and replayed (`training.graphs`)."""

@@ -1,0 +1,317 @@
+"""Max-pool, batch norm and activation in few passes over memory, on a CPU in bfloat16.
+
+PyTorch runs them one by one, each with its own reading and writing of whole maps: a third of a
+step. `fused.c` does them together. It is compiled at first use, in about a second, by the C
+compiler that is there; without one, or on other systems than Linux, PyTorch's own kernels are
+used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from leanres.data.sources import cache_folder
+from leanres.models.resnet import BasicBlock, WideBlock
+from leanres.models.speednet import SpeedNet, Stage
+
+SOURCE = Path(__file__).with_name("fused.c")
+FLAGS = ["-std=c11", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC"]
+# No result here is read from errno or by a trap; without these loops stay scalar.
+FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
+ACTS: dict[type[nn.Module] | None, int] = {None: 0, nn.ReLU: 1, nn.GELU: 2}  # fused.c's enum
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot be had."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if sys.platform != "linux" or compiler is None:
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    """The library's file, made if it is not in the cache. For this source, CPU and compiler."""
+    what = [compiler, platform.processor(), torch.__version__, *FLAGS, _cpu(), SOURCE.read_text()]
+    name = f"fused-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
+    target = cache_folder() / name
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        objects, made = Path(folder, "fused.o"), Path(folder, name)
+        # PyTorch's own OpenMP, or two of them would fight for the cores.
+        own = [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*"))][:1]
+        for words in (
+            [*FLAGS, "-c", str(SOURCE), "-o", str(objects)],
+            ["-shared", str(objects), *(own or ["-fopenmp"]), "-o", str(made)],
+        ):
+            subprocess.run([compiler, *words], check=True, capture_output=True, timeout=60)
+        os.replace(made, target)  # whole or absent, also where two processes make it
+    return target
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(line for line in lines[:40] if line.startswith(("flags", "model")))
+    return ""
+
+
+class _Fused(torch.autograd.Function):
+    """(N, C, H, W) bfloat16, channels last -> act(bn(pool(x))), and the batch's mean and variance.
+
+    `weight` and `bias` (C,) float32; `pool` halves the map by a 2x2 maximum.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int, pool: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lib, threads = library(), torch.get_num_threads()
+        assert lib is not None
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, c, h, w = x.shape
+        sums = torch.zeros(threads, 2, c, dtype=torch.float64)
+        where = None
+        if pool:
+            kept = x.new_empty(n, h // 2, w // 2, c).permute(0, 3, 1, 2)
+            where = torch.empty(kept.numel(), dtype=torch.uint8)
+            lib.pool(*_(x, n, h, w, c, kept, where, sums, threads))
+        else:
+            kept = x
+            lib.sums_of(*_(x, n * h * w, c, sums, threads))
+        rows = kept.numel() // c
+        mean, square = sums.sum(0) / rows
+        var = (square - mean * mean).clamp(min=0)
+        rstd = (var + eps).rsqrt()
+        scale = (weight * rstd).float()
+        shift = (bias - mean * weight * rstd).float()
+        y = torch.empty_like(kept)
+        lib.forward(*_(kept, rows, c, scale, shift, act, y, threads))
+        ctx.save_for_backward(kept, where, weight, scale, shift, mean, rstd)
+        ctx.act, ctx.shape = act, x.shape
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+        kept, where, weight, scale, shift, mean, rstd = ctx.saved_tensors
+        lib, threads = library(), torch.get_num_threads()
+        assert lib is not None
+        dy = dy.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        n, c, h, w = ctx.shape
+        rows = kept.numel() // c
+        sums = torch.zeros(threads, 2, c, dtype=torch.float64)
+        lib.gradient_sums(*_(kept, dy, rows, c, scale, shift, ctx.act, sums, threads))
+        by_bias, by_scale = sums.sum(0)
+        by_weight = rstd * (by_scale - mean * by_bias)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            factor = weight * rstd / rows
+            along = -factor * rstd * by_weight
+            level = -factor * by_bias - along * mean
+            lines = torch.stack((scale, shift, along.float(), level.float()))
+            dx = kept.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+            if where is None:
+                lib.backward(*_(kept, dy, rows, c, lines, ctx.act, dx, threads))
+            else:
+                lib.unpool(*_(kept, dy, where, n, h, w, c, lines, ctx.act, dx, threads))
+        return dx, by_weight.float(), by_bias.float(), None, None, None
+
+
+class _Activate(torch.autograd.Function):
+    """act(x) of bfloat16 maps (N, C, H, W), channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, act: int) -> Tensor:
+        lib = library()
+        assert lib is not None
+        x = x.contiguous(memory_format=torch.channels_last)
+        y, c = torch.empty_like(x), x.shape[1]
+        ctx.save_for_backward(x)
+        ctx.act, ctx.lines = act, torch.zeros(4, c)  # scale 1, and nothing else
+        ctx.lines[0] = 1
+        one, zero = ctx.lines[0], ctx.lines[1]
+        lib.forward(*_(x, x.numel() // c, c, one, zero, act, y, torch.get_num_threads()))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        lib, c = library(), x.shape[1]
+        assert lib is not None
+        dy = dy.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x)
+        threads = torch.get_num_threads()
+        lib.backward(*_(x, dy, x.numel() // c, c, ctx.lines, ctx.act, dx, threads))
+        return dx, None
+
+
+def _(*values: Tensor | int) -> list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int]:
+    """C's arguments: tensors as pointers, numbers as they are.
+
+    int64_t and int are passed alike on the 64-bit systems that have these instructions.
+    """
+    return [
+        ctypes.c_void_p(v.data_ptr()) if isinstance(v, Tensor) else ctypes.c_int64(v)
+        for v in values
+    ]
+
+
+class FusedNorm(nn.Module):
+    """act(norm(pool(x))) of a network in training; other calls go through PyTorch's kernels."""
+
+    def __init__(self, norm: nn.BatchNorm2d, act: nn.Module | None, pool: bool = False) -> None:
+        super().__init__()
+        self.norm, self.act, self.pool = norm, act, pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        norm = self.norm
+        if images.dtype != torch.bfloat16 or not norm.training or not torch.is_grad_enabled():
+            images = nn.functional.max_pool2d(images, 2) if self.pool else images
+            images = norm(images)
+            return images if self.act is None else self.act(images)
+        act = ACTS[None if self.act is None else type(self.act)]
+        out, mean, var = _Fused.apply(images, norm.weight, norm.bias, norm.eps, act, self.pool)  # type: ignore[no-untyped-call]
+        rows = out.numel() // out.shape[1]
+        with torch.no_grad():
+            assert norm.momentum is not None
+            assert norm.num_batches_tracked is not None
+            for running, new in (
+                (norm.running_mean, mean),
+                (norm.running_var, var * (rows / max(1, rows - 1))),
+            ):
+                assert running is not None
+                running.lerp_(new.float(), norm.momentum)
+            norm.num_batches_tracked.add_(1)
+        maps: Tensor = out
+        return maps
+
+
+class FusedGELU(nn.Module):
+    """GELU of the maps of a network in training; other calls go through PyTorch's kernels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.bfloat16 or images.ndim != 4:
+            return nn.functional.gelu(images)
+        out: Tensor = _Activate.apply(images, ACTS[nn.GELU])  # type: ignore[no-untyped-call]
+        return out
+
+
+def fused(model: nn.Module) -> nn.Module:
+    """A network to train `model` by: it holds the same parameters and buffers, and does pooling,
+    batch norm and activation together. `model` itself where the kernels cannot be had.
+    """
+    if library() is None:
+        return model
+    shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    twin = copy.deepcopy(model, shared).train()
+    for module in list(twin.modules()):
+        if isinstance(module, nn.Sequential):
+            _fuse_sequence_(module)
+        elif isinstance(module, BasicBlock | WideBlock):
+            _fuse_block_(module)
+        elif isinstance(module, Stage):
+            _fuse_stage_(module)
+        elif isinstance(module, SpeedNet) and _gelu(module.stem_act):
+            module.stem_act = FusedGELU()
+    return twin
+
+
+def _fits(norm: nn.Module) -> bool:
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+    )
+
+
+def _gelu(module: nn.Module | None) -> bool:
+    return type(module) is nn.GELU and module.approximate == "none"
+
+
+def _act(module: nn.Module | None) -> bool:
+    return type(module) is nn.ReLU or _gelu(module)
+
+
+def _halves(module: nn.Module) -> bool:
+    plain = (2, 2, 0, 1, False, False)
+    return isinstance(module, nn.MaxPool2d) and plain == (
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.ceil_mode,
+        module.return_indices,
+    )
+
+
+def _fuse_sequence_(layers: nn.Sequential) -> None:
+    for i, norm in enumerate(layers):
+        if not _fits(norm):
+            continue
+        after = layers[i + 1] if i + 1 < len(layers) else None
+        act = after if _act(after) else None
+        pool = i > 0 and _halves(layers[i - 1])
+        assert isinstance(norm, nn.BatchNorm2d)
+        layers[i] = FusedNorm(norm, act, pool)
+        if act is not None:
+            layers[i + 1] = nn.Identity()
+        if pool:
+            layers[i - 1] = nn.Identity()
+
+
+def _fuse_block_(block: BasicBlock | WideBlock) -> None:
+    children = dict(block.named_children())
+    names = ["norm1", "relu1", "norm2", "relu2"]
+    wide = isinstance(block, WideBlock)  # there the second activation comes right after its norm
+    for name, following in pairwise(names):
+        if not name.startswith("norm") or not _fits(children[name]):
+            continue
+        joins = wide or name == "norm1"
+        act = children[following] if joins and _act(children[following]) else None
+        norm = children[name]
+        assert isinstance(norm, nn.BatchNorm2d)
+        setattr(block, name, FusedNorm(norm, act))
+        if act is not None:
+            setattr(block, following, nn.Identity())
+
+
+def _fuse_stage_(stage: Stage) -> None:
+    # A residual stage adds before its last activation, which all of its layers share.
+    act = None if stage.residual or not _act(stage.act) else stage.act
+    pool = _halves(stage.pool)
+    for name in ("norm1", *(norm for _, norm in stage.later)):
+        norm = stage.get_submodule(name)
+        if not _fits(norm):
+            return
+        assert isinstance(norm, nn.BatchNorm2d)
+        stage.add_module(name, FusedNorm(norm, act, pool and name == "norm1"))
+    if pool:
+        stage.pool = nn.Identity()  # type: ignore[assignment]
+    if act is not None:
+        stage.act = nn.Identity()
