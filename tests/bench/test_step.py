@@ -110,6 +110,8 @@ def test_a_clock_counts_from_call_to_call(engine):
         ("aten::_upsample_bilinear2d_aa", "augmentation and resize"),
         ("aten::addmm", "matrix products (optimizer, classifier)"),
         ("aten::mul", "rest"),
+        ("_ConvolveBackward", "convolution, backward"),
+        ("_FusedBackward", "pooling, batch norm, activation"),
     ],
 )
 def test_operators_are_known_by_name(operator, kind):

@@ -35,6 +35,9 @@ from leanres.training.teacher import teach
 WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, kernels compile
 
 KINDS = {  # an operator's name contains -> what it does
+    "_Fused": "pooling, batch norm, activation",
+    "_Activate": "activation",
+    "_Convolve": "convolution",
     "conv": "convolution",
     "max_pool": "pooling",
     "avg_pool": "pooling",
@@ -269,7 +272,7 @@ def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
     clock = "self_device_time_total" if cuda else "self_cpu_time_total"
     microseconds: Counter[str] = Counter()
     for event in recorded.key_averages():
-        if event.key.startswith("aten::") or "mkldnn" in event.key:
+        if event.key.startswith(("aten::", "_")) or "mkldnn" in event.key:  # "_": our own
             microseconds[kind_of(event.key)] += getattr(event, clock)
     return {kind: spent / 1e6 / count for kind, spent in microseconds.items()}
 
@@ -278,7 +281,7 @@ def kind_of(operator: str) -> str:
     """What an operator of the profiler is for; convolutions apart by direction."""
     kind = next((kind for part, kind in KINDS.items() if part in operator), "rest")
     if kind == "convolution":
-        return f"{kind}, {'backward' if 'backward' in operator else 'forward'}"
+        return f"{kind}, {'backward' if 'backward' in operator.lower() else 'forward'}"
     return kind
 
 
