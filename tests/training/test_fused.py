@@ -10,7 +10,7 @@ from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
 from leanres.training import fused as kernels
 from leanres.training.engine import Engine
-from leanres.training.fused import FusedGELU, FusedNorm, fused, library
+from leanres.training.fused import FusedGELU, FusedJoin, FusedNorm, fused, library
 from leanres.training.small_maps import SideBySide
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler for fused.c here")
@@ -78,6 +78,20 @@ def test_it_computes_what_the_layers_compute_one_by_one(shape, act, pool, thread
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x, other, layer = maps(shape), maps(shape, 5), norm(shape[1])
+    own = copy.deepcopy(layer)
+    first, second = other.float().requires_grad_(), other.clone().requires_grad_()
+    exact = compute(lambda x: F.relu(layer(x) + first), layer, x, torch.float32)
+    module = FusedJoin(own)
+    ours = compute(lambda x: module(x, second), own, x, torch.bfloat16)
+    for a, b in zip([*exact, first.grad], [*ours, second.grad.float()], strict=True):
+        assert (a - b).norm() < 5e-3 * a.norm() + 1e-6
+
+
 def test_the_same_batch_has_the_same_result_bit_for_bit():
     x = maps((40, 24, 9, 9))
     found = []
@@ -138,7 +152,8 @@ def test_a_network_is_as_near_its_float32_gradients_as_without(name, count):
     for together, half in ((False, False), (False, True), (True, True)):
         own = copy.deepcopy(model)
         network = fused(own) if together else own
-        assert sum(isinstance(m, FusedNorm) for m in network.modules()) == count * together
+        found_norms = sum(isinstance(m, FusedNorm | FusedJoin) for m in network.modules())
+        assert found_norms == count * together
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits = network(images)
         F.cross_entropy(logits.float(), labels).backward()

@@ -215,6 +215,45 @@ INLINE uint16_t gradient(uint16_t x, uint16_t dy, float scale, float shift, floa
     return narrow(scale * wide(dy) * slope(v * scale + shift, act) + along * v + level);
 }
 
+/* y = max(x * scale + shift + other, 0), by channel. */
+void join(const uint16_t *x, const uint16_t *other, int64_t rows, int64_t c, const float *scale, const float *shift,
+          uint16_t *y, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < rows; r += BLOCK) {
+        int64_t stop = rows - r < BLOCK ? rows : r + BLOCK;
+        for (const uint16_t *p = x + r * c, *o = other + r * c, *last = x + stop * c; p < last; p += c, o += c) {
+            uint16_t *restrict q = y + (p - x);
+            for (int64_t i = 0; i < c; i++)
+                q[i] = narrow(activate(wide(p[i]) * scale[i] + shift[i] + wide(o[i]), RELU));
+        }
+    }
+}
+
+/* dz: dy where y, the result of `join`, is above 0. sums: as of `gradient_sums`. */
+void join_gradient(const uint16_t *x, const uint16_t *y, const uint16_t *dy, int64_t rows, int64_t c, uint16_t *dz,
+                   double *sums, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        Sums s = begin(c, sums);
+        float *restrict first = s.first, *restrict second = s.second;
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < rows; block += BLOCK) {
+            for (int64_t r = block; r < rows && r < block + BLOCK; r++) {
+                const uint16_t *p = x + r * c, *q = y + r * c, *g = dy + r * c;
+                uint16_t *restrict o = dz + r * c;
+                for (int64_t i = 0; i < c; i++) {
+                    uint16_t kept = wide(q[i]) > 0 ? g[i] : 0;
+                    o[i] = kept;
+                    first[i] += wide(kept);
+                    second[i] += wide(kept) * wide(p[i]);
+                }
+            }
+            add_up(&s);
+        }
+        end(&s);
+    }
+}
+
 INLINE void backward_rows(const uint16_t *restrict x, const uint16_t *restrict dy, int64_t count, int64_t c,
                           const float *restrict lines, uint16_t *restrict dx, const int act) {
     const float *scale = lines, *shift = lines + c, *along = lines + 2 * c, *level = lines + 3 * c;

@@ -18,8 +18,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cache
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,56 @@ def _cpu() -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Statistics of maps (N, C, H, W) by channel: (C,) float64."""
+
+    rows: int  # pixels of a channel
+    mean: Tensor
+    var: Tensor
+    rstd: Tensor
+
+    @classmethod
+    def of(cls, sums: Tensor, rows: int, eps: float) -> _Batch:
+        """From each thread's sums of values and of squares, (threads, 2, C)."""
+        mean, square = sums.sum(0) / rows
+        var = (square - mean * mean).clamp(min=0)
+        return cls(rows, mean, var, (var + eps).rsqrt())
+
+    def line(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift of the norm, (C,) float32."""
+        scale = weight * self.rstd
+        return scale.float(), (bias - self.mean * scale).float()
+
+    def gradients(self, sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """By weight and bias, and the lines along x and level that the gradient by x has too.
+
+        sums: each thread's of the gradient by the norm's result, and of its products with x.
+        """
+        by_bias, by_scale = sums.sum(0)
+        by_weight = self.rstd * (by_scale - self.mean * by_bias)
+        factor = weight * self.rstd / self.rows
+        along = -factor * self.rstd * by_weight
+        level = -factor * by_bias - along * self.mean
+        return by_weight.float(), by_bias.float(), along.float(), level.float()
+
+
+def _kernels() -> tuple[ctypes.CDLL, int]:
+    lib = library()
+    assert lib is not None
+    return lib, torch.get_num_threads()
+
+
+def _sums(threads: int, channels: int) -> Tensor:
+    return torch.zeros(threads, 2, channels, dtype=torch.float64)
+
+
+def _together(maps: Tensor) -> Tensor:
+    return maps.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+
+
 class _Fused(torch.autograd.Function):
-    """(N, C, H, W) bfloat16, channels last -> act(bn(pool(x))), and the batch's mean and variance.
+    """(N, C, H, W) bfloat16 -> act(bn(pool(x))), and the batch's mean and variance.
 
     `weight` and `bias` (C,) float32; `pool` halves the map by a 2x2 maximum.
     """
@@ -88,12 +137,10 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int, pool: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        lib, threads = library(), torch.get_num_threads()
-        assert lib is not None
-        x = x.contiguous(memory_format=torch.channels_last)
+        lib, threads = _kernels()
+        x, where = _together(x), None
         n, c, h, w = x.shape
-        sums = torch.zeros(threads, 2, c, dtype=torch.float64)
-        where = None
+        sums = _sums(threads, c)
         if pool:
             kept = x.new_empty(n, h // 2, w // 2, c).permute(0, 3, 1, 2)
             where = torch.empty(kept.numel(), dtype=torch.uint8)
@@ -101,72 +148,92 @@ class _Fused(torch.autograd.Function):
         else:
             kept = x
             lib.sums_of(*_(x, n * h * w, c, sums, threads))
-        rows = kept.numel() // c
-        mean, square = sums.sum(0) / rows
-        var = (square - mean * mean).clamp(min=0)
-        rstd = (var + eps).rsqrt()
-        scale = (weight * rstd).float()
-        shift = (bias - mean * weight * rstd).float()
+        batch = _Batch.of(sums, kept.numel() // c, eps)
+        scale, shift = batch.line(weight, bias)
         y = torch.empty_like(kept)
-        lib.forward(*_(kept, rows, c, scale, shift, act, y, threads))
-        ctx.save_for_backward(kept, where, weight, scale, shift, mean, rstd)
-        ctx.act, ctx.shape = act, x.shape
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
+        lib.forward(*_(kept, batch.rows, c, scale, shift, act, y, threads))
+        ctx.save_for_backward(kept, where, weight, scale, shift)
+        ctx.act, ctx.shape, ctx.batch = act, x.shape, batch
+        ctx.mark_non_differentiable(batch.mean, batch.var)
+        return y, batch.mean, batch.var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        kept, where, weight, scale, shift, mean, rstd = ctx.saved_tensors
-        lib, threads = library(), torch.get_num_threads()
-        assert lib is not None
-        dy = dy.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        n, c, h, w = ctx.shape
-        rows = kept.numel() // c
-        sums = torch.zeros(threads, 2, c, dtype=torch.float64)
+        kept, where, weight, scale, shift = ctx.saved_tensors
+        lib, threads = _kernels()
+        dy, (n, c, h, w), rows = _together(dy), ctx.shape, ctx.batch.rows
+        sums = _sums(threads, c)
         lib.gradient_sums(*_(kept, dy, rows, c, scale, shift, ctx.act, sums, threads))
-        by_bias, by_scale = sums.sum(0)
-        by_weight = rstd * (by_scale - mean * by_bias)
+        by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
         dx = None
         if ctx.needs_input_grad[0]:
-            factor = weight * rstd / rows
-            along = -factor * rstd * by_weight
-            level = -factor * by_bias - along * mean
-            lines = torch.stack((scale, shift, along.float(), level.float()))
+            lines = torch.stack((scale, shift, along, level))
             dx = kept.new_empty(n, h, w, c).permute(0, 3, 1, 2)
             if where is None:
                 lib.backward(*_(kept, dy, rows, c, lines, ctx.act, dx, threads))
             else:
                 lib.unpool(*_(kept, dy, where, n, h, w, c, lines, ctx.act, dx, threads))
-        return dx, by_weight.float(), by_bias.float(), None, None, None
+        return dx, by_weight, by_bias, None, None, None
+
+
+class _Join(torch.autograd.Function):
+    """(N, C, H, W) bfloat16, twice -> relu(bn(x) + other), and the batch's mean and variance."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lib, threads = _kernels()
+        x, other, c = _together(x), _together(other), x.shape[1]
+        sums = _sums(threads, c)
+        lib.sums_of(*_(x, x.numel() // c, c, sums, threads))
+        batch = _Batch.of(sums, x.numel() // c, eps)
+        scale, shift = batch.line(weight, bias)
+        y = torch.empty_like(x)
+        lib.join(*_(x, other, batch.rows, c, scale, shift, y, threads))
+        ctx.save_for_backward(x, y, weight, scale, shift)
+        ctx.batch = batch
+        ctx.mark_non_differentiable(batch.mean, batch.var)
+        return y, batch.mean, batch.var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, weight, scale, shift = ctx.saved_tensors
+        lib, threads = _kernels()
+        dy, c, rows = _together(dy), x.shape[1], ctx.batch.rows
+        sums, dz = _sums(threads, c), torch.empty_like(x)
+        lib.join_gradient(*_(x, y, dy, rows, c, dz, sums, threads))
+        by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
+        lines, dx = torch.stack((scale, shift, along, level)), torch.empty_like(x)
+        lib.backward(*_(x, dz, rows, c, lines, ACTS[None], dx, threads))
+        return dx, dz, by_weight, by_bias, None
 
 
 class _Activate(torch.autograd.Function):
-    """act(x) of bfloat16 maps (N, C, H, W), channels last."""
+    """act(x) of bfloat16 maps (N, C, H, W)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, act: int) -> Tensor:
-        lib = library()
-        assert lib is not None
-        x = x.contiguous(memory_format=torch.channels_last)
-        y, c = torch.empty_like(x), x.shape[1]
+        lib, threads = _kernels()
+        x, c = _together(x), x.shape[1]
+        y = torch.empty_like(x)
         ctx.save_for_backward(x)
         ctx.act, ctx.lines = act, torch.zeros(4, c)  # scale 1, and nothing else
         ctx.lines[0] = 1
         one, zero = ctx.lines[0], ctx.lines[1]
-        lib.forward(*_(x, x.numel() // c, c, one, zero, act, y, torch.get_num_threads()))
+        lib.forward(*_(x, x.numel() // c, c, one, zero, act, y, threads))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        lib, c = library(), x.shape[1]
-        assert lib is not None
-        dy = dy.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        dx = torch.empty_like(x)
-        threads = torch.get_num_threads()
-        lib.backward(*_(x, dy, x.numel() // c, c, ctx.lines, ctx.act, dx, threads))
+        lib, threads = _kernels()
+        dx, c = torch.empty_like(x), x.shape[1]
+        rows = x.numel() // c
+        lib.backward(*_(x, _together(dy), rows, c, ctx.lines, ctx.act, dx, threads))
         return dx, None
 
 
@@ -181,6 +248,22 @@ def _(*values: Tensor | int) -> list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c
     ]
 
 
+def _trains(norm: nn.BatchNorm2d, images: Tensor) -> bool:
+    return images.dtype == torch.bfloat16 and norm.training and torch.is_grad_enabled()
+
+
+@torch.no_grad()
+def _track_(norm: nn.BatchNorm2d, rows: int, mean: Tensor, var: Tensor) -> None:
+    """Move the running statistics as PyTorch's own batch norm does."""
+    assert norm.momentum is not None
+    unbiased = var * (rows / max(1, rows - 1))
+    for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        assert running is not None
+        running.lerp_(new.float(), norm.momentum)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+
+
 class FusedNorm(nn.Module):
     """act(norm(pool(x))) of a network in training; other calls go through PyTorch's kernels."""
 
@@ -190,25 +273,41 @@ class FusedNorm(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         norm = self.norm
-        if images.dtype != torch.bfloat16 or not norm.training or not torch.is_grad_enabled():
+        if not _trains(norm, images):
             images = nn.functional.max_pool2d(images, 2) if self.pool else images
             images = norm(images)
             return images if self.act is None else self.act(images)
         act = ACTS[None if self.act is None else type(self.act)]
         out, mean, var = _Fused.apply(images, norm.weight, norm.bias, norm.eps, act, self.pool)  # type: ignore[no-untyped-call]
-        rows = out.numel() // out.shape[1]
-        with torch.no_grad():
-            assert norm.momentum is not None
-            assert norm.num_batches_tracked is not None
-            for running, new in (
-                (norm.running_mean, mean),
-                (norm.running_var, var * (rows / max(1, rows - 1))),
-            ):
-                assert running is not None
-                running.lerp_(new.float(), norm.momentum)
-            norm.num_batches_tracked.add_(1)
+        _track_(norm, out.numel() // out.shape[1], mean, var)
         maps: Tensor = out
         return maps
+
+
+class FusedJoin(nn.Module):
+    """relu(norm(x) + other), likewise."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, images: Tensor, other: Tensor) -> Tensor:
+        norm = self.norm
+        if not _trains(norm, images):
+            return nn.functional.relu(norm(images) + other)
+        out, mean, var = _Join.apply(images, other, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+        _track_(norm, out.numel() // out.shape[1], mean, var)
+        maps: Tensor = out
+        return maps
+
+
+class _JoinedBlock(BasicBlock):
+    """A BasicBlock whose `norm2` is a FusedJoin."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = self.conv2(self.relu1(self.norm1(self.conv1(images))))
+        out: Tensor = self.norm2(inner, self.shortcut(images))
+        return out
 
 
 class FusedGELU(nn.Module):
@@ -286,18 +385,21 @@ def _fuse_sequence_(layers: nn.Sequential) -> None:
 
 
 def _fuse_block_(block: BasicBlock | WideBlock) -> None:
-    children = dict(block.named_children())
-    names = ["norm1", "relu1", "norm2", "relu2"]
-    wide = isinstance(block, WideBlock)  # there the second activation comes right after its norm
-    for name, following in pairwise(names):
-        if not name.startswith("norm") or not _fits(children[name]):
-            continue
-        joins = wide or name == "norm1"
-        act = children[following] if joins and _act(children[following]) else None
-        norm = children[name]
-        assert isinstance(norm, nn.BatchNorm2d)
-        setattr(block, name, FusedNorm(norm, act))
-        if act is not None:
+    _fuse_pair_(block, "norm1", "relu1")
+    if isinstance(block, WideBlock):
+        _fuse_pair_(block, "norm2", "relu2")
+    elif block.tail is None and type(block) is BasicBlock and _fits(block.norm2):
+        block.norm2 = FusedJoin(block.norm2)  # type: ignore[assignment]
+        block.__class__ = _JoinedBlock
+    else:
+        _fuse_pair_(block, "norm2")
+
+
+def _fuse_pair_(block: nn.Module, name: str, following: str = "") -> None:
+    norm, act = getattr(block, name), getattr(block, following, None)
+    if _fits(norm):
+        setattr(block, name, FusedNorm(norm, act if _act(act) else None))
+        if _act(act):
             setattr(block, following, nn.Identity())
 
 
