@@ -132,7 +132,7 @@ def _own_randomness(engine: Engine, seed: int) -> Iterator[None]:
 
 def _copy(state: TrainState) -> TrainState:
     """Network and optimizers, tied to each other as they were; no average: none is needed."""
-    bare = replace(state, ema=None, teacher=None, history=[], losses=[], correct=[])
+    bare = replace(state, ema=None, teacher=None, history=[], losses=[], correct=[], compute=None)
     return replace(copy.deepcopy(bare), teacher=state.teacher)
 
 

@@ -16,7 +16,15 @@ from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.batch import ahead, batches, epoch_order
 from leanres.training.engine import Engine, Normalize
-from leanres.training.loop import NonFiniteLossError, StepResult, TrainState, start, steps, train
+from leanres.training.loop import (
+    NonFiniteLossError,
+    StepResult,
+    TrainState,
+    restart_,
+    start,
+    steps,
+    train,
+)
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Plan, Recipe
 
@@ -333,3 +341,33 @@ def test_the_loss_of_a_mixture_is_the_shares_of_its_labels_losses(
     result = next(steps(state, digits.train, recipe, normalize, engine))
     assert float(result.loss) == pytest.approx(float(torch.stack(logs).mean()), rel=1e-5)
     assert int(result.correct) == right
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_a_state_that_restarts_is_a_fresh_one_and_keeps_what_computes(
+    optimizer, digits, engine, small
+):
+    recipe = replace(small, optimizer=optimizer, lr=0.01, ema=0.9, freeze_stem_at=0.5)
+    normalize = Normalize(*channel_stats(digits.train))
+    kept = start(recipe, digits.train, normalize, engine)
+    for _ in steps(kept, digits.train, recipe, normalize, engine):
+        pass
+    compute, other = kept.compute, replace(recipe, seed=7)
+    restart_(kept, other, digits.train, normalize, engine)
+    fresh = start(other, digits.train, normalize, engine)
+    for state in (kept, fresh):
+        for _ in steps(state, digits.train, other, normalize, engine):
+            pass
+    assert kept.compute is compute is not None
+    for part in ("model", "ema"):
+        again, new = (getattr(state, part).state_dict() for state in (kept, fresh))
+        assert all(again[name].equal(new[name]) for name in new)
+
+
+def test_another_recipe_is_computed_by_its_own(digits, engine, small):
+    normalize = Normalize(*channel_stats(digits.train))
+    state = start(small, digits.train, normalize, engine)
+    next(steps(state, digits.train, small, normalize, engine))
+    before = state.compute
+    next(steps(state, digits.train, replace(small, label_smoothing=0.3), normalize, engine))
+    assert state.compute is not before

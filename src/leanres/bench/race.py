@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from leanres.training import run as runs
 from leanres.training.engine import Engine, hardware, matrix_rate
 from leanres.training.files import write_bytes
 from leanres.training.folder import INFO, METRICS, commit, fingerprints, read_info
-from leanres.training.loop import start, steps
+from leanres.training.graphs import WARM_UP
+from leanres.training.loop import restart_, steps
 from leanres.training.recipe import Plan, Recipe, from_dict, is_of
 
 KEPT = ("split", "accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
@@ -115,14 +117,16 @@ def warm_laps(
         raise UserError(NO_TEST)
     ready = runs.prepare(Path(), recipe, dataset, engine)
     test = dataset.test.to(engine.device)
+    state = ready.state
     for step in phases(ready.plan):
-        ready.state.step = step
-        next(steps(ready.state, ready.train, recipe, ready.normalize, engine))
+        state.step = step
+        for _ in islice(steps(state, ready.train, recipe, ready.normalize, engine), WARM_UP + 1):
+            pass
     for seed in seeds:
         mine = from_dict({"seed": seed}, recipe)
         rates = matrix_rates(engine)
         clock = Clock(engine)
-        state = start(mine, ready.train, ready.normalize, engine)
+        restart_(state, mine, ready.train, ready.normalize, engine)
         for _ in steps(state, ready.train, mine, ready.normalize, engine):
             pass
         clock("train")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 WARM_UP = 3  # calls before a capture: the compiler, cuDNN and the allocator settle
@@ -23,11 +24,11 @@ class Graph(Protocol):
 
 
 class Replay:
-    """`work` on batches of one shape, captured at its fourth call and replayed from then on.
+    """`work` on batches, captured at the fourth one of a kind and replayed from then on.
 
-    `work` updates `model` by the optimizers at their groups' lr, clears the gradients, and decides
-    nothing by values on the device. Another shape of batch, or other parameters to train, begin
-    anew.
+    Of a kind are batches of one shape with the same parameters to train. `work` updates `model` by
+    the optimizers at their groups' lr, clears the gradients, and decides nothing by values on the
+    device.
     """
 
     def __init__(
@@ -40,24 +41,49 @@ class Replay:
         self.work, self.parameters = work, list(model.parameters())
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.capture = capture or captured
-        self.key: object = None
-        self.calls = 0
-        self.graph: Graph | None = None
-        self.inputs: Batch
-        self.found: Found
-        self.rates: Tensor  # of each group; what the graph reads in place of a number
-        self.set: list[float] = []  # what lies in `rates`
+        self.seen: Counter[object] = Counter()
+        self.captures: dict[object, Capture] = {}
 
     def __call__(self, batch: Batch) -> Found:
         shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in batch]
-        key = (shapes, [p.requires_grad for p in self.parameters])
-        if key != self.key:
-            self.key, self.calls, self.graph = key, 0, None
-        self.calls += 1
-        if self.calls <= WARM_UP:
-            return aside(self.work, batch)
-        if self.graph is None:
-            self.graph = self._captured(batch)
+        kind = (*shapes, *(p.requires_grad for p in self.parameters))
+        if kind not in self.captures:
+            if self.seen[kind] < WARM_UP:
+                self.seen[kind] += 1
+                return aside(self.work, batch)
+            self.captures[kind] = Capture(self.work, batch, self.groups, self.capture)
+        return self.captures[kind](batch)
+
+
+class Capture:
+    """`work` as a graph, and what lies in its inputs: batches of a shape, and each group's lr."""
+
+    def __init__(
+        self,
+        work: Work,
+        batch: Batch,
+        groups: Sequence[dict[str, Any]],
+        capture: Callable[[Callable[[], None]], Graph],
+    ) -> None:
+        self.groups = groups
+        self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
+        self.rates = torch.zeros(len(groups), device=batch[0].device)
+        self.set: list[float] = []  # what lies in `rates`
+        self.found: Found = None
+
+        def run() -> None:
+            self.found = work(self.inputs)
+
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
+        try:
+            self.graph = capture(run)
+        finally:
+            for group, number in zip(groups, rates, strict=True):
+                group["lr"] = number
+
+    def __call__(self, batch: Batch) -> Found:
         for own, new in zip(self.inputs, batch, strict=True):
             if own is not None:
                 own.copy_(new)
@@ -67,22 +93,6 @@ class Replay:
             self.set = rates
         self.graph.replay()
         return type(self.found)(*(t.clone() for t in self.found))
-
-    def _captured(self, batch: Batch) -> Graph:
-        self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
-        self.rates, self.set = torch.zeros(len(self.groups), device=batch[0].device), []
-
-        def work() -> None:
-            self.found = self.work(self.inputs)
-
-        rates = [group["lr"] for group in self.groups]
-        for group, rate in zip(self.groups, self.rates.unbind(), strict=True):
-            group["lr"] = rate
-        try:
-            return self.capture(work)
-        finally:
-            for group, number in zip(self.groups, rates, strict=True):
-                group["lr"] = number
 
 
 def captured(work: Callable[[], None]) -> Graph:

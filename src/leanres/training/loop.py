@@ -52,6 +52,20 @@ class StepResult(NamedTuple):
     gradient_norm: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Compute:
+    """What computes a recipe's steps on an engine; nothing in it depends on the recipe's seed."""
+
+    recipe: Recipe
+    engine: Engine
+    update: Callable[[Batch, bool], StepResult]  # a batch, and whether to measure the gradient
+    pick: nn.Module | None  # the proxy's forward pass
+
+    def fits(self, recipe: Recipe, engine: Engine) -> bool:
+        """Whether it is of the same recipe, but for the seed, and engine."""
+        return (replace(self.recipe, seed=recipe.seed), self.engine) == (recipe, engine)
+
+
 @dataclass
 class TrainState:
     """All that changes while training; with the recipe and the data it decides what follows.
@@ -68,6 +82,7 @@ class TrainState:
     history: list[Row] = field(default_factory=list)  # one row per finished epoch
     losses: list[Tensor] = field(default_factory=list)  # of the running epoch, one per step
     correct: list[Tensor] = field(default_factory=list)
+    compute: Compute | None = None  # made by `steps`, and kept: kernels and captures are dear
 
     @property
     def averaged(self) -> nn.Module:
@@ -131,24 +146,10 @@ def steps(
     plan = Plan(recipe, len(train))
     if factor is None:
         factor = plan.lr_factor
-    forward = engine.forward(state.model)
-    pick = None if state.proxy is None else engine.forward(state.proxy)
+    if state.compute is None or not state.compute.fits(recipe, engine):
+        state.compute = _compute(state, recipe, engine)
+    compute, pick = state.compute, state.compute.pick
     networks = [model for model in (state.model, state.proxy) if model is not None]
-
-    def update(batch: Batch, measured: bool = True) -> StepResult:
-        loss, correct = backward(forward, batch, recipe, engine)
-        if recipe.sam_rho:
-            with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
-                backward(forward, batch, recipe, engine)
-        norm = _gradient_norm(state.model) if measured else None
-        for optimizer in state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, correct, norm)
-
-    # A proxy's gradients come from outside of the update.
-    captures = engine.captures() and state.proxy is None
-    replay = Replay(update, state.model, state.optimizers) if captures else None
     drawing = any(draws(module) for model in networks for module in model.modules())
     for model in networks:
         model.train()
@@ -167,11 +168,57 @@ def steps(
             taught = teach(state.teacher, images, plan, engine)
             batch = Batch(inputs.contiguous(memory_format=CHANNELS_LAST), targets, taught)
             # Once an epoch is enough: the norm is read beside the losses, and costs a little.
-            result = update(batch, last) if replay is None else replay(batch)
+            result = compute.update(batch, last)
         if state.ema is not None:
             average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
         state.step += 1
         yield result
+
+
+def _compute(state: TrainState, recipe: Recipe, engine: Engine) -> Compute:
+    forward = engine.forward(state.model)
+
+    def update(batch: Batch, measured: bool = True) -> StepResult:
+        loss, correct = backward(forward, batch, recipe, engine)
+        if recipe.sam_rho:
+            with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
+                backward(forward, batch, recipe, engine)
+        norm = _gradient_norm(state.model) if measured else None
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss, correct, norm)
+
+    if state.proxy is not None:  # whose gradients come from outside of the update: no capture
+        return Compute(recipe, engine, update, engine.forward(state.proxy))
+    if not engine.captures():
+        return Compute(recipe, engine, update, None)
+    replay = Replay(update, state.model, state.optimizers)
+    return Compute(recipe, engine, lambda batch, _: replay(batch), None)
+
+
+def restart_(
+    state: TrainState, recipe: Recipe, train: Split, normalize: Normalize, engine: Engine
+) -> None:
+    """Bring a state to what `start` gives for the same recipe, its seed aside, in its own memory.
+
+    So what has been compiled and captured for it is used again.
+    """
+    fresh = start(recipe, train, normalize, engine)
+    for name in ("model", "ema", "proxy"):
+        own, new = getattr(state, name), getattr(fresh, name)
+        if own is None:
+            continue
+        own.load_state_dict(new.state_dict())
+        for p, q in zip(own.parameters(), new.parameters(), strict=True):
+            p.requires_grad_(q.requires_grad)
+            p.grad = None
+    for optimizer in state.optimizers:
+        for entries in optimizer.state.values():
+            for value in entries.values():  # buffers and counters, which all begin at 0
+                if isinstance(value, Tensor):
+                    value.zero_()
+    state.step, state.history, state.losses, state.correct = 0, [], [], []
 
 
 @contextmanager
