@@ -10,4 +10,6 @@ if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECT
     nvidia-cuda-mps-control -d
     trap 'echo quit | nvidia-cuda-mps-control' EXIT
 fi
-"${PYTHON:-python3}" -m leanres campaign "$@"
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+"${PYTHON:-$python}" -m leanres campaign "$@"

@@ -8,9 +8,11 @@ from torch import nn
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
+from leanres.training import fuse
 from leanres.training import fused as kernels
 from leanres.training.engine import Engine
-from leanres.training.fused import FusedGELU, FusedJoin, FusedNorm, fused, library
+from leanres.training.fuse import fused
+from leanres.training.fused import FusedGELU, FusedJoin, FusedNorm, library
 from leanres.training.small_maps import SideBySide
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler for fused.c here")
@@ -144,22 +146,12 @@ NETWORKS = {  # how many batch norms go together with what is around them
 
 
 @pytest.mark.parametrize(("name", "count"), NETWORKS.items(), ids=NETWORKS)
-def test_a_network_is_as_near_its_float32_gradients_as_without(name, count):
+def test_a_network_is_as_near_its_float32_gradients_as_without(name, count, gradients_of):
     torch.manual_seed(0)
     model = resolve(name).build().to(memory_format=torch.channels_last)
-    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
-    found = []
-    for together, half in ((False, False), (False, True), (True, True)):
-        own = copy.deepcopy(model)
-        network = fused(own) if together else own
-        found_norms = sum(isinstance(m, FusedNorm | FusedJoin) for m in network.modules())
-        assert found_norms == count * together
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = network(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        weights = [p.grad for p in own.parameters() if p.requires_grad and p.ndim > 1]
-        found.append(torch.cat([gradient.flatten() for gradient in weights]))
-    exact, plainly, ours = found
+    together = [FusedNorm, FusedJoin]
+    assert sum(type(m) in together for m in fused(model).modules()) == count
+    exact, plainly, ours = gradients_of(model, fused)
     assert 0 < (plainly - exact).norm() < 0.7 * exact.norm()
     assert (ours - exact).norm() < 1.2 * (plainly - exact).norm()
 
@@ -204,7 +196,7 @@ def test_without_the_kernels_a_network_is_left_alone(failing, monkeypatch, tmp_p
     compiler.chmod(0o755)
     found = None if failing == "no compiler" else str(compiler)
     monkeypatch.setattr(kernels.shutil, "which", lambda name: found)
-    monkeypatch.setattr(kernels, "library", kernels.library.__wrapped__)
+    monkeypatch.setattr(fuse, "library", kernels.library.__wrapped__)
     monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
     model = resolve("resnet20").build()
     assert fused(model) is model

@@ -6,13 +6,11 @@ statistics stay as they are.
 
 from __future__ import annotations
 
-import copy
-from itertools import chain
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanres.models.resnet import BasicBlock, ResNet
+from leanres.training.twin import twin_of
 
 MULTIPLE = 8  # bfloat16 values in the 16 bytes that a tensor core loads at once
 
@@ -77,8 +75,7 @@ def aligned(model: nn.Module) -> nn.Module:
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     if not known or all(m.out_channels % MULTIPLE == 0 for m in convolutions):
         return model
-    shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
-    twin = copy.deepcopy(model, shared).train()
+    twin = twin_of(model)
     for module in twin.modules():
         module.__class__ = PADDED.get(type(module), type(module))
     return twin

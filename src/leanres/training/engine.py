@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from leanres.errors import UserError
 from leanres.training.aligned import aligned
-from leanres.training.fused import fused
+from leanres.training.fuse import fused
 from leanres.training.small_maps import SideBySide
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -46,12 +46,12 @@ class Engine:
 
     def forward(self, model: nn.Module) -> nn.Module:
         """What to call for a training step: the model, compiled or by other kernels as it pays."""
+        kind, half = torch.device(self.device).type, self.precision == "bfloat16"
         if self.compiled:
-            half = torch.device(self.device).type == "cuda" and self.precision == "bfloat16"
+            network = aligned(model) if kind == "cuda" and half else model
             # A kernel per image size: a general one is slower at each of a recipe's few.
-            return torch.compile(aligned(model) if half else model, dynamic=False)  # type: ignore[return-value]
-        beside = torch.device(self.device).type == "cpu" and self.precision == "bfloat16"
-        return SideBySide(fused(model)) if beside else model
+            return torch.compile(network, dynamic=False)  # type: ignore[return-value]
+        return SideBySide(fused(model)) if kind == "cpu" and half else model
 
     def captures(self) -> bool:
         """Whether a step's kernels are captured and replayed (`training.graphs`)."""

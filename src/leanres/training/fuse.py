@@ -1,0 +1,117 @@
+"""Where a network's layers go together: the twin that trains by the kernels of `training.fused`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from leanres.models.resnet import BasicBlock, WideBlock
+from leanres.models.speednet import SpeedNet, Stage
+from leanres.training.fused import FusedGELU, FusedJoin, FusedNorm, library
+from leanres.training.twin import twin_of
+
+
+class _JoinedBlock(BasicBlock):
+    """A BasicBlock whose `norm2` is a FusedJoin."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        inner = self.conv2(self.relu1(self.norm1(self.conv1(images))))
+        out: Tensor = self.norm2(inner, self.shortcut(images))
+        return out
+
+
+def fused(model: nn.Module) -> nn.Module:
+    """A network to train `model` by: it holds the same parameters and buffers, and does pooling,
+    batch norm and activation together. `model` itself where the kernels cannot be had.
+    """
+    if library() is None:
+        return model
+    twin = twin_of(model)
+    for module in list(twin.modules()):
+        if isinstance(module, nn.Sequential):
+            _fuse_sequence_(module)
+        elif isinstance(module, BasicBlock | WideBlock):
+            _fuse_block_(module)
+        elif isinstance(module, Stage):
+            _fuse_stage_(module)
+        elif isinstance(module, SpeedNet) and _gelu(module.stem_act):
+            module.stem_act = FusedGELU()
+    return twin
+
+
+def _fits(norm: nn.Module) -> bool:
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+    )
+
+
+def _gelu(module: nn.Module | None) -> bool:
+    return type(module) is nn.GELU and module.approximate == "none"
+
+
+def _act(module: nn.Module | None) -> bool:
+    return type(module) is nn.ReLU or _gelu(module)
+
+
+def _halves(module: nn.Module) -> bool:
+    plain = (2, 2, 0, 1, False, False)
+    return isinstance(module, nn.MaxPool2d) and plain == (
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.ceil_mode,
+        module.return_indices,
+    )
+
+
+def _fuse_sequence_(layers: nn.Sequential) -> None:
+    for i, norm in enumerate(layers):
+        if not _fits(norm):
+            continue
+        after = layers[i + 1] if i + 1 < len(layers) else None
+        act = after if _act(after) else None
+        pool = i > 0 and _halves(layers[i - 1])
+        assert isinstance(norm, nn.BatchNorm2d)
+        layers[i] = FusedNorm(norm, act, pool)
+        if act is not None:
+            layers[i + 1] = nn.Identity()
+        if pool:
+            layers[i - 1] = nn.Identity()
+
+
+def _fuse_block_(block: BasicBlock | WideBlock) -> None:
+    _fuse_pair_(block, "norm1", "relu1")
+    if isinstance(block, WideBlock):
+        _fuse_pair_(block, "norm2", "relu2")
+    elif block.tail is None and type(block) is BasicBlock and _fits(block.norm2):
+        block.norm2 = FusedJoin(block.norm2)  # type: ignore[assignment]
+        block.__class__ = _JoinedBlock
+    else:
+        _fuse_pair_(block, "norm2")
+
+
+def _fuse_pair_(block: nn.Module, name: str, following: str = "") -> None:
+    norm, act = getattr(block, name), getattr(block, following, None)
+    if _fits(norm):
+        setattr(block, name, FusedNorm(norm, act if _act(act) else None))
+        if _act(act):
+            setattr(block, following, nn.Identity())
+
+
+def _fuse_stage_(stage: Stage) -> None:
+    # A residual stage adds before its last activation, which all of its layers share.
+    act = None if stage.residual or not _act(stage.act) else stage.act
+    pool = _halves(stage.pool)
+    for name in ("norm1", *(norm for _, norm in stage.later)):
+        norm = stage.get_submodule(name)
+        if not _fits(norm):
+            return
+        assert isinstance(norm, nn.BatchNorm2d)
+        stage.add_module(name, FusedNorm(norm, act, pool and name == "norm1"))
+    if pool:
+        stage.pool = nn.Identity()  # type: ignore[assignment]
+    if act is not None:
+        stage.act = nn.Identity()
