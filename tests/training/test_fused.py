@@ -12,7 +12,8 @@ from leanres.training import fuse
 from leanres.training import fused as kernels
 from leanres.training.engine import Engine
 from leanres.training.fuse import fused
-from leanres.training.fused import FusedGELU, FusedJoin, FusedNorm, library
+from leanres.training.fused import FusedConv, FusedGELU, FusedJoin, FusedNorm
+from leanres.training.kernels import library
 from leanres.training.small_maps import SideBySide
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler for fused.c here")

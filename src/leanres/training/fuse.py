@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from leanres.models.resnet import BasicBlock, WideBlock
 from leanres.models.speednet import SpeedNet, Stage
-from leanres.training.fused import FusedGELU, FusedJoin, FusedNorm, library
+from leanres.training.convolve import fits
+from leanres.training.fused import FusedConv, FusedGELU, FusedJoin, FusedNorm
+from leanres.training.kernels import library
 from leanres.training.twin import twin_of
 
 
@@ -67,6 +69,14 @@ def _halves(module: nn.Module) -> bool:
     )
 
 
+def _plain(conv: nn.Module) -> bool:
+    if type(conv) is not nn.Conv2d or conv.bias is not None or isinstance(conv.padding, str):
+        return False
+    return conv.padding_mode == "zeros" and fits(
+        conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
+
+
 def _fuse_sequence_(layers: nn.Sequential) -> None:
     for i, norm in enumerate(layers):
         if not _fits(norm):
@@ -75,7 +85,12 @@ def _fuse_sequence_(layers: nn.Sequential) -> None:
         act = after if _act(after) else None
         pool = i > 0 and _halves(layers[i - 1])
         assert isinstance(norm, nn.BatchNorm2d)
-        layers[i] = FusedNorm(norm, act, pool)
+        conv = layers[i - 2] if pool and i > 1 else None
+        if conv is not None and _plain(conv):
+            assert isinstance(conv, nn.Conv2d)
+            layers[i - 2], layers[i] = nn.Identity(), FusedConv(conv, norm, act)
+        else:
+            layers[i] = FusedNorm(norm, act, pool)
         if act is not None:
             layers[i + 1] = nn.Identity()
         if pool:
@@ -110,7 +125,11 @@ def _fuse_stage_(stage: Stage) -> None:
         if not _fits(norm):
             return
         assert isinstance(norm, nn.BatchNorm2d)
-        stage.add_module(name, FusedNorm(norm, act, pool and name == "norm1"))
+        if name == "norm1" and pool and _plain(stage.conv1):
+            stage.conv1 = FusedConv(stage.conv1, norm, act)  # type: ignore[assignment]
+            stage.norm1 = nn.Identity()  # type: ignore[assignment]
+        else:
+            stage.add_module(name, FusedNorm(norm, act, pool and name == "norm1"))
     if pool:
         stage.pool = nn.Identity()  # type: ignore[assignment]
     if act is not None:

@@ -1,78 +1,22 @@
 """Max-pool, batch norm and activation in few passes over memory, on a CPU in bfloat16.
 
 PyTorch runs them one by one, each with its own reading and writing of whole maps: a third of a
-step. `fused.c` does them together. It is compiled at first use, in about a second, by the C
-compiler that is there; without one, or on other systems than Linux, PyTorch's own kernels are
-used.
+step. `fused.c` does them together (`training.kernels`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from leanres.data.sources import cache_folder
+from leanres.training import convolve
+from leanres.training.kernels import arguments, kernels, together
 
-SOURCE = Path(__file__).with_name("fused.c")
-FLAGS = ["-std=c11", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC"]
-# No result here is read from errno or by a trap; without these loops stay scalar.
-FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 ACTS: dict[type[nn.Module] | None, int] = {None: 0, nn.ReLU: 1, nn.GELU: 2}  # fused.c's enum
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they cannot be had."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if sys.platform != "linux" or compiler is None:
-        return None
-    try:
-        return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _compiled(compiler: str) -> Path:
-    """The library's file, made if it is not in the cache. For this source, CPU and compiler."""
-    what = [compiler, platform.processor(), torch.__version__, *FLAGS, _cpu(), SOURCE.read_text()]
-    name = f"fused-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
-    target = cache_folder() / name
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        objects, made = Path(folder, "fused.o"), Path(folder, name)
-        # PyTorch's own OpenMP, or two of them would fight for the cores.
-        own = [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*"))][:1]
-        for words in (
-            [*FLAGS, "-c", str(SOURCE), "-o", str(objects)],
-            ["-shared", str(objects), *(own or ["-fopenmp"]), "-o", str(made)],
-        ):
-            subprocess.run([compiler, *words], check=True, capture_output=True, timeout=60)
-        os.replace(made, target)  # whole or absent, also where two processes make it
-    return target
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(line for line in lines[:40] if line.startswith(("flags", "model")))
-    return ""
 
 
 @dataclass(frozen=True)
@@ -109,18 +53,40 @@ class _Batch:
         return by_weight.float(), by_bias.float(), along.float(), level.float()
 
 
-def _kernels() -> tuple[ctypes.CDLL, int]:
-    lib = library()
-    assert lib is not None
-    return lib, torch.get_num_threads()
-
-
 def _sums(threads: int, channels: int) -> Tensor:
     return torch.zeros(threads, 2, channels, dtype=torch.float64)
 
 
-def _together(maps: Tensor) -> Tensor:
-    return maps.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+def _norm(
+    ctx: Any, x: Tensor, sums: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """act(bn(x)) of maps with these sums, and the batch's mean and variance; all else to ctx."""
+    lib, threads = kernels()
+    ctx.batch, ctx.act = _Batch.of(sums, x.numel() // x.shape[1], eps), act
+    ctx.scale, ctx.shift = ctx.batch.line(weight, bias)
+    y = torch.empty_like(x)
+    lines = ctx.scale, ctx.shift
+    lib.forward(*arguments(x, ctx.batch.rows, x.shape[1], *lines, act, y, threads))
+    ctx.mark_non_differentiable(ctx.batch.mean, ctx.batch.var)
+    return y, ctx.batch.mean, ctx.batch.var
+
+
+def _by_norm(ctx: Any, x: Tensor, dy: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by weight and bias of `_norm`, and the lines of the one by x."""
+    lib, threads = kernels()
+    c = x.shape[1]
+    sums, lines = _sums(threads, c), (ctx.scale, ctx.shift)
+    lib.gradient_sums(*arguments(x, dy, ctx.batch.rows, c, *lines, ctx.act, sums, threads))
+    by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
+    return by_weight, by_bias, torch.stack((*lines, along, level))
+
+
+def _by_maps(ctx: Any, x: Tensor, dy: Tensor, lines: Tensor) -> Tensor:
+    """The gradient by x of `_norm`."""
+    lib, threads = kernels()
+    dx = torch.empty_like(x)
+    lib.backward(*arguments(x, dy, ctx.batch.rows, x.shape[1], lines, ctx.act, dx, threads))
+    return dx
 
 
 class _Fused(torch.autograd.Function):
@@ -133,44 +99,69 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int, pool: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        lib, threads = _kernels()
-        x, where = _together(x), None
-        n, c, h, w = x.shape
+        lib, threads = kernels()
+        x, where = together(x), None
+        n, c, h, w = ctx.shape = x.shape
         sums = _sums(threads, c)
         if pool:
             kept = x.new_empty(n, h // 2, w // 2, c).permute(0, 3, 1, 2)
             where = torch.empty(kept.numel(), dtype=torch.uint8)
-            lib.pool(*_(x, n, h, w, c, kept, where, sums, threads))
+            lib.pool(*arguments(x, n, h, w, c, kept, where, sums, threads))
         else:
             kept = x
-            lib.sums_of(*_(x, n * h * w, c, sums, threads))
-        batch = _Batch.of(sums, kept.numel() // c, eps)
-        scale, shift = batch.line(weight, bias)
-        y = torch.empty_like(kept)
-        lib.forward(*_(kept, batch.rows, c, scale, shift, act, y, threads))
-        ctx.save_for_backward(kept, where, weight, scale, shift)
-        ctx.act, ctx.shape, ctx.batch = act, x.shape, batch
-        ctx.mark_non_differentiable(batch.mean, batch.var)
-        return y, batch.mean, batch.var
+            lib.sums_of(*arguments(x, n * h * w, c, sums, threads))
+        ctx.save_for_backward(kept, where, weight)
+        return _norm(ctx, kept, sums, weight, bias, eps, act)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        kept, where, weight, scale, shift = ctx.saved_tensors
-        lib, threads = _kernels()
-        dy, (n, c, h, w), rows = _together(dy), ctx.shape, ctx.batch.rows
-        sums = _sums(threads, c)
-        lib.gradient_sums(*_(kept, dy, rows, c, scale, shift, ctx.act, sums, threads))
-        by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
+        kept, where, weight = ctx.saved_tensors
+        lib, threads = kernels()
+        dy, (n, c, h, w) = together(dy), ctx.shape
+        by_weight, by_bias, lines = _by_norm(ctx, kept, dy, weight)
         dx = None
-        if ctx.needs_input_grad[0]:
-            lines = torch.stack((scale, shift, along, level))
+        if ctx.needs_input_grad[0] and where is None:
+            dx = _by_maps(ctx, kept, dy, lines)
+        elif ctx.needs_input_grad[0]:
             dx = kept.new_empty(n, h, w, c).permute(0, 3, 1, 2)
-            if where is None:
-                lib.backward(*_(kept, dy, rows, c, lines, ctx.act, dx, threads))
-            else:
-                lib.unpool(*_(kept, dy, where, n, h, w, c, lines, ctx.act, dx, threads))
+            lib.unpool(*arguments(kept, dy, where, n, h, w, c, lines, ctx.act, dx, threads))
         return dx, by_weight, by_bias, None, None, None
+
+
+class _Convolved(torch.autograd.Function):
+    """(N, C, H, W) -> act(bn(pool(conv(x)))), and the batch's mean and variance.
+
+    The convolution's result is nowhere: what it gives is pooled at once, and its gradient, zero
+    in three of four places, made where it is read. `filters` (O, C, 3, 3) that `convolve.fits`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        filters: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        act: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, half = together(images), convolve.filters_of(filters)
+        sums = _sums(kernels()[1], len(half))
+        kept, where = convolve.pooled(x, half, sums)
+        ctx.save_for_backward(x, half, kept, where, weight)
+        return _norm(ctx, kept, sums, weight, bias, eps, act)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+        x, half, kept, where, weight = ctx.saved_tensors
+        dy = together(dy)
+        by_weight, by_bias, lines = _by_norm(ctx, kept, dy, weight)
+        dz, wanted = _by_maps(ctx, kept, dy, lines), ctx.needs_input_grad
+        dx = convolve.by_images(dz, where, half, *x.shape[2:]) if wanted[0] else None
+        by_filters = convolve.by_filters(x, dz, where) if wanted[1] else None
+        return dx, by_filters, by_weight, by_bias, None, None
 
 
 class _Join(torch.autograd.Function):
@@ -180,14 +171,14 @@ class _Join(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        lib, threads = _kernels()
-        x, other, c = _together(x), _together(other), x.shape[1]
+        lib, threads = kernels()
+        x, other, c = together(x), together(other), x.shape[1]
         sums = _sums(threads, c)
-        lib.sums_of(*_(x, x.numel() // c, c, sums, threads))
+        lib.sums_of(*arguments(x, x.numel() // c, c, sums, threads))
         batch = _Batch.of(sums, x.numel() // c, eps)
         scale, shift = batch.line(weight, bias)
         y = torch.empty_like(x)
-        lib.join(*_(x, other, batch.rows, c, scale, shift, y, threads))
+        lib.join(*arguments(x, other, batch.rows, c, scale, shift, y, threads))
         ctx.save_for_backward(x, y, weight, scale, shift)
         ctx.batch = batch
         ctx.mark_non_differentiable(batch.mean, batch.var)
@@ -197,13 +188,13 @@ class _Join(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight, scale, shift = ctx.saved_tensors
-        lib, threads = _kernels()
-        dy, c, rows = _together(dy), x.shape[1], ctx.batch.rows
+        lib, threads = kernels()
+        dy, c, rows = together(dy), x.shape[1], ctx.batch.rows
         sums, dz = _sums(threads, c), torch.empty_like(x)
-        lib.join_gradient(*_(x, y, dy, rows, c, dz, sums, threads))
+        lib.join_gradient(*arguments(x, y, dy, rows, c, dz, sums, threads))
         by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
         lines, dx = torch.stack((scale, shift, along, level)), torch.empty_like(x)
-        lib.backward(*_(x, dz, rows, c, lines, ACTS[None], dx, threads))
+        lib.backward(*arguments(x, dz, rows, c, lines, ACTS[None], dx, threads))
         return dx, dz, by_weight, by_bias, None
 
 
@@ -212,36 +203,25 @@ class _Activate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, act: int) -> Tensor:
-        lib, threads = _kernels()
-        x, c = _together(x), x.shape[1]
+        lib, threads = kernels()
+        x, c = together(x), x.shape[1]
         y = torch.empty_like(x)
         ctx.save_for_backward(x)
         ctx.act, ctx.lines = act, torch.zeros(4, c)  # scale 1, and nothing else
         ctx.lines[0] = 1
         one, zero = ctx.lines[0], ctx.lines[1]
-        lib.forward(*_(x, x.numel() // c, c, one, zero, act, y, threads))
+        lib.forward(*arguments(x, x.numel() // c, c, one, zero, act, y, threads))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        lib, threads = _kernels()
+        lib, threads = kernels()
         dx, c = torch.empty_like(x), x.shape[1]
         rows = x.numel() // c
-        lib.backward(*_(x, _together(dy), rows, c, ctx.lines, ctx.act, dx, threads))
+        lib.backward(*arguments(x, together(dy), rows, c, ctx.lines, ctx.act, dx, threads))
         return dx, None
-
-
-def _(*values: Tensor | int) -> list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int]:
-    """C's arguments: tensors as pointers, numbers as they are.
-
-    int64_t and int are passed alike on the 64-bit systems that have these instructions.
-    """
-    return [
-        ctypes.c_void_p(v.data_ptr()) if isinstance(v, Tensor) else ctypes.c_int64(v)
-        for v in values
-    ]
 
 
 def _trains(norm: nn.BatchNorm2d, images: Tensor) -> bool:
@@ -275,6 +255,27 @@ class FusedNorm(nn.Module):
             return images if self.act is None else self.act(images)
         act = ACTS[None if self.act is None else type(self.act)]
         out, mean, var = _Fused.apply(images, norm.weight, norm.bias, norm.eps, act, self.pool)  # type: ignore[no-untyped-call]
+        _track_(norm, out.numel() // out.shape[1], mean, var)
+        maps: Tensor = out
+        return maps
+
+
+class FusedConv(nn.Module):
+    """act(norm(pool(conv(x)))) under bfloat16 autocast in training; other calls are PyTorch's."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, act: nn.Module | None) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = conv, norm, act
+
+    def forward(self, images: Tensor) -> Tensor:
+        norm = self.norm
+        if not (norm.training and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+            images = norm(nn.functional.max_pool2d(self.conv(images), 2))
+            return images if self.act is None else self.act(images)
+        act = ACTS[None if self.act is None else type(self.act)]
+        out, mean, var = _Convolved.apply(  # type: ignore[no-untyped-call]
+            images, self.conv.weight, norm.weight, norm.bias, norm.eps, act
+        )
         _track_(norm, out.numel() // out.shape[1], mean, var)
         maps: Tensor = out
         return maps

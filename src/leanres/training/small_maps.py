@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from leanres.training.convolve import convolve, fits
+
 ROW = 32  # pixels that the kernel multiplies at once
 SMALL = 8  # pixels of an output row up to which it pays
 HEAVY = 2**20  # weights from which the other two passes gain too, at rows of up to `TINY`
@@ -124,6 +126,8 @@ class SmallMaps(TorchFunctionMode):
             images, weight, bias, stride, padding, dilation, groups = args
             plain = (*dilation, groups) == (1, 1, 1) and not isinstance(padding, str)
             if plain and stride[0] == stride[1] and padding[0] == padding[1]:
+                if fits(weight, stride, padding, dilation, groups):
+                    return _biased(convolve(images, weight), bias)
                 lay = layout(images, weight, stride[0], padding[0])
                 if lay is not None:
                     return _convolve(images, weight, bias, lay)
@@ -133,7 +137,11 @@ class SmallMaps(TorchFunctionMode):
 def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None, lay: Lay) -> Tensor:
     half = torch.bfloat16
     out: Tensor = _Convolve.apply(images.to(half), weight.to(half), lay)  # type: ignore[no-untyped-call]
-    return out if bias is None else out + bias.to(half)[:, None, None]
+    return _biased(out, bias)
+
+
+def _biased(maps: Tensor, bias: Tensor | None) -> Tensor:
+    return maps if bias is None else maps + bias.to(maps.dtype)[:, None, None]
 
 
 class SideBySide(nn.Module):

@@ -1,0 +1,100 @@
+"""3x3 convolutions on a CPU with AMX, by `convolve.c`: stride 1, padding 1, in bfloat16.
+
+oneDNN's gradient of a filter multiplies row by row, 32 pixels at once, whatever a row has, and
+reaches a tenth of the hardware's rate at 7x7 (two cores: 256 -> 256 filters, 500 images, 44 ms;
+here 13). The other two passes are here up to `WIDTH` pixels a row, where they gain too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from leanres.training.kernels import arguments, has_tiles, kernels, together
+
+WIDTH = 15  # pixels of a row up to which oneDNN's products of maps by filters are slower
+
+
+def fits(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    """Whether a convolution is of the kind that is done here, and this machine does it."""
+    kind = (*weight.shape[2:], *stride, *padding, *dilation, groups)
+    return kind == (3, 3, 1, 1, 1, 1, 1, 1, 1) and has_tiles()
+
+
+def filters_of(weight: Tensor) -> Tensor:
+    """Filters (O, I, 3, 3) as the kernels take them."""
+    return together(weight)
+
+
+def pooled(x: Tensor, filters: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """2x2 maxima of the convolution of x (N, C, H, W), and which of the four each was, as bytes.
+
+    Their sums are added to `sums`, (threads, 2, O) float64, as those of `fused.c`.
+    """
+    lib, threads = kernels()
+    (n, c, h, w), o = x.shape, len(filters)
+    y = x.new_empty(n, h // 2, w // 2, o).permute(0, 3, 1, 2)
+    where = torch.empty(y.numel(), dtype=torch.uint8)
+    lib.convolve(*arguments(x, None, filters, n, h, w, c, o, y, where, sums, threads))
+    return y, where
+
+
+def by_images(g: Tensor, where: Tensor | None, filters: Tensor, h: int, w: int) -> Tensor:
+    """The gradient by the images (N, C, H, W), of the gradient g by the convolution's result.
+
+    With `where` g is by the maxima of `pooled`.
+    """
+    turned = together(filters.flip(2, 3).transpose(0, 1))
+    return _product(g, where, turned, h, w)
+
+
+def by_filters(x: Tensor, g: Tensor, where: Tensor | None) -> Tensor:
+    """The gradient by the filters, (O, C, 3, 3) float32, channels last; g and `where` as above."""
+    lib, threads = kernels()
+    (n, c, h, w), o = x.shape, g.shape[1]
+    out = torch.empty(o, 3, 3, c).permute(0, 3, 1, 2)
+    lib.convolve_filters(*arguments(x, g, where, n, h, w, c, o, out, threads))
+    return out
+
+
+def _product(maps: Tensor, where: Tensor | None, filters: Tensor, h: int, w: int) -> Tensor:
+    if where is None and w > WIDTH:
+        return F.conv2d(maps, filters, padding=1)
+    lib, threads = kernels()
+    n, c, o = len(maps), maps.shape[1], len(filters)
+    y = maps.new_empty(n, h, w, o).permute(0, 3, 1, 2)
+    lib.convolve(*arguments(maps, where, filters, n, h, w, c, o, y, None, None, threads))
+    return y
+
+
+class _Convolve(torch.autograd.Function):
+    """(N, C, H, W) -> (N, O, H, W), without bias."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
+        x, filters = together(images), filters_of(weight)
+        ctx.save_for_backward(x, filters)
+        return _product(x, None, filters, *x.shape[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (x, filters), g = ctx.saved_tensors, together(gradient)
+        wanted = ctx.needs_input_grad
+        return (
+            by_images(g, None, filters, *x.shape[2:]) if wanted[0] else None,
+            by_filters(x, g, None) if wanted[1] else None,
+        )
+
+
+def convolve(images: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of images (N, C, H, W) with a weight (O, C, 3, 3) that `fits`, in bfloat16.
+
+    The gradient by the weight is float32.
+    """
+    out: Tensor = _Convolve.apply(images, weight)  # type: ignore[no-untyped-call]
+    return out
