@@ -8,12 +8,11 @@ from torch import nn
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
-from leanres.training import fuse
-from leanres.training import fused as kernels
+from leanres.training import fuse, kernels
 from leanres.training.engine import Engine
 from leanres.training.fuse import fused
 from leanres.training.fused import FusedConv, FusedGELU, FusedJoin, FusedNorm
-from leanres.training.kernels import library
+from leanres.training.kernels import has_tiles, library
 from leanres.training.small_maps import SideBySide
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler for fused.c here")
@@ -95,6 +94,44 @@ def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, threads, mo
         assert (a - b).norm() < 5e-3 * a.norm() + 1e-6
 
 
+@pytest.mark.skipif(not has_tiles(), reason="no AMX for convolve.c here")
+@pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+def test_with_their_convolution_it_computes_what_the_layers_compute_one_by_one(shape, act):
+    torch.manual_seed(1)
+    conv = nn.Conv2d(shape[1], 40, 3, padding=1, bias=False)
+    conv.weight.data = conv.weight.data.bfloat16().float()
+    own_conv, layer = copy.deepcopy(conv), norm(40)
+    own, x = copy.deepcopy(layer), maps(shape)
+    # What it pools is rounded to bfloat16 once: which of four is the largest depends on it.
+    rounded = lambda x: conv(x) + (conv(x).bfloat16().float() - conv(x)).detach()  # noqa: E731
+    exact = compute(lambda x: plain(layer, act, True, rounded(x)), layer, x, torch.float32)
+    module = FusedConv(own_conv, own, act)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = compute(module, own, x, torch.bfloat16)
+    for a, b in zip([*exact[:4], conv.weight.grad], [*ours[:4], own_conv.weight.grad], strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() < 1e-2 * a.norm() + 1e-6
+    for a, b in zip(exact[4:], ours[4:], strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("context", ["float32", "no gradient", "evaluating"])
+def test_other_calls_of_a_convolution_are_pytorchs_own(context):
+    conv, layer = nn.Conv2d(8, 8, 3, padding=1, bias=False), norm(8)
+    own, act = copy.deepcopy(layer), nn.GELU()
+    layer.train(context != "evaluating")
+    own.train(context != "evaluating")
+    with (
+        torch.set_grad_enabled(context != "no gradient"),
+        torch.autocast("cpu", torch.bfloat16, enabled=context != "float32"),
+    ):
+        x = torch.randn(4, 8, 6, 6)
+        expected = plain(layer, act, True, conv(x))
+        assert FusedConv(conv, own, act)(x).equal(expected)
+    assert own.running_mean.equal(layer.running_mean)
+
+
 def test_the_same_batch_has_the_same_result_bit_for_bit():
     x = maps((40, 24, 9, 9))
     found = []
@@ -150,7 +187,7 @@ NETWORKS = {  # how many batch norms go together with what is around them
 def test_a_network_is_as_near_its_float32_gradients_as_without(name, count, gradients_of):
     torch.manual_seed(0)
     model = resolve(name).build().to(memory_format=torch.channels_last)
-    together = [FusedNorm, FusedJoin]
+    together = [FusedNorm, FusedConv, FusedJoin]
     assert sum(type(m) in together for m in fused(model).modules()) == count
     exact, plainly, ours = gradients_of(model, fused)
     assert 0 < (plainly - exact).norm() < 0.7 * exact.norm()

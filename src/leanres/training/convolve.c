@@ -22,7 +22,7 @@ int has_tiles(void) { return 0; }
 #define BLOCK 32   /* pixels, or channels, of the four tiles that are summed at once */
 #define NEAR 8     /* blocks of pixels that stay in the first cache while all nine taps use them */
 #define MAP 180000 /* bytes of a buffer that leave room for filters in the second cache */
-#define MAPS 800000 /* of the buffers of a filter's gradient */
+#define MAPS 1000000 /* of the buffers of a filter's gradient */
 
 typedef const uint16_t *In;
 typedef uint16_t *Out;
@@ -51,13 +51,15 @@ typedef struct {
     int64_t n, h, w, count, pitch, area;
 } Lay;
 
-static Lay lay_out(int64_t n, int64_t h, int64_t w, int64_t most) { /* most: pixels of a buffer */
+/* most: pixels of a buffer. As many images as fit, but fewer where that fills blocks better. */
+static Lay lay_out(int64_t n, int64_t h, int64_t w, int64_t most) {
     Lay lay = {n, h, w, 0, 0, 0};
     double least = 0;
-    for (int64_t count = 1; count <= 32 && (count == 1 || (h + 2) * (w + 1) * count <= most); count++) {
+    for (int64_t count = 1; count <= 64 && (count == 1 || (h + 2) * (w + 1) * count <= most); count++) {
         int64_t area = h * (w + 1) * count;
         double cost = (double)up(area, BLOCK) / count;
-        if (count == 1 || cost < 0.999 * least) least = cost, lay.count = count, lay.pitch = (w + 1) * count, lay.area = area;
+        if (count > 1 && cost > 1.01 * least) continue;
+        least = cost, lay.count = count, lay.pitch = (w + 1) * count, lay.area = area;
     }
     return lay;
 }

@@ -94,7 +94,9 @@ def together(maps: Tensor) -> Tensor:
     return maps.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
 
 
-def arguments(*values: Tensor | int | None) -> list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int]:
+def arguments(
+    *values: Tensor | int | None,
+) -> list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int]:
     """C's arguments: tensors as pointers, None as NULL, numbers as they are.
 
     int64_t and int are passed alike on the 64-bit systems that have these instructions.
