@@ -76,21 +76,38 @@ static int64_t images_of(const Lay *l, int64_t group) {
     return left < l->count ? left : l->count;
 }
 
-/* 32 channels of a pixel of maps; of `pooled` maps, 0 where the maximum was another of its four.
-   pixel: its place among those of (images, h, w). */
+/* Maps (n, h, w, c), or with `where` the pooled ones that stand for them: each pixel's four have its
+   value where the maximum was and 0 elsewhere. */
 typedef struct {
     In maps;
-    const uint8_t *where; /* NULL: maps are as large as the images */
+    const uint8_t *where;
     int64_t h, w, c;
 } Source;
 
-INLINE __m512i read_pixel(const Source *s, int64_t pixel, int64_t channel, __mmask32 mask) {
-    if (s->where == NULL) return _mm512_maskz_loadu_epi16(mask, s->maps + pixel * s->c + channel);
-    int64_t column = pixel % s->w, row = pixel / s->w % s->h, image = pixel / s->w / s->h, oh = s->h / 2, ow = s->w / 2;
-    if (row / 2 >= oh || column / 2 >= ow) return _mm512_setzero_si512();
-    int64_t at = ((image * oh + row / 2) * ow + column / 2) * s->c + channel;
-    __m256i which = _mm256_maskz_loadu_epi8(mask, s->where + at);
-    mask &= _mm256_cmpeq_epi8_mask(which, _mm256_set1_epi8(row % 2 * 2 + column % 2));
+/* Where a source keeps the pixel in `column` of `row`, of the h of all images: its place there times
+   4, and which of its four it is. -1: nowhere, it is 0. */
+static inline int64_t find(const Source *s, int64_t image, int64_t row, int64_t column) {
+    if (s->where == NULL) return 4 * ((image * s->h + row) * s->w + column);
+    int64_t oh = s->h / 2, ow = s->w / 2;
+    if (row >= 2 * oh || column >= 2 * ow) return -1;
+    return 4 * ((image * oh + row / 2) * ow + column / 2) + row % 2 * 2 + column % 2;
+}
+
+static Source from_image(Source s, int64_t image) {
+    int64_t to = image * (s.where ? (s.h / 2) * (s.w / 2) : s.h * s.w) * s.c;
+    s.maps += to;
+    if (s.where) s.where += to;
+    return s;
+}
+
+/* 32 channels of what was found. */
+INLINE __m512i read_pixel(const Source *s, int64_t found, int64_t channel, __mmask32 mask) {
+    if (found < 0) return _mm512_setzero_si512();
+    int64_t at = (found >> 2) * s->c + channel;
+    if (s->where != NULL) {
+        __m256i which = _mm256_maskz_loadu_epi8(mask, s->where + at);
+        mask &= _mm256_cmpeq_epi8_mask(which, _mm256_set1_epi8(found & 3));
+    }
     return _mm512_maskz_loadu_epi16(mask, s->maps + at);
 }
 
@@ -191,18 +208,21 @@ static void pack_filters(In filters, int64_t c, int64_t o, const Term *terms, in
     }
 }
 
-static void fill(Out map, const Lay *l, int64_t stride, const Source *s, int64_t group) {
-    for (int64_t image = 0; image < images_of(l, group); image++)
+/* `images` images, the source's first ones, into a buffer. */
+static void fill(Out map, const Lay *l, int64_t stride, const Source *s, int64_t images) {
+    for (int64_t image = 0; image < images; image++)
         for (int64_t row = 0; row < l->h; row++) {
-            int64_t pixel = ((group * l->count + image) * l->h + row) * l->w;
             Out to = map + ((1 + row) * l->pitch + 1 + image * (l->w + 1)) * stride;
-            if (stride == s->c && s->where == NULL) memcpy(to, s->maps + pixel * s->c, 2 * l->w * s->c);
+            if (stride == s->c && s->where == NULL)
+                memcpy(to, s->maps + (image * l->h + row) * l->w * s->c, 2 * l->w * s->c);
             else
-                for (int64_t i = 0; i < l->w; i++, to += stride)
+                for (int64_t column = 0; column < l->w; column++, to += stride) {
+                    int64_t found = find(s, image, row, column);
                     for (int64_t k = 0; k < s->c; k += 32) {
                         __mmask32 mask = first(s->c - k);
-                        _mm512_mask_storeu_epi16(to + k, mask, read_pixel(s, pixel + i, k, mask));
+                        _mm512_mask_storeu_epi16(to + k, mask, read_pixel(s, found, k, mask));
                     }
+                }
         }
 }
 
@@ -284,8 +304,9 @@ void convolve(In maps, const uint8_t *where, In filters, int64_t n, int64_t h, i
         memset(map, 0, size);
 #pragma omp for schedule(static)
         for (int64_t group = 0; group < (n + l.count - 1) / l.count; group++) {
-            fill(map, &l, stride, &source, group);
             int64_t images = images_of(&l, group), limit = images * h * w;
+            Source here = from_image(source, group * l.count);
+            fill(map, &l, stride, &here, images);
             int64_t before = group * l.count * (kept ? (h / 2) * (w / 2) : h * w) * o;
             for (int64_t j = 0; j < blocks; j++) {
                 __mmask32 mask = first(o - BLOCK * j);
@@ -319,6 +340,12 @@ void convolve(In maps, const uint8_t *where, In filters, int64_t n, int64_t h, i
 
 /* ---- the gradient by the filters ---- */
 
+/* What is at place p of the h rows of a group of `images` images, the source's first ones. */
+static int64_t find_at(const Source *s, const Lay *l, int64_t images, int64_t p) {
+    int64_t pixel = pixel_at(l, images, p), row = pixel / l->w;
+    return pixel < 0 ? -1 : find(s, row / l->h, row % l->h, pixel % l->w);
+}
+
 /* Which bfloat16 of two rows of 32 channels make pairs: of the first 16 channels, and the others. */
 static void pairs_of(__m512i *low, __m512i *high) {
     uint16_t a[32], b[32];
@@ -326,47 +353,43 @@ static void pairs_of(__m512i *low, __m512i *high) {
     *low = _mm512_loadu_si512(a), *high = _mm512_loadu_si512(b);
 }
 
-/* Pixels from place -start on, in pairs, (2 up(c, 32) / 32, pairs, 16 channels): even has the pairs
-   that begin at even places of the buffer, odd the others. pixels[i]: the one at place i - start. */
-static void pair_up(const Source *s, int64_t before, const int64_t *pixels, int64_t pairs, Out even, Out odd) {
+/* Pixels in pairs, (2 up(c, 32) / 32, pairs, 16 channels): even has the pairs that begin at even
+   places, odd the others. found[i]: what is at place i. */
+static void pair_up(const Source *s, const int64_t *found, int64_t pairs, Out even, Out odd) {
     __m512i low, high;
     pairs_of(&low, &high);
-    for (int64_t k = 0; k < s->c; k += 32, even += 64 * pairs, odd += 64 * pairs) {
-        __mmask32 mask = first(s->c - k);
-#define PIXEL(i) (pixels[i] < 0 ? _mm512_setzero_si512() : read_pixel(s, before + pixels[i], k, mask))
-        __m512i a = PIXEL(0);
-        for (int64_t i = 0; i < pairs; i++) {
-            __m512i b = PIXEL(2 * i + 1), next = PIXEL(2 * i + 2);
-            _mm512_store_si512(even + 32 * i, _mm512_permutex2var_epi16(a, low, b));
-            _mm512_store_si512(even + 32 * (pairs + i), _mm512_permutex2var_epi16(a, high, b));
-            _mm512_store_si512(odd + 32 * i, _mm512_permutex2var_epi16(b, low, next));
-            _mm512_store_si512(odd + 32 * (pairs + i), _mm512_permutex2var_epi16(b, high, next));
-            a = next;
+    for (int64_t i = 0; i < pairs; i++, found += 2)
+        for (int64_t k = 0; k < s->c; k += 32) {
+            __mmask32 mask = first(s->c - k);
+            __m512i a = read_pixel(s, found[0], k, mask), b = read_pixel(s, found[1], k, mask);
+            __m512i next = read_pixel(s, found[2], k, mask);
+            int64_t to = 2 * k * pairs + 32 * i;
+            _mm512_store_si512(even + to, _mm512_permutex2var_epi16(a, low, b));
+            _mm512_store_si512(even + to + 32 * pairs, _mm512_permutex2var_epi16(a, high, b));
+            _mm512_store_si512(odd + to, _mm512_permutex2var_epi16(b, low, next));
+            _mm512_store_si512(odd + to + 32 * pairs, _mm512_permutex2var_epi16(b, high, next));
         }
-    }
 }
 
-/* Tiles of 16 channels by 32 pixels: (2 up(c, 32) / 32, blocks, TILE). pixels[i]: the one at place i. */
-static void turn(const Source *s, int64_t before, const int64_t *pixels, int64_t blocks, Out tiles) {
+/* Tiles of 16 channels by 32 pixels: (2 up(c, 32) / 32, blocks, TILE). found[i]: what is at place i. */
+static void turn(const Source *s, const int64_t *found, int64_t blocks, Out tiles) {
     __m512i low, high;
     pairs_of(&low, &high);
-    for (int64_t k = 0; k < s->c; k += 32, tiles += 2 * blocks * TILE) {
-        __mmask32 mask = first(s->c - k);
-        for (int64_t block = 0; block < blocks; block++) {
+    for (int64_t block = 0; block < blocks; block++, found += BLOCK)
+        for (int64_t k = 0; k < s->c; k += 32) {
+            __mmask32 mask = first(s->c - k);
             __m512i r[2][16];
             for (int i = 0; i < 16; i++) {
-                int64_t at = BLOCK * block + 2 * i;
-                __m512i a = PIXEL(at), b = PIXEL(at + 1);
+                __m512i a = read_pixel(s, found[2 * i], k, mask), b = read_pixel(s, found[2 * i + 1], k, mask);
                 r[0][i] = _mm512_permutex2var_epi16(a, low, b);
                 r[1][i] = _mm512_permutex2var_epi16(a, high, b);
             }
             for (int half = 0; half < 2; half++) {
                 transpose(r[half]);
-                for (int i = 0; i < 16; i++)
-                    _mm512_store_si512(tiles + (half * blocks + block) * TILE + 32 * i, r[half][i]);
+                Out to = tiles + ((k / 16 + half) * blocks + block) * TILE;
+                for (int i = 0; i < 16; i++) _mm512_store_si512(to + 32 * i, r[half][i]);
             }
         }
-    }
 }
 
 /* sum (4 tiles of float): increased by products of `count` blocks of pixels: two tiles of gradients,
@@ -413,15 +436,19 @@ void convolve_filters(In x, In g, const uint8_t *where, int64_t n, int64_t h, in
         memset(own, 0, size * sizeof(float));
         Out even = aligned_alloc(64, ins * pairs * 128), odd = aligned_alloc(64, ins * pairs * 128);
         Out turned = aligned_alloc(64, outs * blocks * 4 * TILE);
-        int64_t *pixels = malloc((span + 1) * sizeof(int64_t)), known = 0;
+        int64_t *of_images = malloc((span + 1) * sizeof(int64_t)), *of_gradients = malloc(area * sizeof(int64_t));
+        int64_t known = 0;
 #pragma omp for schedule(static)
         for (int64_t group = 0; group < (n + l.count - 1) / l.count; group++) {
-            int64_t count = images_of(&l, group), before = group * l.count * h * w;
-            if (count != known)
-                for (int64_t i = 0; i <= span; i++) pixels[i] = pixel_at(&l, count, i - start);
+            int64_t count = images_of(&l, group);
+            if (count != known) {
+                for (int64_t i = 0; i <= span; i++) of_images[i] = find_at(&images, &l, count, i - start);
+                for (int64_t i = 0; i < area; i++) of_gradients[i] = find_at(&gradients, &l, count, i);
+            }
             known = count;
-            pair_up(&images, before, pixels, pairs, even, odd);
-            turn(&gradients, before, pixels + start, blocks, turned);
+            Source x_here = from_image(images, group * l.count), g_here = from_image(gradients, group * l.count);
+            pair_up(&x_here, of_images, pairs, even, odd);
+            turn(&g_here, of_gradients, blocks, turned);
             for (int64_t j = 0; j < outs; j++)
                 for (int64_t i = 0; i < ins; i++)
                     for (int64_t k = 0; k < blocks; k += NEAR)
@@ -441,7 +468,8 @@ void convolve_filters(In x, In g, const uint8_t *where, int64_t n, int64_t h, in
         free(even);
         free(odd);
         free(turned);
-        free(pixels);
+        free(of_images);
+        free(of_gradients);
         _tile_release();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < 9 * o; row++)
