@@ -6,6 +6,7 @@ step. `fused.c` does them together (`training.kernels`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,19 +199,22 @@ class _Join(torch.autograd.Function):
         return dx, dz, by_weight, by_bias, None
 
 
+LONG = 512  # values that a pass without channels takes for a row; few channels make it slow
+
+
 class _Activate(torch.autograd.Function):
     """act(x) of bfloat16 maps (N, C, H, W)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, act: int) -> Tensor:
         lib, threads = kernels()
-        x, c = together(x), x.shape[1]
+        x = together(x)
         y = torch.empty_like(x)
         ctx.save_for_backward(x)
-        ctx.act, ctx.lines = act, torch.zeros(4, c)  # scale 1, and nothing else
+        ctx.act, ctx.lines = act, torch.zeros(4, LONG)  # scale 1, and nothing else
         ctx.lines[0] = 1
-        one, zero = ctx.lines[0], ctx.lines[1]
-        lib.forward(*arguments(x, x.numel() // c, c, one, zero, act, y, threads))
+        for rows, wide, (a, b) in _in_rows(x, y):
+            lib.forward(*arguments(a, rows, wide, *ctx.lines[:2], act, b, threads))
         return y
 
     @staticmethod
@@ -218,10 +222,20 @@ class _Activate(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         lib, threads = kernels()
-        dx, c = torch.empty_like(x), x.shape[1]
-        rows = x.numel() // c
-        lib.backward(*arguments(x, together(dy), rows, c, ctx.lines, ctx.act, dx, threads))
+        dx = torch.empty_like(x)
+        for rows, wide, (a, b, c) in _in_rows(x, together(dy), dx):
+            lines = ctx.lines[:, :wide].contiguous()
+            lib.backward(*arguments(a, b, rows, wide, lines, ctx.act, c, threads))
         return dx, None
+
+
+def _in_rows(*maps: Tensor) -> Iterator[tuple[int, int, list[Tensor]]]:
+    """Maps of one shape as rows of `LONG` values, and one row of the rest: (rows, long, maps)."""
+    flat = [m.permute(0, 2, 3, 1).flatten() for m in maps]  # views: channels are last
+    whole = len(flat[0]) // LONG * LONG
+    for part, rows in (([f[:whole] for f in flat], whole // LONG), ([f[whole:] for f in flat], 1)):
+        if part[0].numel():
+            yield rows, part[0].numel() // rows, part
 
 
 def _trains(norm: nn.BatchNorm2d, images: Tensor) -> bool:
