@@ -81,14 +81,15 @@ def test_it_computes_what_the_layers_compute_one_by_one(shape, act, pool, thread
 
 
 @pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU()], ids=["relu", "gelu"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, threads, monkeypatch):
+def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, act, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x, other, layer = maps(shape), maps(shape, 5), norm(shape[1])
     own = copy.deepcopy(layer)
     first, second = other.float().requires_grad_(), other.clone().requires_grad_()
-    exact = compute(lambda x: F.relu(layer(x) + first), layer, x, torch.float32)
-    module = FusedJoin(own)
+    exact = compute(lambda x: act(layer(x) + first), layer, x, torch.float32)
+    module = FusedJoin(own, act)
     ours = compute(lambda x: module(x, second), own, x, torch.bfloat16)
     for a, b in zip([*exact, first.grad], [*ours, second.grad.float()], strict=True):
         assert (a - b).norm() < 5e-3 * a.norm() + 1e-6
@@ -176,6 +177,7 @@ def test_other_calls_are_pytorchs_own(context):
 
 NETWORKS = {  # how many batch norms go together with what is around them
     "speednet": 6,
+    SpeedNetConfig((32, 64, 64), depth=3, residual=True, activation="gelu"): 9,
     "resnet20": 19,
     "custom-resnet": 8,
     "resnet-custom": 8,
@@ -183,7 +185,7 @@ NETWORKS = {  # how many batch norms go together with what is around them
 }
 
 
-@pytest.mark.parametrize(("name", "count"), NETWORKS.items(), ids=NETWORKS)
+@pytest.mark.parametrize(("name", "count"), NETWORKS.items(), ids=str)
 def test_a_network_is_as_near_its_float32_gradients_as_without(name, count, gradients_of):
     torch.manual_seed(0)
     model = resolve(name).build().to(memory_format=torch.channels_last)
@@ -211,7 +213,7 @@ def test_every_kind_of_network_computes_the_same_in_float32(config):
     torch.manual_seed(0)
     model = config.build()
     twin = fused(copy.deepcopy(model))
-    assert any(isinstance(m, FusedNorm) for m in twin.modules())
+    assert any(isinstance(m, FusedNorm | FusedJoin) for m in twin.modules())
     images = torch.randn(4, 3, 32, 32)
     torch.manual_seed(1)
     expected = model.train()(images)

@@ -21,6 +21,18 @@ class _JoinedBlock(BasicBlock):
         return out
 
 
+class _JoinedStage(Stage):
+    """A residual Stage whose last norm is a FusedJoin; the others activate."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        y = pooled = self.norm1(self.pool(self.conv1(images)))
+        for conv, norm in self.later[:-1]:
+            y = self.get_submodule(norm)(self.get_submodule(conv)(y))
+        conv, norm = self.later[-1]
+        out: Tensor = self.get_submodule(norm)(self.get_submodule(conv)(y), pooled)
+        return out
+
+
 def fused(model: nn.Module) -> nn.Module:
     """A network to train `model` by: it holds the same parameters and buffers, and does pooling,
     batch norm and activation together. `model` itself where the kernels cannot be had.
@@ -102,7 +114,7 @@ def _fuse_block_(block: BasicBlock | WideBlock) -> None:
     if isinstance(block, WideBlock):
         _fuse_pair_(block, "norm2", "relu2")
     elif block.tail is None and type(block) is BasicBlock and _fits(block.norm2):
-        block.norm2 = FusedJoin(block.norm2)  # type: ignore[assignment]
+        block.norm2 = FusedJoin(block.norm2, nn.ReLU())  # type: ignore[assignment]
         block.__class__ = _JoinedBlock
     else:
         _fuse_pair_(block, "norm2")
@@ -117,17 +129,19 @@ def _fuse_pair_(block: nn.Module, name: str, following: str = "") -> None:
 
 
 def _fuse_stage_(stage: Stage) -> None:
-    # A residual stage adds before its last activation, which all of its layers share.
-    act = None if stage.residual or not _act(stage.act) else stage.act
-    pool = _halves(stage.pool)
-    for name in ("norm1", *(norm for _, norm in stage.later)):
-        norm = stage.get_submodule(name)
-        if not _fits(norm):
-            return
+    names = ("norm1", *(norm for _, norm in stage.later))
+    norms = [stage.get_submodule(name) for name in names]
+    if not all(_fits(norm) for norm in norms):
+        return
+    act, pool = stage.act if _act(stage.act) else None, _halves(stage.pool)
+    for name, norm in zip(names, norms, strict=True):
         assert isinstance(norm, nn.BatchNorm2d)
         if name == "norm1" and pool and _plain(stage.conv1):
             stage.conv1 = FusedConv(stage.conv1, norm, act)  # type: ignore[assignment]
             stage.norm1 = nn.Identity()  # type: ignore[assignment]
+        elif stage.residual and act is not None and name == names[-1]:
+            stage.add_module(name, FusedJoin(norm, act))
+            stage.__class__ = _JoinedStage
         else:
             stage.add_module(name, FusedNorm(norm, act, pool and name == "norm1"))
     if pool:

@@ -1,6 +1,6 @@
 /* Max-pool, batch norm and activation in few passes over memory, for bfloat16 maps whose channels
-   lie together (channels last). Compiled where it runs, by training/fused.py, which says what the
-   arguments are. Values are widened to float, sums carried on in double. */
+   lie together (channels last). Compiled where it runs, by training/kernels.py; training/fused.py
+   says what the arguments are. Values are widened to float, sums carried on in double. */
 
 #include <omp.h>
 #include <stdint.h>
@@ -215,39 +215,44 @@ INLINE uint16_t gradient(uint16_t x, uint16_t dy, float scale, float shift, floa
     return narrow(scale * wide(dy) * slope(v * scale + shift, act) + along * v + level);
 }
 
-/* y = max(x * scale + shift + other, 0), by channel. */
+INLINE void join_rows(const uint16_t *restrict x, const uint16_t *restrict other, int64_t count, int64_t c,
+                      const float *restrict scale, const float *restrict shift, uint16_t *restrict y, const int act) {
+    for (int64_t r = 0; r < count; r++, x += c, other += c, y += c)
+        for (int64_t i = 0; i < c; i++) y[i] = narrow(activate(wide(x[i]) * scale[i] + shift[i] + wide(other[i]), act));
+}
+
+/* y = act(x * scale + shift + other), by channel. */
 void join(const uint16_t *x, const uint16_t *other, int64_t rows, int64_t c, const float *scale, const float *shift,
-          uint16_t *y, int threads) {
+          int act, uint16_t *y, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < rows; r += BLOCK) {
-        int64_t stop = rows - r < BLOCK ? rows : r + BLOCK;
-        for (const uint16_t *p = x + r * c, *o = other + r * c, *last = x + stop * c; p < last; p += c, o += c) {
-            uint16_t *restrict q = y + (p - x);
-            for (int64_t i = 0; i < c; i++)
-                q[i] = narrow(activate(wide(p[i]) * scale[i] + shift[i] + wide(o[i]), RELU));
-        }
+        int64_t count = rows - r < BLOCK ? rows - r : BLOCK;
+        BY_ACT(join_rows, x + r * c, other + r * c, count, c, scale, shift, y + r * c);
     }
 }
 
-/* dz: dy where y, the result of `join`, is above 0. sums: as of `gradient_sums`. */
-void join_gradient(const uint16_t *x, const uint16_t *y, const uint16_t *dy, int64_t rows, int64_t c, uint16_t *dz,
-                   double *sums, int threads) {
+INLINE void join_gradient_rows(const uint16_t *restrict x, const uint16_t *restrict other, const uint16_t *restrict dy,
+                               int64_t count, int64_t c, const float *restrict scale, const float *restrict shift,
+                               uint16_t *restrict dz, float *restrict first, float *restrict second, const int act) {
+    for (int64_t r = 0; r < count; r++, x += c, other += c, dy += c, dz += c)
+        for (int64_t i = 0; i < c; i++) {
+            float v = wide(x[i]), z = v * scale[i] + shift[i] + wide(other[i]);
+            dz[i] = narrow(wide(dy[i]) * slope(z, act));
+            first[i] += wide(dz[i]);
+            second[i] += wide(dz[i]) * v;
+        }
+}
+
+/* dz: the gradient by the sum that `join` activates. sums: as of `gradient_sums`. */
+void join_gradient(const uint16_t *x, const uint16_t *other, const uint16_t *dy, int64_t rows, int64_t c,
+                   const float *scale, const float *shift, int act, uint16_t *dz, double *sums, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         Sums s = begin(c, sums);
-        float *restrict first = s.first, *restrict second = s.second;
 #pragma omp for schedule(static)
-        for (int64_t block = 0; block < rows; block += BLOCK) {
-            for (int64_t r = block; r < rows && r < block + BLOCK; r++) {
-                const uint16_t *p = x + r * c, *q = y + r * c, *g = dy + r * c;
-                uint16_t *restrict o = dz + r * c;
-                for (int64_t i = 0; i < c; i++) {
-                    uint16_t kept = wide(q[i]) > 0 ? g[i] : 0;
-                    o[i] = kept;
-                    first[i] += wide(kept);
-                    second[i] += wide(kept) * wide(p[i]);
-                }
-            }
+        for (int64_t r = 0; r < rows; r += BLOCK) {
+            int64_t count = rows - r < BLOCK ? rows - r : BLOCK, at = r * c;
+            BY_ACT(join_gradient_rows, x + at, other + at, dy + at, count, c, scale, shift, dz + at, s.first, s.second);
             add_up(&s);
         }
         end(&s);

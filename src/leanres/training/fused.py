@@ -166,11 +166,11 @@ class _Convolved(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
-    """(N, C, H, W) bfloat16, twice -> relu(bn(x) + other), and the batch's mean and variance."""
+    """(N, C, H, W) bfloat16, twice -> act(bn(x) + other), and the batch's mean and variance."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, eps: float
+        ctx: Any, x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         lib, threads = kernels()
         x, other, c = together(x), together(other), x.shape[1]
@@ -179,24 +179,26 @@ class _Join(torch.autograd.Function):
         batch = _Batch.of(sums, x.numel() // c, eps)
         scale, shift = batch.line(weight, bias)
         y = torch.empty_like(x)
-        lib.join(*arguments(x, other, batch.rows, c, scale, shift, y, threads))
-        ctx.save_for_backward(x, y, weight, scale, shift)
-        ctx.batch = batch
+        lib.join(*arguments(x, other, batch.rows, c, scale, shift, act, y, threads))
+        ctx.save_for_backward(x, other, weight, scale, shift)
+        ctx.batch, ctx.act = batch, act
         ctx.mark_non_differentiable(batch.mean, batch.var)
         return y, batch.mean, batch.var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, scale, shift = ctx.saved_tensors
+        x, other, weight, *lines = ctx.saved_tensors
         lib, threads = kernels()
         dy, c, rows = together(dy), x.shape[1], ctx.batch.rows
         sums, dz = _sums(threads, c), torch.empty_like(x)
-        lib.join_gradient(*arguments(x, y, dy, rows, c, dz, sums, threads))
+        lib.join_gradient(
+            *arguments(x, other, dy, rows, c, *lines, ctx.act, dz, sums, threads),
+        )
         by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
-        lines, dx = torch.stack((scale, shift, along, level)), torch.empty_like(x)
-        lib.backward(*arguments(x, dz, rows, c, lines, ACTS[None], dx, threads))
-        return dx, dz, by_weight, by_bias, None
+        whole, dx = torch.stack((*lines, along, level)), torch.empty_like(x)
+        lib.backward(*arguments(x, dz, rows, c, whole, ACTS[None], dx, threads))
+        return dx, dz, by_weight, by_bias, None, None
 
 
 LONG = 512  # values that a pass without channels takes for a row; few channels make it slow
@@ -296,17 +298,20 @@ class FusedConv(nn.Module):
 
 
 class FusedJoin(nn.Module):
-    """relu(norm(x) + other), likewise."""
+    """act(norm(x) + other), likewise."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, act: nn.Module) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.act = norm, act
 
     def forward(self, images: Tensor, other: Tensor) -> Tensor:
         norm = self.norm
         if not _trains(norm, images):
-            return nn.functional.relu(norm(images) + other)
-        out, mean, var = _Join.apply(images, other, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+            joined: Tensor = self.act(norm(images) + other)
+            return joined
+        out, mean, var = _Join.apply(  # type: ignore[no-untyped-call]
+            images, other, norm.weight, norm.bias, norm.eps, ACTS[type(self.act)]
+        )
         _track_(norm, out.numel() // out.shape[1], mean, var)
         maps: Tensor = out
         return maps
