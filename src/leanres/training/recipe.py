@@ -63,7 +63,7 @@ class Recipe:
     schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
     warmup: float = 0.0  # share of training in which the lr rises from 0
     freeze_stem_at: float = 1 / 3  # share of training after which `model.stem` is fixed; 1: never
-    ema: float = 0.95  # decay per step of the averaged weights, less in the first steps; 0: none
+    ema: float = 0.0  # decay per step of the averaged weights, less in the first steps; 0: none
     mean: tuple[float, ...] = ()  # of channels, in [0, 1]; []: the training images' own
     std: tuple[float, ...] = ()  # the same, divided by
     val: int = 0  # images held out of train, stratified, to choose by; 0: train on all

@@ -28,7 +28,6 @@ PLAIN = Recipe(
     nesterov=False,
     momentum=0.9,
     freeze_stem_at=1.0,
-    ema=0.0,
 )
 # A few hundred to some thousand images: small batches make enough steps of them.
 SMALL_DATA = Recipe(
@@ -39,7 +38,6 @@ SMALL_DATA = Recipe(
     momentum=0.9,
     bias_lr=0.01,
     head_lr=0.256,
-    ema=0.0,
 )
 CROP_FLIP: tuple[Step, ...] = (("crop", {"padding": 4}), ("flip", {}))
 BUDGET_AUGMENT: tuple[Step, ...] = (
@@ -135,7 +133,6 @@ RECIPES: Table[Recipe] = Table(
             schedule=("cosine", {}),
             warmup=0.05,
             freeze_stem_at=1.0,
-            ema=0.0,
             val=5000,
         ),
         # The assignment that resnet-custom answers wants the lr from a range test. lr_max is what
