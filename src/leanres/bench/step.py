@@ -36,6 +36,7 @@ WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, 
 
 KINDS = {  # an operator's name contains -> what it does
     "_Fused": "pooling, batch norm, activation",
+    "_Join": "pooling, batch norm, activation",
     "_Activate": "activation",
     "_Convolve": "convolution",
     "conv": "convolution",
