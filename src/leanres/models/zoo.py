@@ -79,6 +79,13 @@ MODELS: Table[Entry] = Table(
             None,
             "the default; trained for speed",
         ),
+        "speednet-5m": Entry(
+            SpeedNetConfig((160, 288, 288), depth=3, residual=True, activation="gelu"),
+            4_650_168,
+            "this project",
+            None,
+            "for accuracies that speednet does not reach",
+        ),
         "modified-resnet-1": Entry(
             _modified((64, 128, 256), (2, 2, 2), 0.7), 2_777_674, REPORT, 90.10
         ),
