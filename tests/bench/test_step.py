@@ -27,7 +27,7 @@ from leanres.training.run import prepare
 
 @pytest.fixture
 def report(tiny, digits, engine):
-    return measure_step(replace(tiny, resolution=()), digits, engine, count=2)
+    return measure_step(replace(tiny, resolution=(), ema=0.9), digits, engine, count=2)
 
 
 def test_the_parts_add_up_to_about_the_step(report):
