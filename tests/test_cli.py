@@ -136,7 +136,7 @@ def test_data_gives_cifar10s_known_statistics(leanres, cifar_path, tmp_path):
 def test_recipes_are_listed_and_parse(leanres):
     rows = [json.loads(line) for line in leanres("recipes", "--json").out.splitlines()]
     assert rows[0]["name"] == "speed"
-    assert rows[0]["own"]["n"] == 5
+    assert rows[0]["own"]["n"] == 10
     assert rows[0]["flop"] == pytest.approx(3.2e14, rel=0.01)
     row = next(line for line in leanres("recipes").out.splitlines() if "plain-sgd" in line)
     shown = "plain-sgd resnet20 30 128 sgd 0.1, cosine 0.364 91.25 He et al. 2015"

@@ -88,6 +88,15 @@ def test_a_gpus_kernels_are_tried_out_and_a_cpu_is_left_with_its_own(monkeypatch
         torch.set_float32_matmul_precision(precision)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_are_coarse_for_the_optimizer_of_a_bfloat16_training_alone(precision):
+    before = torch.get_float32_matmul_precision()
+    with Engine("cpu", precision, compiled=False).coarse_products():
+        inside = torch.get_float32_matmul_precision()
+    assert inside == ("medium" if precision == "bfloat16" else before)
+    assert torch.get_float32_matmul_precision() == before
+
+
 def test_the_allocator_keeps_freed_memory_and_page_faults_stop():
     """A process of its own: the setting is for good."""
     code = (

@@ -161,9 +161,10 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
             with climbed_(run.state.model, recipe.sam_rho, recipe.sam_adaptive):
                 backward(forward, batch, recipe, engine)
             clock("second forward and backward")
-        for optimizer in run.state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with engine.coarse_products():
+            for optimizer in run.state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         clock("optimizer")
         if run.state.ema is not None:
             average_(run.state.ema, run.state.model, ema_decay(recipe.ema, lap))

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,9 +69,23 @@ class Engine:
             keep_freed_memory()
         elif kind == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes repeat: each is tried out once
-        # Muon's products need no 24 bits: TF32 on a GPU, bfloat16 where a CPU multiplies it.
-        fast = {"cuda": "high", "cpu": "medium" if self.precision == "bfloat16" else "highest"}
-        torch.set_float32_matmul_precision(fast.get(kind, "highest"))
+            torch.set_float32_matmul_precision("high")  # Muon's products need no 24 bits
+
+    @contextlib.contextmanager
+    def coarse_products(self) -> Iterator[None]:
+        """Products of float32 matrices by bfloat16 where a CPU is fast at it: for the optimizer.
+
+        PyTorch's setting is the process's, so it is put back.
+        """
+        if torch.device(self.device).type != "cpu" or self.precision != "bfloat16":
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock reads finished work."""

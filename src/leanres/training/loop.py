@@ -184,9 +184,10 @@ def _compute(state: TrainState, recipe: Recipe, engine: Engine) -> Compute:
             with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
                 backward(forward, batch, recipe, engine)
         norm = _gradient_norm(state.model) if measured else None
-        for optimizer in state.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with engine.coarse_products():
+            for optimizer in state.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, correct, norm)
 
     if state.proxy is not None:  # whose gradients come from outside of the update: no capture
