@@ -15,6 +15,8 @@ CASES = {  # images, channels in and out, height, width
     "1 px": (40, 32, 16, 1, 1),
     "2 px, odd channels": (5, 33, 17, 2, 2),
     "not square": (5, 17, 33, 9, 4),
+    "in strips": (3, 70, 40, 41, 37),
+    "in strips, many images": (50, 32, 32, 45, 20),
     "the budget's widths": (3, 100, 164, 8, 8),
     "the widest": (2, 200, 200, 4, 4),
     "an image": (2, 3, 20, 12, 12),
@@ -48,7 +50,7 @@ def tensors(case):
 
 def exact(images, weight, gradient):
     """In float64: the convolution, and its gradients by images and filters."""
-    x, w = images.double().requires_grad_(), weight.double().requires_grad_()
+    x, w = (t.detach().double().requires_grad_() for t in (images, weight))
     y = F.conv2d(x, w, padding=1)
     y.backward(gradient.double())
     return y.detach(), x.grad, w.grad
@@ -63,7 +65,7 @@ def near(ours, right, most=4e-3):  # bfloat16 has 8 bits
 def test_it_is_a_convolution_and_so_are_its_gradients(case, threads):
     images, weight, gradient = tensors(case)
     y, by_x, by_w = exact(images, weight, gradient)
-    x, w = images.clone().requires_grad_(), weight.float().requires_grad_()
+    x, w = images.clone().requires_grad_(), weight.clone().requires_grad_()
     out = convolve(x, w)
     out.backward(gradient)
     assert out.dtype == x.grad.dtype == torch.bfloat16
@@ -111,7 +113,7 @@ def test_the_same_images_have_the_same_result_bit_for_bit():
     images, weight, gradient = tensors((37, 48, 64, 7, 7))
     found = []
     for _ in range(3):
-        x, w = images.clone().requires_grad_(), weight.float().requires_grad_()
+        x, w = images.clone().requires_grad_(), weight.clone().requires_grad_()
         out = convolve(x, w)
         out.backward(gradient)
         found.append((out.detach(), x.grad, w.grad))
@@ -133,7 +135,7 @@ def test_what_is_not_a_number_reaches_its_neighbours_and_no_other_image():
 
 def test_only_what_is_asked_for_is_computed():
     images, weight, gradient = tensors((3, 16, 16, 6, 6))
-    w = weight.float().requires_grad_()
+    w = weight.clone().requires_grad_()
     convolve(images, w).backward(gradient)
     x = images.clone().requires_grad_()
     convolve(x, weight).backward(gradient)

@@ -1,8 +1,8 @@
 """3x3 convolutions on a CPU with AMX, by `convolve.c`: stride 1, padding 1, in bfloat16.
 
-oneDNN's gradient of a filter multiplies row by row, 32 pixels at once, whatever a row has, and
-reaches a tenth of the hardware's rate at 7x7 (two cores: 256 -> 256 filters, 500 images, 44 ms;
-here 13). The other two passes are here up to `WIDTH` pixels a row, where they gain too.
+oneDNN's gradient of a filter is half as fast at best, and a tenth where maps are small: it takes 32
+pixels of a row at once, whatever a row has. Its other two passes are as fast as those here, or
+faster, where rows are long: beyond `WIDTH` pixels they are its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from leanres.training.kernels import arguments, has_tiles, kernels, together
 
-WIDTH = 15  # pixels of a row up to which oneDNN's products of maps by filters are slower
+WIDTH = 15
 
 
 def fits(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
@@ -26,8 +26,8 @@ def fits(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) 
 
 
 def filters_of(weight: Tensor) -> Tensor:
-    """Filters (O, I, 3, 3) as the kernels take them."""
-    return together(weight)
+    """Filters (O, I, 3, 3) as the kernels take them: float32, rounded where they are multiplied."""
+    return weight.detach().float().contiguous(memory_format=torch.channels_last)
 
 
 def pooled(x: Tensor, filters: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def pooled(x: Tensor, filters: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     (n, c, h, w), o = x.shape, len(filters)
     y = x.new_empty(n, h // 2, w // 2, o).permute(0, 3, 1, 2)
     where = torch.empty(y.numel(), dtype=torch.uint8)
-    lib.convolve(*arguments(x, None, filters, n, h, w, c, o, y, where, sums, threads))
+    lib.convolve(*arguments(x, None, filters, 0, n, h, w, c, o, y, where, sums, threads))
     return y, where
 
 
@@ -48,8 +48,7 @@ def by_images(g: Tensor, where: Tensor | None, filters: Tensor, h: int, w: int) 
 
     With `where` g is by the maxima of `pooled`.
     """
-    turned = together(filters.flip(2, 3).transpose(0, 1))
-    return _product(g, where, turned, h, w)
+    return _product(g, where, filters, h, w, turned=True)
 
 
 def by_filters(x: Tensor, g: Tensor, where: Tensor | None) -> Tensor:
@@ -61,13 +60,16 @@ def by_filters(x: Tensor, g: Tensor, where: Tensor | None) -> Tensor:
     return out
 
 
-def _product(maps: Tensor, where: Tensor | None, filters: Tensor, h: int, w: int) -> Tensor:
+def _product(
+    maps: Tensor, where: Tensor | None, filters: Tensor, h: int, w: int, turned: bool = False
+) -> Tensor:
     if where is None and w > WIDTH:
-        return F.conv2d(maps, filters, padding=1)
+        by = filters.flip(2, 3).transpose(0, 1) if turned else filters
+        return F.conv2d(maps, together(by), padding=1)
     lib, threads = kernels()
-    n, c, o = len(maps), maps.shape[1], len(filters)
+    n, c, o = len(maps), maps.shape[1], filters.shape[1 if turned else 0]
     y = maps.new_empty(n, h, w, o).permute(0, 3, 1, 2)
-    lib.convolve(*arguments(maps, where, filters, n, h, w, c, o, y, None, None, threads))
+    lib.convolve(*arguments(maps, where, filters, turned, n, h, w, c, o, y, None, None, threads))
     return y
 
 

@@ -6,7 +6,6 @@ step. `fused.c` does them together (`training.kernels`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +35,15 @@ class _Batch:
         var = (square - mean * mean).clamp(min=0)
         return cls(rows, mean, var, (var + eps).rsqrt())
 
-    def line(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift of the norm, (C,) float32."""
+    def lines(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Scale and shift of the norm, (2, C) float32."""
         scale = weight * self.rstd
-        return scale.float(), (bias - self.mean * scale).float()
+        return torch.stack((scale, bias - self.mean * scale)).float()
 
-    def gradients(self, sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """By weight and bias, and the lines along x and level that the gradient by x has too.
+    def gradients(
+        self, sums: Tensor, weight: Tensor, lines: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """By weight and bias, and the lines (4, C) of the one by x: two more, along x and level.
 
         sums: each thread's of the gradient by the norm's result, and of its products with x.
         """
@@ -51,7 +52,8 @@ class _Batch:
         factor = weight * self.rstd / self.rows
         along = -factor * self.rstd * by_weight
         level = -factor * by_bias - along * self.mean
-        return by_weight.float(), by_bias.float(), along.float(), level.float()
+        whole = torch.cat((lines, torch.stack((along, level)).float()))
+        return by_weight.float(), by_bias.float(), whole
 
 
 def _sums(threads: int, channels: int) -> Tensor:
@@ -64,10 +66,8 @@ def _norm(
     """act(bn(x)) of maps with these sums, and the batch's mean and variance; all else to ctx."""
     lib, threads = kernels()
     ctx.batch, ctx.act = _Batch.of(sums, x.numel() // x.shape[1], eps), act
-    ctx.scale, ctx.shift = ctx.batch.line(weight, bias)
-    y = torch.empty_like(x)
-    lines = ctx.scale, ctx.shift
-    lib.forward(*arguments(x, ctx.batch.rows, x.shape[1], *lines, act, y, threads))
+    ctx.lines, y = ctx.batch.lines(weight, bias), torch.empty_like(x)
+    lib.forward(*arguments(x, ctx.batch.rows, x.shape[1], ctx.lines, act, y, threads))
     ctx.mark_non_differentiable(ctx.batch.mean, ctx.batch.var)
     return y, ctx.batch.mean, ctx.batch.var
 
@@ -76,10 +76,10 @@ def _by_norm(ctx: Any, x: Tensor, dy: Tensor, weight: Tensor) -> tuple[Tensor, T
     """The gradients by weight and bias of `_norm`, and the lines of the one by x."""
     lib, threads = kernels()
     c = x.shape[1]
-    sums, lines = _sums(threads, c), (ctx.scale, ctx.shift)
-    lib.gradient_sums(*arguments(x, dy, ctx.batch.rows, c, *lines, ctx.act, sums, threads))
-    by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
-    return by_weight, by_bias, torch.stack((*lines, along, level))
+    sums = _sums(threads, c)
+    lib.gradient_sums(*arguments(x, dy, ctx.batch.rows, c, ctx.lines, ctx.act, sums, threads))
+    by_weight, by_bias, lines = ctx.batch.gradients(sums, weight, ctx.lines)
+    return by_weight, by_bias, lines
 
 
 def _by_maps(ctx: Any, x: Tensor, dy: Tensor, lines: Tensor) -> Tensor:
@@ -177,10 +177,9 @@ class _Join(torch.autograd.Function):
         sums = _sums(threads, c)
         lib.sums_of(*arguments(x, x.numel() // c, c, sums, threads))
         batch = _Batch.of(sums, x.numel() // c, eps)
-        scale, shift = batch.line(weight, bias)
-        y = torch.empty_like(x)
-        lib.join(*arguments(x, other, batch.rows, c, scale, shift, act, y, threads))
-        ctx.save_for_backward(x, other, weight, scale, shift)
+        lines, y = batch.lines(weight, bias), torch.empty_like(x)
+        lib.join(*arguments(x, other, batch.rows, c, lines, act, y, threads))
+        ctx.save_for_backward(x, other, weight, lines)
         ctx.batch, ctx.act = batch, act
         ctx.mark_non_differentiable(batch.mean, batch.var)
         return y, batch.mean, batch.var
@@ -188,20 +187,15 @@ class _Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        x, other, weight, *lines = ctx.saved_tensors
+        x, other, weight, lines = ctx.saved_tensors
         lib, threads = kernels()
         dy, c, rows = together(dy), x.shape[1], ctx.batch.rows
         sums, dz = _sums(threads, c), torch.empty_like(x)
-        lib.join_gradient(
-            *arguments(x, other, dy, rows, c, *lines, ctx.act, dz, sums, threads),
-        )
-        by_weight, by_bias, along, level = ctx.batch.gradients(sums, weight)
-        whole, dx = torch.stack((*lines, along, level)), torch.empty_like(x)
+        lib.join_gradient(*arguments(x, other, dy, rows, c, lines, ctx.act, dz, sums, threads))
+        by_weight, by_bias, whole = ctx.batch.gradients(sums, weight, lines)
+        dx = torch.empty_like(x)
         lib.backward(*arguments(x, dz, rows, c, whole, ACTS[None], dx, threads))
         return dx, dz, by_weight, by_bias, None, None
-
-
-LONG = 512  # values that a pass without channels takes for a row; few channels make it slow
 
 
 class _Activate(torch.autograd.Function):
@@ -210,13 +204,11 @@ class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, act: int) -> Tensor:
         lib, threads = kernels()
-        x = together(x)
-        y = torch.empty_like(x)
+        x, c = together(x), x.shape[1]
         ctx.save_for_backward(x)
-        ctx.act, ctx.lines = act, torch.zeros(4, LONG)  # scale 1, and nothing else
-        ctx.lines[0] = 1
-        for rows, wide, (a, b) in _in_rows(x, y):
-            lib.forward(*arguments(a, rows, wide, *ctx.lines[:2], act, b, threads))
+        ctx.act, ctx.lines, y = act, torch.zeros(4, c), torch.empty_like(x)
+        ctx.lines[0] = 1  # the scale; the first two lines are those of the forward pass
+        lib.forward(*arguments(x, x.numel() // c, c, ctx.lines, act, y, threads))
         return y
 
     @staticmethod
@@ -224,20 +216,10 @@ class _Activate(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         lib, threads = kernels()
-        dx = torch.empty_like(x)
-        for rows, wide, (a, b, c) in _in_rows(x, together(dy), dx):
-            lines = ctx.lines[:, :wide].contiguous()
-            lib.backward(*arguments(a, b, rows, wide, lines, ctx.act, c, threads))
+        dx, c = torch.empty_like(x), x.shape[1]
+        rows = x.numel() // c
+        lib.backward(*arguments(x, together(dy), rows, c, ctx.lines, ctx.act, dx, threads))
         return dx, None
-
-
-def _in_rows(*maps: Tensor) -> Iterator[tuple[int, int, list[Tensor]]]:
-    """Maps of one shape as rows of `LONG` values, and one row of the rest: (rows, long, maps)."""
-    flat = [m.permute(0, 2, 3, 1).flatten() for m in maps]  # views: channels are last
-    whole = len(flat[0]) // LONG * LONG
-    for part, rows in (([f[:whole] for f in flat], whole // LONG), ([f[whole:] for f in flat], 1)):
-        if part[0].numel():
-            yield rows, part[0].numel() // rows, part
 
 
 def _trains(norm: nn.BatchNorm2d, images: Tensor) -> bool:
