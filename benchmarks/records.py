@@ -89,6 +89,13 @@ ROWS = {
         "60 s (aim 30), then 15 s (aim 8)",
         RACE,
     ),
+    "warm-96": Row(
+        "96 % under 5 million parameters, as the records count: warm",
+        ["race", "speed-96-5m", "--warm", "--n", "10", "--target", "96"],
+        _warm,
+        "12 s (aim 8)",
+        RACE,
+    ),
     "epoch-resnet26-97": Row(
         "resnet26-97 with its whole augmentation",
         ["step", "--recipe", "resnet26-97", "--steps", "60"],

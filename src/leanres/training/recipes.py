@@ -16,6 +16,7 @@ from leanres.data.augment import AUGMENTS, Step
 from leanres.data.mix import MIXES
 from leanres.errors import UserError
 from leanres.models.budget import summarize
+from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
 from leanres.tables import Table
 from leanres.training.optim import OPTIMIZERS, SCHEDULES
@@ -113,11 +114,26 @@ def _adam(model: str) -> Recipe:
     )
 
 
+_SPEED_96 = Recipe(
+    model="speednet-5m",
+    epochs=72,
+    accumulate=2,  # parts of 500 of the 1,000 images that the proxy leaves
+    augment=(
+        ("alternating_flip", {}),
+        ("crop", {"padding": 4, "mode": "reflect"}),
+        ("cutout", {"size": 12}),
+    ),
+    proxy=SpeedNetConfig((32, 64, 64)),
+)
+
+
 RECIPES: Table[Recipe] = Table(
     "recipe",
     {
         "speed": Recipe(),
         "speed-94": Recipe(),
+        "speed-96": _SPEED_96,
+        "speed-96-5m": _SPEED_96,
         "small-data": SMALL_DATA,
         "digits": replace(SMALL_DATA, epochs=12, augment=(("crop", {"padding": 2}),), val=180),
         "plain-sgd": Recipe(
@@ -205,6 +221,8 @@ ABOUT: Table[About] = Table(
     {
         "speed": About("this project, docs/log.md", SPEED),
         "speed-94": About("speed, by the accuracy that it is for", SPEED),
+        "speed-96": About("this project, docs/log.md"),
+        "speed-96-5m": About("speed-96, which is under 5M"),
         "small-data": About("this project: some hundred to some thousand images"),
         "digits": About("this project: scikit-learn's digits, no mirroring"),
         "plain-sgd": About("He et al. 2015, section 4.2, with a cosine"),
