@@ -116,7 +116,7 @@ def _adam(model: str) -> Recipe:
 
 _SPEED_96 = Recipe(
     model="speednet-5m",
-    epochs=72,
+    epochs=88,
     accumulate=2,  # parts of 500 of the 1,000 images that the proxy leaves
     augment=(
         ("alternating_flip", {}),
