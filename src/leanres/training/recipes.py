@@ -132,6 +132,11 @@ RECIPES: Table[Recipe] = Table(
     {
         "speed": Recipe(),
         "speed-94": Recipe(),
+        "speed-95": Recipe(
+            model="speednet-5m",
+            epochs=15,
+            augment=(("alternating_flip", {}), ("crop", {"padding": 4, "mode": "reflect"})),
+        ),
         "speed-96": _SPEED_96,
         "speed-96-5m": _SPEED_96,
         "small-data": SMALL_DATA,
@@ -221,6 +226,7 @@ ABOUT: Table[About] = Table(
     {
         "speed": About("this project, docs/log.md", SPEED),
         "speed-94": About("speed, by the accuracy that it is for", SPEED),
+        "speed-95": About("this project, docs/log.md"),
         "speed-96": About("this project, docs/log.md"),
         "speed-96-5m": About("speed-96, which is under 5M"),
         "small-data": About("this project: some hundred to some thousand images"),
