@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanres.models.resnet import BasicBlock, ResNet
+from leanres.models.resnet import BasicBlock, ResNet, StridedFirst
 from leanres.training.twin import twin_of
 
 MULTIPLE = 8  # bfloat16 values in the 16 bytes that a tensor core loads at once
@@ -50,6 +50,7 @@ class _Linear(nn.Linear):
 
 PADDED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: _Conv,
+    StridedFirst: _Conv,
     nn.BatchNorm2d: _Norm,
     nn.Linear: _Linear,
 }
