@@ -21,6 +21,7 @@ from leanres.models.speednet import SpeedNet, SpeedNetConfig
 from leanres.training.muon import Muon
 from leanres.training.recipe import Recipe
 from leanres.training.small_maps import SideBySide
+from leanres.training.winograd import FewerProducts
 
 
 def losses(
@@ -39,7 +40,7 @@ def losses(
     net.whiten_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
     average = copy.deepcopy(net)
-    forward = SideBySide(net) if bfloat16 else net  # a kernel, as the engine takes it on a CPU
+    forward = SideBySide(net) if bfloat16 else net  # kernels, as the engine takes them on a CPU
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)
@@ -74,7 +75,7 @@ def losses(
         for images, labels in zip(
             x.chunk(r.accumulate), split.labels[chosen].chunk(r.accumulate), strict=True
         ):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else FewerProducts():
                 logits = forward(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=r.label_smoothing)
             loss = loss * (len(labels) / batch)

@@ -21,7 +21,7 @@ ROWS = (  # bottom to top: a file imports from the rows below its own
     "models.zoo models.budget",
     "training",
     "training.muon training.sam training.files training.younger training.kernels",
-    "training.twin training.convolve training.graphs",
+    "training.twin training.convolve training.winograd training.graphs",
     "training.fused training.small_maps",
     "training.aligned training.fuse",
     "training.weights",

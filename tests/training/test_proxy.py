@@ -33,10 +33,11 @@ def test_the_hardest_are_those_of_a_loop_and_the_proxy_learns_from_all(digits, e
     state, normalize = begun(recipe, digits.train, engine)
     proxy = state.proxy.eval()  # each image by itself
     inputs, targets = normalize(digits.train.images[:40]), digits.train.labels[:40]
-    losses = [
-        F.cross_entropy(proxy(x[None]), y[None], label_smoothing=0.2)
-        for x, y in zip(inputs, targets, strict=True)
-    ]
+    with engine.autocast():
+        losses = [
+            F.cross_entropy(proxy(x[None]), y[None], label_smoothing=0.2)
+            for x, y in zip(inputs, targets, strict=True)
+        ]
     kept = hardest(proxy, Batch(inputs, targets), Plan(recipe, 1000), engine)
     assert kept.tolist() == sorted(set(kept.tolist()))
     each = torch.stack(losses)

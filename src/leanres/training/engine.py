@@ -21,6 +21,7 @@ from leanres.errors import UserError
 from leanres.training.aligned import aligned
 from leanres.training.fuse import fused
 from leanres.training.small_maps import SideBySide
+from leanres.training.winograd import FewerProducts
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 _MMAP_MAX, _TRIM_THRESHOLD, _HUGE_PAGE_ADVICE = -4, -1, 14  # malloc.h, mman.h
@@ -36,8 +37,13 @@ class Engine:
     compiled: bool  # kernels by torch.compile and, on a GPU, each step's as one CUDA graph
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+        """The context of a forward pass: its precision and, in float32 on a CPU, its convolutions.
+
+        Good for one use.
+        """
         kind = torch.device(self.device).type
+        if kind == "cpu" and self.precision == "float32" and not self.compiled:
+            return FewerProducts()
         return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def place(self, module: nn.Module) -> nn.Module:

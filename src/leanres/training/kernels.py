@@ -1,6 +1,7 @@
-"""Kernels in C for a CPU in bfloat16, compiled where they run.
+"""Kernels in C for a CPU, compiled where they run.
 
-`fused.c` does max-pool, batch norm and activation together, `convolve.c` convolutions with AMX.
+In bfloat16 `fused.c` does max-pool, batch norm and activation together, `convolve.c` convolutions
+with AMX; in float32 `winograd.c` does convolutions.
 They are compiled at first use, in about two seconds, by the C compiler that is there, and kept in
 the cache; without one, or on other systems than Linux, PyTorch's own kernels are used.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from leanres.data.sources import cache_folder
 
-SOURCES = [Path(__file__).with_name(name) for name in ("fused.c", "convolve.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("fused.c", "convolve.c", "winograd.c")]
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC"]
 # No result here is read from errno or by a trap; without these loops stay scalar.
 FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
@@ -80,6 +81,13 @@ def has_tiles() -> bool:
     """Whether the kernels of `convolve.c` can run: this CPU has AMX, and the system lends it."""
     lib = library()
     return lib is not None and bool(lib.has_tiles())
+
+
+@cache
+def has_fma() -> bool:
+    """Whether the kernels of `winograd.c` can run: this CPU has AVX2 and FMA."""
+    lib = library()
+    return lib is not None and bool(lib.has_fma())
 
 
 def kernels() -> tuple[ctypes.CDLL, int]:
