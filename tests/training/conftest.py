@@ -45,3 +45,11 @@ def gradients_of() -> Callable[..., list[Tensor]]:
         return found
 
     return compute
+
+
+@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

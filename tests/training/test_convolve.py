@@ -32,14 +32,6 @@ def _all_passes_here(monkeypatch):
     monkeypatch.setattr(module, "WIDTH", 99)  # none by oneDNN
 
 
-@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def tensors(case):
     """Images, filters as they are multiplied, and a gradient of the result; bfloat16 values."""
     n, c, o, h, w = case

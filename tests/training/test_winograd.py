@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,14 +35,6 @@ CASES = {  # images, channels in and out, height, width, padding
     "an image": (1, 3, 21, 12, 12, 1),
     "one channel to one": (1, 1, 1, 5, 5, 1),
 }
-
-
-@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def near(ours, right, most=1e-5):  # plain float32: 1e-7 to 1e-6
@@ -158,3 +153,19 @@ def test_the_same_twice_is_the_same_to_the_last_bit():
     once, again = (winograd._by_weight(maps, maps, 1) for _ in range(2))
     assert once.equal(again)
     assert convolve(maps, weight, 1).equal(convolve(maps, weight, 1))
+
+
+def test_fewer_threads_than_asked_for_leave_no_sum_unmade():
+    code = """
+import torch
+from leanres.training import winograd
+torch.set_num_threads(4)
+torch.randn(500, 500).mm(torch.randn(500, 500)); torch.full((400, 36, 64, 64), float("nan"))
+maps = torch.randn(4, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+exact = torch.nn.grad.conv2d_weight(maps.double(), (32, 32, 3, 3), maps.double(), padding=1)
+print(float((winograd._by_weight(maps, maps, 1) - exact).norm() / exact.norm()))
+"""
+    few = {**os.environ, "OMP_THREAD_LIMIT": "2", "MALLOC_PERTURB_": "127"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=few, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1e-5

@@ -234,12 +234,14 @@ int winograd_filters(const float *x, const float *g, int64_t n, int64_t h, int64
     Maps maps = {x, n, h, w, c, pad}, gradients = {g, n, high, wide, o, 0};
     int64_t block = block_of(left + right, grid.count, threads), blocks = (grid.count + block - 1) / block;
     int64_t lefts = point_of(block, left), rights = point_of(block, right);
-    int failed = 0;
+    int failed = 0, there = 0;
 #pragma omp parallel num_threads(threads)
     {
         float *v = zeros(POINTS * lefts), *m = zeros(POINTS * rights);
         float *sum = sums + omp_get_thread_num() * POINTS * rows * right;
         int add = 0;
+#pragma omp atomic
+        there++;
         if (!v || !m) {
 #pragma omp atomic write
             failed = 1;
@@ -262,6 +264,8 @@ int winograd_filters(const float *x, const float *g, int64_t n, int64_t h, int64
         if (!add) memset(sum, 0, 4 * POINTS * rows * right);
         free(v), free(m);
     }
+    /* a limit on threads may give fewer than asked for */
+    memset(sums + there * POINTS * rows * right, 0, 4 * (threads - there) * POINTS * rows * right);
     return failed;
 }
 #endif
