@@ -14,6 +14,8 @@ from leanres.compare import COMPARISONS, Comparison, Outcome, difference, recipe
 from leanres.data.sources import load
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.models.budget import count_params
+from leanres.models.resnet import ResNetConfig
 from leanres.training.engine import Engine
 
 TINY = {
@@ -62,6 +64,24 @@ def test_an_outcome_has_mean_and_sample_sd():
 def test_a_setting_that_the_variants_differ_in_is_refused():
     with pytest.raises(UserError, match="the variants differ in optimizer"):
         recipes(COMPARISONS["optimizers"], {"optimizer": "sgd"})
+
+
+def test_a_network_that_is_given_is_the_one_that_variants_change():
+    network = {"family": "resnet", "widths": [16, 32], "depths": [1, 1]}
+    chosen = recipes(COMPARISONS["elements"], {"model": network})
+    assert chosen["crop + flip"].model == ResNetConfig((16, 32), (1, 1))
+    assert chosen["squeeze"].model == ResNetConfig((16, 32), (1, 1), squeeze=8)
+    assert chosen["shake-shake"].model == ResNetConfig((11, 23), (1, 1), block="shake")
+    with pytest.raises(UserError, match="changes a residual network"):
+        recipes(COMPARISONS["depths"], {"model": "speednet"})
+
+
+def test_a_shake_shake_network_has_the_parameters_of_the_plain_one():
+    chosen = recipes(COMPARISONS["elements"], {})
+    plain, shaken = (
+        count_params(chosen[name].model.build()) for name in ("crop + flip", "shake-shake")
+    )
+    assert shaken == pytest.approx(plain, rel=0.05)
 
 
 def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):

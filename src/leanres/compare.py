@@ -14,6 +14,7 @@ from scipy import stats
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.resnet import ResNetConfig
+from leanres.models.zoo import resolve
 from leanres.tables import Table
 from leanres.training import run as runs
 from leanres.training.engine import Engine
@@ -29,8 +30,8 @@ PREFIX = "compare-"  # of the folders that comparisons train into by default
 class Comparison:
     """Variants (name -> settings over `base`), the first of them the yardstick.
 
-    `reported` is what the source of the comparison found, test accuracy in percent at its own
-    length and size.
+    A setting may be a function of the network that all variants begin with. `reported` is what
+    the source of the comparison found, test accuracy in percent at its own length and size.
     """
 
     question: str
@@ -78,12 +79,18 @@ class Difference:
 SMALL = ResNetConfig((32, 25, 41, 50), (3, 3, 3, 3), init="kaiming")
 
 
-def _shape(**settings: Any) -> dict[str, Any]:
-    return {"model": replace(SMALL, **settings)}
+def _shape(**changed: Any) -> dict[str, Any]:
+    return {"model": lambda network: replace(network, **changed)}
 
 
 def _depth(*depths: int) -> dict[str, Any]:
     return _shape(depths=depths)
+
+
+def _shaken(network: ResNetConfig) -> ResNetConfig:
+    # Two branches at 1 / sqrt(2) of the width have the same parameters.
+    widths = tuple(round(width / math.sqrt(2)) for width in network.widths)
+    return replace(network, block="shake", widths=widths)
 
 
 def _augmented(name: str) -> dict[str, Any]:
@@ -143,11 +150,7 @@ COMPARISONS: Table[Comparison] = Table(
                 "squeeze": {"augment": CROP_FLIP, **_shape(squeeze=8)},
                 "stochastic depth": {"augment": CROP_FLIP, **_shape(drop_path=0.1)},
                 "pre-activation": {"augment": CROP_FLIP, **_shape(block="wide")},
-                # Two branches at 1 / sqrt(2) of the width have the same parameters.
-                "shake-shake": {
-                    "augment": CROP_FLIP,
-                    **_shape(block="shake", widths=(23, 18, 29, 35)),
-                },
+                "shake-shake": {"augment": CROP_FLIP, "model": _shaken},
             },
             {},
         ),
@@ -158,12 +161,17 @@ COMPARISONS: Table[Comparison] = Table(
 def recipes(comparison: Comparison, changes: dict[str, Any]) -> dict[str, Recipe]:
     """The recipe of each variant; `changes` (epochs, model, ...) hold for all of them."""
     small = {"model": SMALL, "epochs": 6, "val": 5000} | changes
+    network = resolve(from_dict({"model": small["model"]}).model)
     chosen = {}
     for name, settings in comparison.variants.items():
-        both = sorted(set(settings) & set(changes))
+        own = {k: v for k, v in settings.items() if not callable(v)}
+        both = sorted(set(own) & set(changes))
         if both:
             raise UserError(f"the variants differ in {', '.join(both)}: leave it out of --set")
-        chosen[name] = from_dict(_fitted(small | settings), RECIPES[comparison.base])
+        if len(own) < len(settings) and not isinstance(network, ResNetConfig):
+            raise UserError(f"variant {name!r} changes a residual network: give one as the model")
+        own |= {k: change(network) for k, change in settings.items() if callable(change)}
+        chosen[name] = from_dict(_fitted(small | own), RECIPES[comparison.base])
     return chosen
 
 
@@ -261,10 +269,13 @@ class _Job:
             run = runs.reopen(place, lambda _: self.dataset, lambda _: self.engine)
         else:
             run = runs.create(place, recipe, self.dataset, self.engine)
+        # Only the end counts; measured after every epoch, many held-out images cost as much again.
+        held_out, run.val = run.val, None
         with runs.Stop() as stop:
             for _ in runs.epochs(run, stop, _ignore):
                 pass
         stop.check()
+        run.val = held_out
         runs.finish(run, "none", self.measure_on)
 
 
