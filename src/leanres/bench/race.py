@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leanres.bench.step import Clock
 from leanres.data.split import Dataset
 from leanres.errors import UserError
@@ -163,11 +161,7 @@ def phases(plan: Plan) -> list[int]:
 
 def matrix_rates(engine: Engine) -> dict[str, float]:
     """TFLOP/s of a 4096^3 product by precision: shared machines drift, so each lap states it."""
-    kinds = (torch.bfloat16, torch.float32)
-    return {
-        str(kind).removeprefix("torch."): round(matrix_rate(engine, dtype=kind), 3)
-        for kind in kinds
-    }
+    return {engine.precision: round(matrix_rate(engine), 3)}
 
 
 def race(

@@ -76,7 +76,7 @@ def measure_step(
     flops, traffic = cost_of_step(run)
     images = shrink(run.normalize(run.train.images[: plan.images_per_step]), scale)
     alone = convolution_rate(run.state.model.train(), images, engine)
-    matrix = matrix_rate(engine, dtype=getattr(torch, engine.precision))
+    matrix = matrix_rate(engine)
     memory = memory_rate(engine)
     return {
         "hardware": hardware(engine),

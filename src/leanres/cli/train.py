@@ -332,10 +332,10 @@ def augmented(result: dict[str, Any]) -> str:
     return f", {100 * result['accuracy_tta']:.2f} % with {result['tta']} augmentation"
 
 
-def _rate(result: dict[str, Any]) -> str:
+def _rate(result: dict[str, Any], precision: str) -> str:
     if "matrix_tflops" not in result:
         return ""
-    return f" (4096^3 bfloat16 product on this machine: {result['matrix_tflops']:.2f} TFLOP/s)"
+    return f" (4096^3 {precision} product on this machine: {result['matrix_tflops']:.2f} TFLOP/s)"
 
 
 def _print_result(run: Run, result: dict[str, Any]) -> None:
@@ -346,7 +346,7 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
             f"{result['split']} accuracy {100 * result['accuracy']:.2f} %"
             f" ({round(n * result['accuracy']):,} of {n:,}){augmented(result)}; NLL"
             f" {result['nll']:.3f}, ECE {100 * result['ece']:.1f} %;"
-            f" trained in {result['train_seconds']:.0f} s{_rate(result)}"
+            f" trained in {result['train_seconds']:.0f} s{_rate(result, run.engine.precision)}"
         )
     typer.echo(f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json")
     typer.echo(

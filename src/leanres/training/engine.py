@@ -171,9 +171,12 @@ def _reserve_huge_pages(libc: ctypes.CDLL, gib: float) -> bool:
     return bool(done == 0)
 
 
-def matrix_rate(engine: Engine, n: int = 4096, dtype: torch.dtype = torch.bfloat16) -> float:
-    """TFLOP/s of an n x n x n product in `dtype`: best of two after a small warm-up."""
-    a = torch.ones(n, n, dtype=dtype, device=engine.device)
+def matrix_rate(engine: Engine, n: int = 4096) -> float:
+    """TFLOP/s of an n x n x n product in the engine's precision: best of two after a small warm-up.
+
+    In another precision it would take minutes where that is emulated.
+    """
+    a = torch.ones(n, n, dtype=getattr(torch, engine.precision), device=engine.device)
     a[:64] @ a
     best = 0.0
     for _ in range(2):
