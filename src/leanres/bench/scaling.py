@@ -181,12 +181,14 @@ def _draw(axes: Axes, curve: Curve) -> None:
     ends = np.array([0, max(curve.x)])
     axes.plot(ends, fixed + slope * ends, color="#9FC5E8", lw=1.5, zorder=1)
     axes.scatter(curve.x, curve.seconds, color="#0B3C5D", s=28, zorder=2)
-    for x, seconds, note in zip(curve.x, curve.seconds, curve.notes, strict=True):
+    below = (-np.inf, *curve.seconds[:-1])
+    for x, seconds, last, note in zip(curve.x, curve.seconds, below, curve.notes, strict=True):
         right = x < 0.6 * max(curve.x)
+        crowded = seconds - last < 0.06 * max(curve.seconds)  # the label before it is in the way
         axes.annotate(
             note,
             (x, seconds),
-            xytext=(7 if right else -7, -4 if right else 4),
+            xytext=(7 if right else -7, (2 if crowded else -4) if right else 4),
             textcoords="offset points",
             ha="left" if right else "right",
             fontsize=8,
