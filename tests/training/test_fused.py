@@ -186,11 +186,15 @@ NETWORKS = {  # how many batch norms go together with what is around them
 
 
 @pytest.mark.parametrize(("name", "count"), NETWORKS.items(), ids=str)
-def test_a_network_is_as_near_its_float32_gradients_as_without(name, count, gradients_of):
+def test_every_batch_norm_of_a_network_is_found(name, count):
+    together = [FusedNorm, FusedConv, FusedJoin]
+    assert sum(type(m) in together for m in fused(resolve(name).build()).modules()) == count
+
+
+@pytest.mark.parametrize("name", [*NETWORKS][:3], ids=str)  # the others' layers are among theirs
+def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_of):
     torch.manual_seed(0)
     model = resolve(name).build().to(memory_format=torch.channels_last)
-    together = [FusedNorm, FusedConv, FusedJoin]
-    assert sum(type(m) in together for m in fused(model).modules()) == count
     exact, plainly, ours = gradients_of(model, fused)
     assert 0 < (plainly - exact).norm() < 0.7 * exact.norm()
     assert (ours - exact).norm() < 1.2 * (plainly - exact).norm()

@@ -128,7 +128,7 @@ def test_counters_of_operators_see_pytorchs_own():
     assert ours.get_total_flops() == plain.get_total_flops() > 0
 
 
-@pytest.mark.parametrize("name", ["speednet", "resnet-custom"])
+@pytest.mark.parametrize("name", ["speednet", "resnet20"])
 def test_a_network_is_as_near_its_float64_gradients_as_float32_is(name):
     torch.manual_seed(0)
     engine = Engine("cpu", "float32", compiled=False)
