@@ -74,6 +74,8 @@ def test_a_network_that_is_given_is_the_one_that_variants_change():
     assert chosen["shake-shake"].model == ResNetConfig((11, 23), (1, 1), block="shake")
     with pytest.raises(UserError, match="changes a residual network"):
         recipes(COMPARISONS["depths"], {"model": "speednet"})
+    with pytest.raises(UserError, match="'3,3,3,3' does not fit that model: 3 widths but 4 depths"):
+        recipes(COMPARISONS["depths"], {"model": "resnet20"})
 
 
 def test_a_shake_shake_network_has_the_parameters_of_the_plain_one():

@@ -170,7 +170,10 @@ def recipes(comparison: Comparison, changes: dict[str, Any]) -> dict[str, Recipe
             raise UserError(f"the variants differ in {', '.join(both)}: leave it out of --set")
         if len(own) < len(settings) and not isinstance(network, ResNetConfig):
             raise UserError(f"variant {name!r} changes a residual network: give one as the model")
-        own |= {k: change(network) for k, change in settings.items() if callable(change)}
+        try:
+            own |= {k: change(network) for k, change in settings.items() if callable(change)}
+        except UserError as error:
+            raise UserError(f"variant {name!r} does not fit that model: {error}") from None
         chosen[name] = from_dict(_fitted(small | own), RECIPES[comparison.base])
     return chosen
 
