@@ -214,7 +214,8 @@ def test_a_plan_with_a_mistake_is_one_line_and_nothing_runs(plan, tmp_path, lean
 
 def test_a_run_folder_of_another_recipe_is_refused(plan, tmp_path):
     jobs = jobs_of(_rows(plan, DIGITS), tmp_path / "runs")
-    list(campaign(jobs[:1], tmp_path / "results", 1, words=OWN))
+    recipe = replace(jobs[0].row.recipe, seed=jobs[0].seed)
+    fit(jobs[0].folder, recipe, DATA, Engine("cpu", "float32", compiled=False))
     plan.write_text(PLAN.replace("epochs=1", "epochs=5"))
     with pytest.raises(UserError, match="holds a run of another recipe"):
         list(campaign(jobs_of(_rows(plan, DIGITS), tmp_path / "runs"), tmp_path / "results", 1))

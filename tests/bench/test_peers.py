@@ -167,19 +167,28 @@ def test_a_pattern_that_cannot_work_is_one_line(pattern):
         check_script(Path(__file__), pattern)
 
 
-def test_the_command_line_races_peers(leanres, tmp_path):
+def test_the_command_line_races_peers(leanres, tmp_path, monkeypatch):
+    took, asked = {"leanres": [3.0, 2.0], "pytorch": [7.0, 6.0]}, []
+    monkeypatch.setattr(
+        "leanres.bench.peers.run_peer", lambda name, work: asked.append(work) or took[name]
+    )
     script = tmp_path / "record.py"
     script.write_text(f"print({AIRBENCH!r})")
     words = ["bench", "peers", "leanres,pytorch", "--data", "digits", "--images", "64"]
-    words += ["--batch-size", "16", "--workers", "0", "--epochs", "1", "--device", "cpu"]
+    words += ["--batch-size", "16", "--workers", "0", "--device", "cpu"]
     words += ["--augment", "auto_augment,crop,flip,perspective"]
     done = leanres(*words, "--script", script, "--out", tmp_path / "peers.json")
     assert done.code == 0, done.err
-    assert "against ours" in done.out
+    rows = [line.split() for line in done.out.splitlines()]
+    assert ["leanres", "2.0", "3.0", "1.00"] in rows
+    assert ["pytorch", "6.0", "7.0", "3.00"] in rows
+    steps = ["auto_augment", "crop", "flip", "perspective"]
+    work = Work("resnet20", "digits", None, 64, 16, 2, 0, "cpu", steps)
+    assert asked == [work, work]
     assert "n = 2, accuracy 0.94, 2.6 s a training" in done.out
     report = json.loads((tmp_path / "peers.json").read_text())
     assert {"hardware", "commit", "work"} <= set(report)
-    assert set(report["epoch_seconds"]) == {"leanres", "pytorch"}
+    assert report["epoch_seconds"] == took
 
 
 def test_a_script_that_cannot_run_is_told_before_any_peer_runs(leanres, tmp_path, monkeypatch):
