@@ -30,6 +30,7 @@ clean: ## remove .venv, builds and caches; runs/ stays
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp comes last, so an interrupted setup is taken up again. A .venv that runs is kept.
+# compileall uses all cores where pip uses one; files that no Python of today reads fail in it.
 .venv/.ready: pyproject.toml constraints.txt
 	@.venv/bin/python -c '$(FITS)' 2>/dev/null || { \
 		python="$(PYTHON)"; test -n "$$python" || { \
@@ -37,5 +38,7 @@ clean: ## remove .venv, builds and caches; runs/ stays
 		exit 1; }; \
 		"$$python" -m venv --clear .venv; }
 	@echo "installing into .venv (once, a minute or two)"
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+		-c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
