@@ -18,7 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from leanres.models.zoo import MODELS
-from leanres.training.recipes import ABOUT, RECIPES, cost
+from leanres.training.recipes import PROVENANCE, RECIPES, cost
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 # name -> (PFLOP, test accuracy in percent as its authors count it); all with test-time
@@ -41,7 +41,7 @@ SHOWN = 88.0  # lowest accuracy of the picture
 def own() -> dict[str, tuple[float, float, float | None]]:
     """Recipe -> (PFLOP, mean accuracy in percent, that with flip-shift), by its first name."""
     found = {}
-    for name, about in ABOUT.items():
+    for name, about in PROVENANCE.items():
         if about.own is None or RECIPES[name] in map(RECIPES.get, found):
             continue
         runs = json.loads((RESULTS / about.own.results).read_text())["runs"]
@@ -55,7 +55,7 @@ def reported() -> dict[str, tuple[float, float]]:
     """The documents' figures at what their recipes cost; one point has one name."""
     found = {}
     for name, recipe in RECIPES.items():
-        if ABOUT[name].source.startswith("report on") and not name.endswith("-code"):
+        if PROVENANCE[name].source.startswith("report on") and not name.endswith("-code"):
             at = (cost(recipe) / 1e15, MODELS[str(recipe.model)].reported or 0.0)
             found[name.removesuffix("-text")] = at
     return found

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from leanres.data.augment import Draw, generator
-from leanres.data.geometry import alternating_flip, crop
+from leanres.augment.geometry import alternating_flip, crop
+from leanres.augment.registry import Draw, generator
 from leanres.data.split import Split, channel_stats
+from leanres.kernels.tiled_conv import TiledConv
+from leanres.kernels.winograd import WinogradMode
 from leanres.models.speednet import SpeedNet, SpeedNetConfig
 from leanres.training.muon import Muon
 from leanres.training.recipe import Recipe
-from leanres.training.small_maps import SideBySide
-from leanres.training.winograd import FewerProducts
 
 
 def losses(
@@ -40,7 +40,7 @@ def losses(
     net.whiten_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
     average = copy.deepcopy(net)
-    forward = SideBySide(net) if bfloat16 else net  # kernels, as the engine takes them on a CPU
+    forward = TiledConv(net) if bfloat16 else net  # kernels, as the engine takes them on a CPU
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)
@@ -48,7 +48,7 @@ def losses(
     adam = torch.optim.AdamW(
         [{"params": rest, "lr": r.bias_lr}, {"params": [net.head.weight], "lr": head_lr}],
         betas=r.betas,
-        weight_decay=r.rest_decay,
+        weight_decay=r.adamw_weight_decay,
     )
     per_epoch = len(split) // batch
     total = epochs * per_epoch
@@ -75,7 +75,7 @@ def losses(
         for images, labels in zip(
             x.chunk(r.accumulate), split.labels[chosen].chunk(r.accumulate), strict=True
         ):
-            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else FewerProducts():
+            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else WinogradMode():
                 logits = forward(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=r.label_smoothing)
             loss = loss * (len(labels) / batch)

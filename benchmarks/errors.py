@@ -18,9 +18,9 @@ mpl.use("Agg")
 
 from leanres import report
 from leanres.data.sources import load
-from leanres.evaluation.calibration import brier, fit_temperature, log_probs, reliability
-from leanres.evaluation.metrics import ece, measure, nll
-from leanres.evaluation.mistakes import confused_pairs, label_suspects
+from leanres.metrics.accuracy import ece, measure, nll
+from leanres.metrics.calibration import brier, fit_temperature, log_probs, reliability
+from leanres.metrics.mistakes import confused_pairs, label_suspects
 
 SHOWN = 24
 

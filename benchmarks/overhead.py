@@ -17,7 +17,7 @@ from bare_loop import losses
 
 from leanres.data.sources import load
 from leanres.data.split import channel_stats
-from leanres.training.engine import Normalize, detect
+from leanres.training.device import Normalize, detect
 from leanres.training.loop import start, steps
 from leanres.training.recipes import RECIPES
 

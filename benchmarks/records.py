@@ -91,7 +91,7 @@ ROWS = {
     ),
     "warm-96": Row(
         "96 % under 5 million parameters, as the records count: warm",
-        ["race", "speed-96-5m", "--warm", "--n", "10", "--target", "96"],
+        ["race", "speed-96", "--warm", "--n", "10", "--target", "96"],
         _warm,
         "12 s (aim 8)",
         RACE,

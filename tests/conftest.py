@@ -13,7 +13,9 @@ import torch
 from leanres.cli import main
 from leanres.data.sources import load
 from leanres.data.split import Dataset
-from leanres.training.engine import Engine
+from leanres.models.speednet import SpeedNetConfig
+from leanres.training.device import Engine
+from leanres.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +48,21 @@ def digits() -> Dataset:
 @pytest.fixture
 def engine() -> Engine:
     return Engine("cpu", "float32", compiled=False)
+
+
+@pytest.fixture
+def small() -> Recipe:
+    """Exercises every phase (shrunk images, frozen stem, EMA, mirror, mixes) in 12 steps."""
+    return Recipe(
+        model=SpeedNetConfig((8, 16, 16)),
+        epochs=2,
+        batch_size=200,
+        progressive_resizing=((0.0, 0.5), (0.5, 1.0)),
+        augment=(("alternating_flip", {}), ("crop", {"padding": 2}), ("cutout", {"size": 6})),
+        mix=(("mixup", {}), ("cutmix", {})),
+        ema=0.8,
+        val=200,
+    )
 
 
 class Outcome(NamedTuple):

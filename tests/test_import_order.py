@@ -101,7 +101,7 @@ def test_every_file_imports_only_from_below(module, path):
 @pytest.mark.parametrize(
     ("module", "source", "caught"),
     [
-        ("errors", "from leanres.tables import Table", ["tables"]),
+        ("errors", "from leanres.registry import Table", ["tables"]),
         ("tables", "from leanres import __version__", ["leanres"]),
         ("data.split", "from leanres.models import resnet", ["models.resnet"]),
         ("data.split", "import leanres.training", ["training"]),
@@ -112,7 +112,7 @@ def test_every_file_imports_only_from_below(module, path):
         ("models.resnet", "from .davidnet import Block", ["models.davidnet"]),
         (
             "training.loop",
-            "def f():\n  import leanres.training.checkpoint",
+            "def f():\n  import leanres.runs.checkpoint",
             ["training.checkpoint"],
         ),
         ("training.engine", "from leanres.training.recipe import R", ["training.recipe"]),
@@ -127,7 +127,7 @@ def test_an_import_against_the_order_is_caught_however_it_is_written(module, sou
 @pytest.mark.parametrize(
     ("module", "source", "is_package"),
     [
-        ("cli", "import torch, leanres.predict\nfrom leanres.data import sources", False),
+        ("cli", "import torch, leanres.runs.predictor\nfrom leanres.data import sources", False),
         ("data.sources", "from .split import Split\nfrom ..errors import UserError", False),
         ("models.zoo", "from leanres.models import resnet, davidnet", False),
         ("models.resnet", "from leanres.models import ModelConfig", False),

@@ -23,7 +23,7 @@ def test_a_wrong_name_is_an_attribute_error():
 def test_the_readmes_python_example_works(tmp_path):
     data = leanres.load_data("digits")
     recipe = leanres.Recipe(
-        model=SpeedNetConfig((8, 16)), epochs=6, batch_size=100, augment=(), resolution=()
+        model=SpeedNetConfig((8, 16)), epochs=6, batch_size=100, augment=(), progressive_resizing=()
     )
     result = leanres.fit(tmp_path / "run", recipe, data)
     predictor = leanres.load_predictor(tmp_path / "run")

@@ -13,14 +13,14 @@ _HOMES = {
     "Split": "leanres.data.split",
     "load_data": "leanres.data.sources:load",
     "MODELS": "leanres.models.zoo",
-    "summarize": "leanres.models.budget",
+    "summarize": "leanres.models.cost",
     "RECIPES": "leanres.training.recipes",
     "Recipe": "leanres.training.recipe",
-    "detect": "leanres.training.engine",
-    "find_lr": "leanres.lr_finder",
-    "fit": "leanres.training.run",
-    "load_predictor": "leanres.predict:load",
-    "Prediction": "leanres.predict",
+    "detect": "leanres.training.device",
+    "find_lr": "leanres.lr_finder.finder",
+    "fit": "leanres.runs.run",
+    "load_predictor": "leanres.runs.predictor:load",
+    "Prediction": "leanres.runs.predictor",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from leanres.augment.registry import AUGMENTS, Draw, generator
 from leanres.bench.peers import (
     PEERS,
     PillowImages,
@@ -23,7 +24,6 @@ from leanres.bench.peers import (
     run_script,
 )
 from leanres.bench.pillow import STEPS, perspective
-from leanres.data.augment import AUGMENTS, Draw, generator
 from leanres.data.split import channel_stats
 from leanres.errors import UserError
 

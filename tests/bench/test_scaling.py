@@ -17,7 +17,7 @@ from leanres.bench.scaling import (
     widened,
 )
 from leanres.errors import UserError
-from leanres.models.budget import count_params
+from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import MODELS
@@ -25,7 +25,7 @@ from leanres.models.zoo import MODELS
 
 @pytest.fixture
 def quick(tiny):
-    return replace(tiny, resolution=(), batch_size=100)
+    return replace(tiny, progressive_resizing=(), batch_size=100)
 
 
 def curve(x, seconds):
@@ -85,13 +85,13 @@ def test_a_budget_that_no_width_fits_is_refused():
 
 def test_more_work_takes_longer_and_is_counted(quick, digits, engine):
     by_batch = batch_curve(quick, digits, engine, [20, 1000], count=2)
-    by_images = images_curve(quick, digits, engine, [0.2, 2])
+    grad_input = images_curve(quick, digits, engine, [0.2, 2])
     networks = [widened(quick.model, budget) for budget in (15_000, 300_000)]
     by_size = network_curve(quick, digits, engine, networks, count=2)
-    for found in (by_batch, by_images, by_size):
+    for found in (by_batch, grad_input, by_size):
         assert found.seconds[1] > found.seconds[0] > 0
     # whole batches of 100: of 287 images, and of 2,874
-    assert by_images.x == (200, 2800)
+    assert grad_input.x == (200, 2800)
     assert by_size.x[1] > 4 * by_size.x[0]
 
 

@@ -19,15 +19,15 @@ from leanres.bench.step import (
     kind_of,
     measure_step,
 )
-from leanres.models.budget import summarize
+from leanres.models.cost import summarize
 from leanres.models.resnet import ResNetConfig
-from leanres.training.engine import memory_rate
-from leanres.training.run import prepare
+from leanres.runs.run import prepare
+from leanres.training.device import memory_rate
 
 
 @pytest.fixture
 def report(tiny, digits, engine):
-    return measure_step(replace(tiny, resolution=(), ema=0.9), digits, engine, count=2)
+    return measure_step(replace(tiny, progressive_resizing=(), ema=0.9), digits, engine, count=2)
 
 
 def test_the_parts_add_up_to_about_the_step(report):
@@ -59,7 +59,7 @@ def test_a_residual_networks_step_costs_three_forward_passes_less_the_images_gra
     tiny, digits, engine
 ):
     config = ResNetConfig(widths=(8, 16), depths=(1, 1), num_classes=10)
-    recipe = replace(tiny, model=config, resolution=(), optimizer="sgd", lr=0.1)
+    recipe = replace(tiny, model=config, progressive_resizing=(), optimizer="sgd", lr=0.1)
     flops, _ = cost_of_step(prepare(Path(), recipe, digits, engine))
     summary = summarize(config)
     stem = next(row.macs for row in summary.rows if row.macs)

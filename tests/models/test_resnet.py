@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from leanres.errors import UserError
-from leanres.models.residual import DropPath
+from leanres.models.branch_layers import DropPath
 from leanres.models.resnet import (
     BasicBlock,
     PadShortcut,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from leanres.data.split import channel_stats
 from leanres.errors import UserError
 from leanres.models.speednet import SpeedNet, SpeedNetConfig
-from leanres.training.engine import Normalize
+from leanres.training.device import Normalize
 
 
 def network(**settings) -> SpeedNet:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.models.budget import count_params
+from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
 

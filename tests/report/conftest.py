@@ -12,9 +12,9 @@ import pytest
 from leanres.data.sources import load
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.engine import Engine
+from leanres.runs.run import fit
+from leanres.training.device import Engine
 from leanres.training.recipe import Recipe
-from leanres.training.run import fit
 
 ENGINE = Engine("cpu", "float32", compiled=False)
 RECIPE = Recipe(
@@ -23,7 +23,7 @@ RECIPE = Recipe(
     batch_size=200,
     accumulate=1,
     augment=(("crop", {"padding": 2}),),
-    resolution=((0.0, 0.75), (0.6, 1.0)),
+    progressive_resizing=((0.0, 0.75), (0.6, 1.0)),
     val=200,
 )
 

@@ -14,7 +14,7 @@ from matplotlib import get_backend, rcParams
 from matplotlib.figure import Figure
 
 from leanres import report
-from leanres.evaluation.calibration import reliability
+from leanres.metrics.calibration import reliability
 from leanres.report import style
 
 rng = np.random.default_rng(0)

@@ -17,11 +17,11 @@ from leanres.report.network import (
     with_predictions,
 )
 from leanres.report.record import read_run
-from leanres.training.engine import Engine
-from leanres.training.folder import PREDICTIONS
+from leanres.runs.layout import PREDICTIONS
+from leanres.runs.weights import WEIGHTS
+from leanres.training.device import Engine
 from leanres.training.loop import start, steps
-from leanres.training.recipe import Plan
-from leanres.training.weights import WEIGHTS
+from leanres.training.recipe import StepCounts
 
 
 @pytest.mark.parametrize("step", [0, 5, 9, 11, 17])
@@ -42,7 +42,7 @@ def test_the_batch_is_what_the_network_was_given(trained, digits, step):
     state.model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].detach()))
     next(steps(state, train, recipe, Recorder(), engine))
     shown = images_of_step(recipe, train, step, count=200)
-    assert Plan(recipe, len(train)).total == 18
+    assert StepCounts(recipe, len(train)).total == 18
     assert shown.shape == fed[0].shape
     # shrinking and normalising commute but for rounding to bytes
     assert torch.allclose(network.normalize(shown), fed[0], atol=0.51 / (255 * 0.2))

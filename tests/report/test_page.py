@@ -17,13 +17,13 @@ import torch
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.evaluation.metrics import ece
+from leanres.metrics.accuracy import ece
 from leanres.report import write_report
 from leanres.report.page import gather
 from leanres.report.record import read_run
 from leanres.report.text import text_report
-from leanres.training.folder import METRICS, PREDICTIONS, fingerprints, write_predictions
-from leanres.training.weights import WEIGHTS
+from leanres.runs.layout import METRICS, PREDICTIONS, fingerprints, write_predictions
+from leanres.runs.weights import WEIGHTS
 
 VOID = {"meta", "link", "img", "br", "input"}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.evaluation.metrics import wilson_interval
+from leanres.metrics.accuracy import wilson_interval
 from leanres.report.record import read_rows, read_run
-from leanres.training.folder import METRICS, PREDICTIONS
+from leanres.runs.layout import METRICS, PREDICTIONS
 
 
 def test_a_run_is_read_as_it_was_written(trained):

@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from leanres.data import draw as drawing
+from leanres.augment import rng as drawing
+from leanres.augment.mix import MIXES
+from leanres.augment.registry import AUGMENTS, Draw
+from leanres.augment.rng import generator
 from leanres.data import split as splits
-from leanres.data.augment import AUGMENTS, Draw
-from leanres.data.draw import generator
-from leanres.data.mix import MIXES
 from leanres.data.split import Split
-from leanres.evaluation.inference import TTA, predict_logits
+from leanres.metrics.inference import TTA, predict_logits
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.batch import shrink
-from leanres.training.engine import Engine, Normalize
+from leanres.training.device import Engine, Normalize
+from leanres.training.distill import Teacher
 from leanres.training.loop import start, steps
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe
-from leanres.training.teacher import Teacher
 
 NORMALIZE = ((0.5,) * 3, (0.25,) * 3)
 
@@ -120,7 +120,7 @@ VARIANTS: dict[str, Recipe] = {
     "speed": SMALL,
     "sam": replace(SMALL, sam_rho=0.1),
     "asam": replace(SMALL, sam_rho=0.1, sam_adaptive=True),
-    "copies and mixes": replace(SMALL, copies=2, batch_size=300, mix=("mixup", "cutmix")),
+    "copies and mixes": replace(SMALL, augment_repeats=2, batch_size=300, mix=("mixup", "cutmix")),
     "resnet": replace(SMALL, model=ResNetConfig((8, 16), (1, 1))),
     **{name: replace(SMALL, optimizer=name) for name in OPTIMIZERS},
 }

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leanres.data.augment import Draw, augment, generator
-from leanres.data.mix import MIXES
+from leanres.augment.mix import MIXES
+from leanres.augment.registry import Draw, augment, generator
 from leanres.data.split import Split, channel_stats
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.batch import ahead, batches, epoch_order
-from leanres.training.engine import Engine, Normalize
+from leanres.training.device import Engine, Normalize
 from leanres.training.loop import (
     NonFiniteLossError,
     StepResult,
@@ -26,7 +26,7 @@ from leanres.training.loop import (
     train,
 )
 from leanres.training.optim import OPTIMIZERS
-from leanres.training.recipe import Plan, Recipe
+from leanres.training.recipe import Recipe, StepCounts
 
 
 def fresh(recipe: Recipe, split: Split, engine: Engine):
@@ -53,7 +53,7 @@ def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, engine
 
 
 def test_a_run_learns_and_its_rows_add_up(digits, engine, small):
-    plain = {"augment": (), "mix": (), "resolution": (), "ema": 0.0}
+    plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe = replace(small, epochs=4, batch_size=100, **plain)
     state, normalize = fresh(recipe, digits.train, engine)
     rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
@@ -91,7 +91,7 @@ def test_a_caller_may_drive_the_lr_of_every_group_by_the_step(digits, engine, sm
 
 
 def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, engine, small):
-    recipe = replace(small, augment=(), mix=(), resolution=(), epochs=2, batch_size=300)
+    recipe = replace(small, augment=(), mix=(), progressive_resizing=(), epochs=2, batch_size=300)
     state, normalize = fresh(recipe, digits.train, engine)
     seen: list[torch.Tensor] = []
 
@@ -112,7 +112,7 @@ def test_the_stem_stops_training_where_the_recipe_says_so(digits, engine, small)
     state, normalize = fresh(recipe, digits.train, engine)
     run = steps(state, digits.train, recipe, normalize, engine)
     biases = [state.model.stem.bias.detach().clone() for _ in run]
-    half = Plan(recipe, len(digits.train)).freeze_stem
+    half = StepCounts(recipe, len(digits.train)).freeze_stem
     assert 0 < half < len(biases)
     assert not torch.equal(biases[0], biases[half - 1])
     assert all(torch.equal(b, biases[half - 1]) for b in biases[half:])
@@ -179,7 +179,7 @@ def test_the_watcher_stops_between_two_steps(digits, engine, small):
 
 def test_bfloat16_trains_with_float32_weights(digits, small):
     engine = Engine("cpu", "bfloat16", compiled=False)
-    plain = {"augment": (), "mix": (), "resolution": (), "ema": 0.0}
+    plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe, few = replace(small, epochs=4, batch_size=50, **plain), digits.train.subset(range(600))
     state, normalize = fresh(recipe, few, engine)
     rows = list(train(state, few, recipe, normalize, engine, digits.test))
@@ -191,7 +191,7 @@ def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, engin
     # Without batch norm, whose statistics are of a part: a network of one linear layer.
     def outcome(accumulate: int) -> tuple[torch.Tensor, StepResult]:
         recipe = Recipe(optimizer="sgd", lr=0.1, batch_size=90, accumulate=accumulate, augment=())
-        recipe = replace(recipe, resolution=(), epochs=1)
+        recipe = replace(recipe, progressive_resizing=(), epochs=1)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
         state = TrainState(model, OPTIMIZERS["sgd"](model, recipe), ema=None)
@@ -219,7 +219,7 @@ def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, engine, sm
 
     state.optimizers[0].register_step_pre_hook(look)
     rows = list(train(state, digits.train, small, normalize, engine))
-    per_epoch = Plan(small, len(digits.train)).steps_per_epoch
+    per_epoch = StepCounts(small, len(digits.train)).steps_per_epoch
     expected = norms[per_epoch - 1 :: per_epoch]
     assert [row["gradient_norm"] for row in rows] == pytest.approx(expected, rel=1e-5)
     assert len(norms) == 2 * per_epoch
@@ -232,23 +232,27 @@ def by_hand(split: Split, recipe: Recipe, epoch: int, steps: range) -> list[Tens
         [
             i
             for i in order[steps.start * size : steps.stop * size].tolist()
-            for _ in range(recipe.copies)
+            for _ in range(recipe.augment_repeats)
         ]
     )
     draw = Draw(generator(recipe.seed, epoch, steps.start + 1), indices, epoch, recipe.seed)
     images = augment(split.images[indices], recipe.augment, draw)
-    return [images[k * size * recipe.copies :][: size * recipe.copies] for k in range(len(steps))]
+    return [
+        images[k * size * recipe.augment_repeats :][: size * recipe.augment_repeats]
+        for k in range(len(steps))
+    ]
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "copies", "together"), [(50, 1, 40), (300, 1, 6), (300, 3, 2), (1200, 1, 1)]
+    ("batch_size", "augment_repeats", "together"),
+    [(50, 1, 40), (300, 1, 6), (300, 3, 2), (1200, 1, 1)],
 )
 def test_small_batches_are_augmented_together_and_begin_anywhere(
     digits, small, batch_size, copies, together
 ):
     split = digits.train
-    recipe = replace(small, mix=(), batch_size=batch_size, copies=copies)
-    plan = Plan(recipe, len(split))
+    recipe = replace(small, mix=(), batch_size=batch_size, augment_repeats=copies)
+    plan = StepCounts(recipe, len(split))
     assert ahead(split, plan) == together
     large = replace(split, images=split.images.repeat(1, 1, 2, 2))
     assert ahead(large, plan) == max(1, together // 4)
@@ -272,7 +276,7 @@ def test_small_batches_are_augmented_together_and_begin_anywhere(
 def test_every_image_is_seen_once_an_epoch_with_its_label(digits, small):
     split = digits.train
     recipe = replace(small, mix=(), augment=(), batch_size=100)
-    plan = Plan(recipe, len(split))
+    plan = StepCounts(recipe, len(split))
     known = {
         image.numpy().tobytes(): int(y) for image, y in zip(split.images, split.labels, strict=True)
     }
@@ -287,8 +291,8 @@ def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
     """Every batch is what one of the mixes makes of the augmented images; each is met."""
     split, met = digits.train, set()
     recipe = replace(small, batch_size=100)
-    plain = batches(split, Plan(replace(recipe, mix=()), len(split)))
-    mixed = batches(split, Plan(recipe, len(split)))
+    plain = batches(split, StepCounts(replace(recipe, mix=()), len(split)))
+    mixed = batches(split, StepCounts(recipe, len(split)))
     for step, ((augmented, labels), (images, targets)) in enumerate(
         islice(zip(plain, mixed, strict=True), 8)
     ):
@@ -303,8 +307,8 @@ def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
 
 
 def test_a_batch_holds_copies_of_its_images_each_with_draws_of_its_own(digits, small):
-    split, recipe = digits.train, replace(small, mix=(), copies=3, batch_size=40)
-    images, labels = next(batches(split, Plan(recipe, len(split))))
+    split, recipe = digits.train, replace(small, mix=(), augment_repeats=3, batch_size=40)
+    images, labels = next(batches(split, StepCounts(recipe, len(split))))
     indices = epoch_order(split, small.seed, 0)[:40]
     assert torch.equal(labels, split.labels[indices.repeat_interleave(3)])
     alike = [len(three.flatten(1).unique(dim=0)) for three in images.split(3)]
@@ -312,7 +316,7 @@ def test_a_batch_holds_copies_of_its_images_each_with_draws_of_its_own(digits, s
 
 
 def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits, engine, small):
-    recipe = replace(small, copies=2, epochs=1)
+    recipe = replace(small, augment_repeats=2, epochs=1)
     state, normalize = fresh(recipe, digits.train, engine)
     seen: list[int] = []
     state.model.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
@@ -328,9 +332,11 @@ def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits
 def test_the_loss_of_a_mixture_is_the_shares_of_its_labels_losses(
     digits, engine, small, accumulate
 ):
-    recipe = replace(small, mix=(("mixup", {"alpha": 1.0}),), accumulate=accumulate, resolution=())
+    recipe = replace(
+        small, mix=(("mixup", {"alpha": 1.0}),), accumulate=accumulate, progressive_resizing=()
+    )
     state, normalize = fresh(recipe, digits.train, engine)
-    images, targets = next(batches(digits.train, Plan(recipe, len(digits.train))))
+    images, targets = next(batches(digits.train, StepCounts(recipe, len(digits.train))))
     logs, right = [], 0
     for part, shares in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
         log = state.model(normalize(part)).log_softmax(1).detach()

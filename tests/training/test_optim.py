@@ -139,7 +139,7 @@ def test_biases_and_norm_scales_are_not_decayed_where_the_recipe_says_so():
 
 
 def test_muon_decays_the_classifier_and_biases_as_told_and_never_the_filters():
-    recipe = Recipe(optimizer="muon", rest_decay=0.1, decay_all=False)
+    recipe = Recipe(optimizer="muon", adamw_weight_decay=0.1, decay_all=False)
     muon, others = OPTIMIZERS["muon"](network(), recipe)
     assert not any("weight_decay" in group for group in muon.param_groups)
     decays = {p.ndim: g["weight_decay"] for g in others.param_groups for p in g["params"]}

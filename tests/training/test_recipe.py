@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from leanres.errors import UserError
-from leanres.training.recipe import Plan, Recipe, from_dict, parse_setting
+from leanres.runs.younger import YOUNGER, completed
+from leanres.training.recipe import Recipe, StepCounts, from_dict, parse_setting
 from leanres.training.recipes import RECIPES, load_recipe
-from leanres.training.younger import YOUNGER, completed
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -20,9 +20,9 @@ def test_every_recipe_survives_json(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_phase_of_every_recipe_is_reached(name):
     recipe = RECIPES[name]
-    plan = Plan(recipe, 50_000)
+    plan = StepCounts(recipe, 50_000)
     scales = {plan.scale(step) for step in range(plan.total)}
-    assert scales == ({scale for _, scale in recipe.resolution} or {1.0})
+    assert scales == ({scale for _, scale in recipe.progressive_resizing} or {1.0})
     if recipe.freeze_stem_at < 1:
         assert 0 < plan.freeze_stem < plan.total
     if recipe.warmup:
@@ -34,12 +34,12 @@ def test_a_recipe_older_than_a_setting_had_its_default():
     assert {key: default[key] for key in YOUNGER} == YOUNGER
     old = {key: value for key, value in default.items() if key not in YOUNGER}
     assert completed(old) == default
-    assert completed(old | {"copies": 2})["copies"] == 2
-    assert "copies" not in old
+    assert completed(old | {"augment_repeats": 2})["augment_repeats"] == 2
+    assert "augment_repeats" not in old
 
 
 def test_the_last_phase_trains_at_full_size():
-    plan = Plan(RECIPES["speed"], 50_000)
+    plan = StepCounts(RECIPES["speed"], 50_000)
     assert plan.scale(plan.total - 1) == 1.0
 
 
@@ -96,8 +96,8 @@ def test_settings_are_toml_or_bare_words(text, setting):
         ({"betas": [1.5, 0.9]}, "below 1"),
         ({"model": 3}, "give a name"),
         ({"model": {"family": "resnet", "wdths": [8]}}, "did you mean 'widths'"),
-        ({"resolution": [[0.5, 1.0], [0.2, 0.5]]}, "shares rising"),
-        ({"resolution": [[0.0, 0.01]]}, "scales"),
+        ({"progressive_resizing": [[0.5, 1.0], [0.2, 0.5]]}, "shares rising"),
+        ({"progressive_resizing": [[0.0, 0.01]]}, "scales"),
         ({"precision": "fp8"}, "bfloat16"),
     ],
 )
@@ -150,5 +150,5 @@ def test_a_missing_toml_file_and_an_unknown_recipe_are_named(tmp_path):
 
 
 def test_a_split_smaller_than_a_batch_is_one_batch():
-    plan = Plan(Recipe(epochs=3, batch_size=500), 120)
+    plan = StepCounts(Recipe(epochs=3, batch_size=500), 120)
     assert (plan.batch_size, plan.steps_per_epoch, plan.total) == (120, 1, 3)

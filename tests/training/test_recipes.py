@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanres.models.budget import summarize
+from leanres.models.cost import summarize
 from leanres.models.zoo import MODELS, resolve
-from leanres.training.recipe import Plan, Recipe
-from leanres.training.recipes import ABOUT, RECIPES, best_own, cost
+from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipes import PROVENANCE, RECIPES, best_measured, cost
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_every_recipe_says_where_it_comes_from():
-    assert list(ABOUT) == list(RECIPES)
-    assert all(about.source for about in ABOUT.values())
+    assert list(PROVENANCE) == list(RECIPES)
+    assert all(about.source for about in PROVENANCE.values())
 
 
-@pytest.mark.parametrize("name", [name for name, about in ABOUT.items() if about.own])
+@pytest.mark.parametrize("name", [name for name, about in PROVENANCE.items() if about.own])
 def test_own_accuracy_is_the_mean_of_the_committed_runs(name):
-    own = ABOUT[name].own
+    own = PROVENANCE[name].own
     runs = json.loads((RESULTS / own.results).read_text())["runs"]
     assert {run["recipe"]["model"] for run in runs} == {RECIPES[name].model}
     assert {run["recipe"]["epochs"] for run in runs} == {RECIPES[name].epochs}
@@ -34,7 +34,7 @@ def test_own_accuracy_is_the_mean_of_the_committed_runs(name):
 
 
 def test_custom_resnet_text_runs_the_cycle_that_its_code_asked_pytorch_for():
-    plan = Plan(RECIPES["custom-resnet-text"], 50_000)
+    plan = StepCounts(RECIPES["custom-resnet-text"], 50_000)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.01, momentum=0.9)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, plan.total)
     for step in range(plan.total):
@@ -46,8 +46,8 @@ def test_custom_resnet_text_runs_the_cycle_that_its_code_asked_pytorch_for():
 
 
 def test_a_network_shows_the_best_of_its_recipes():
-    assert best_own("speednet") == ABOUT["speed"].own
-    assert best_own("wrn-16-4") is None
+    assert best_measured("speednet") == PROVENANCE["speed"].own
+    assert best_measured("wrn-16-4") is None
     assert {recipe.model for recipe in RECIPES.values()} <= set(MODELS)
 
 
@@ -55,8 +55,8 @@ def test_the_cost_counts_what_goes_through_the_network():
     macs = summarize(resolve("resnet20")).macs
     plain = replace(RECIPES["plain-sgd"], epochs=2, batch_size=100)
     assert cost(plain, 1000) == 6 * macs * 2000
-    assert cost(replace(plain, copies=2), 1000) == 12 * macs * 2000
+    assert cost(replace(plain, augment_repeats=2), 1000) == 12 * macs * 2000
     assert cost(replace(plain, sam_rho=0.05), 1000) == 12 * macs * 2000
-    half = replace(plain, resolution=((0.0, 0.5), (0.5, 1.0)))
+    half = replace(plain, progressive_resizing=((0.0, 0.5), (0.5, 1.0)))
     assert cost(half, 1000) == pytest.approx(6 * macs * 2000 * (0.25 + 1) / 2)
     assert cost(Recipe()) == pytest.approx(3.2e14, rel=0.01)  # speed

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from leanres.data.split import channel_stats
-from leanres.training.engine import Normalize
+from leanres.training.device import Normalize
 from leanres.training.loop import TrainState, steps
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe
-from leanres.training.sam import climbed_
+from leanres.training.sam import sam_perturbed_
 
 
 def network() -> nn.Module:
@@ -36,7 +36,7 @@ def test_the_weights_climb_by_the_formula_and_come_back_bit_for_bit(adaptive):
     norm = sum((u * x) ** 2 for u, x in zip(unit, g, strict=True)) ** 0.5
     expected = [x + 0.3 * u * u * d / norm for x, u, d in zip(w, unit, g, strict=True)]
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    with climbed_(model, 0.3, adaptive):
+    with sam_perturbed_(model, 0.3, adaptive):
         assert numbers(model) == pytest.approx(expected, rel=1e-5, abs=1e-6)
         assert all(p.grad is None for p in model.parameters())
         model(torch.randn(8, 3, 2, 2))  # moves the running statistics
@@ -48,7 +48,7 @@ def test_without_a_gradient_nothing_moves_and_nothing_is_nan():
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     before = numbers(model)
-    with climbed_(model, 0.5):
+    with sam_perturbed_(model, 0.5):
         assert numbers(model) == before
 
 
@@ -63,7 +63,7 @@ def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, engine, accumul
         epochs=1,
         accumulate=accumulate,
         augment=(),
-        resolution=(),
+        progressive_resizing=(),
         sam_rho=0.2,
     )
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -32,9 +32,9 @@ from leanres.bench.pillow import STEPS
 from leanres.data.sources import load
 from leanres.data.split import Split, channel_stats
 from leanres.errors import UserError
-from leanres.evaluation.statistics import mean_sd
-from leanres.tables import Table
-from leanres.training.engine import Normalize, detect
+from leanres.metrics.statistics import mean_sd
+from leanres.registry import Table
+from leanres.training.device import Normalize, detect
 from leanres.training.loop import network_config, start, train
 from leanres.training.recipe import from_dict
 from leanres.training.recipes import RECIPES

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from leanres.data.policies import AUTO_BINS, CIFAR10_POLICY, NARROW, row
-from leanres.tables import Table
+from leanres.augment.policies import AUTO_BINS, CIFAR10_POLICY, NARROW, row
+from leanres.registry import Table
 
 Picture = Image.Image
 _ENHANCERS: dict[str, Callable[[Picture], ImageEnhance._Enhance]] = {
@@ -39,7 +39,7 @@ _OTHERS: dict[str, Callable[[Picture, float], Picture]] = {
 
 
 def operation(image: Picture, name: str, magnitude: float) -> Picture:
-    """One of leanres.data.ops.OPS, whose magnitudes these are."""
+    """One of leanres.augment.pil_ops.OPS, whose magnitudes these are."""
     if name in _ENHANCERS:
         return _ENHANCERS[name](image).enhance(magnitude)
     return _OTHERS[name](image, magnitude)
@@ -61,7 +61,7 @@ def flip(image: Picture, p: float = 0.5) -> Picture:
 
 
 def auto_augment(image: Picture) -> Picture:
-    """A pair of operations of the CIFAR-10 policy: leanres.data.policies."""
+    """A pair of operations of the CIFAR-10 policy: leanres.augment.policies."""
     for name, p, number in random.choice(CIFAR10_POLICY):
         if random.random() < p:
             _, amount, signed, base = row(name, number, AUTO_BINS, NARROW, image.size[::-1])
@@ -71,7 +71,7 @@ def auto_augment(image: Picture) -> Picture:
 
 
 def perspective(image: Picture, distortion: float = 0.6, p: float = 0.5) -> Picture:
-    """See it askew with probability p; zeros around: leanres.data.geometry."""
+    """See it askew with probability p; zeros around: leanres.augment.geometry."""
     if random.random() >= p:
         return image
     width, height = image.size

@@ -15,12 +15,12 @@ import torch
 from leanres.bench.step import WARM_UP, endless, step_seconds
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.models import ModelConfig
-from leanres.models.budget import count_params, summarize
-from leanres.training import run as runs
-from leanres.training.engine import Engine
+from leanres.models.config import ModelConfig
+from leanres.models.cost import count_params, summarize
+from leanres.runs import run as runs
+from leanres.training.device import Engine
 from leanres.training.loop import steps
-from leanres.training.recipe import Plan, Recipe
+from leanres.training.recipe import Recipe, StepCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +99,7 @@ def images_curve(
     """
     short = replace(recipe, epochs=1, val=0)
     counts = [max(2, round(share * len(dataset.train))) for share in shares]
-    plans = [Plan(short, count) for count in counts]
+    plans = [StepCounts(short, count) for count in counts]
     trained = tuple(plan.steps_per_epoch * plan.images_per_step for plan in plans)
     if len(set(trained)) < len(trained):
         raise UserError(f"shares {tuple(shares)}: two of these are as many images")

@@ -21,16 +21,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanres.data.split import Dataset
-from leanres.models.budget import summarize
-from leanres.training import run as runs
+from leanres.models.cost import summarize
+from leanres.runs import run as runs
+from leanres.runs.layout import commit
 from leanres.training.batch import Batch, ahead, batches, shrink
-from leanres.training.engine import Engine, hardware, matrix_rate, memory_rate
-from leanres.training.folder import commit
+from leanres.training.device import Engine, hardware, matrix_rate, memory_rate
+from leanres.training.distill import teach
+from leanres.training.hard_examples import hardest
 from leanres.training.loop import average_, backward, ema_decay, steps
-from leanres.training.proxy import hardest
 from leanres.training.recipe import Recipe
-from leanres.training.sam import climbed_
-from leanres.training.teacher import teach
+from leanres.training.sam import sam_perturbed_
 
 WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, kernels compile
 
@@ -133,7 +133,7 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
     """
     recipe, engine, plan = run.recipe, run.engine, run.plan
     forward = engine.forward(run.state.model)
-    pick = None if run.state.proxy is None else engine.forward(run.state.proxy).train()
+    pick = None if run.state.selector is None else engine.forward(run.state.selector).train()
     run.state.model.train()
     laps: list[dict[str, float]] = []
     for lap in range(count + 1):
@@ -147,7 +147,7 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
         if pick is not None:
             kept = hardest(pick, Batch(inputs, targets), plan, engine)
             images, inputs, targets = images[kept], inputs[kept], targets[kept]
-            clock("proxy")
+            clock("selector")
         batch = Batch(inputs, targets, teach(run.state.teacher, images, plan, engine))
         if run.state.teacher is not None:
             clock("teacher")
@@ -158,10 +158,10 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
         backward(forward, batch, recipe, engine)
         clock("forward and backward")
         if recipe.sam_rho:
-            with climbed_(run.state.model, recipe.sam_rho, recipe.sam_adaptive):
+            with sam_perturbed_(run.state.model, recipe.sam_rho, recipe.sam_adaptive):
                 backward(forward, batch, recipe, engine)
             clock("second forward and backward")
-        with engine.coarse_products():
+        with engine.low_precision_matmul():
             for optimizer in run.state.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

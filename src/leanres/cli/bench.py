@@ -14,7 +14,7 @@ import typer
 
 from leanres.cli.console import check_picture, save_picture
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, changes, make_engine, typed, words
+from leanres.cli.train import DEVICE, THREADS, changes, current_command, make_engine, words
 from leanres.errors import UserError
 
 app = typer.Typer(help="How fast: a step in parts, seconds to an accuracy, peers at the same work.")
@@ -48,7 +48,7 @@ def step(
 
     # One size, and the stem frozen as in most of a training's steps, unless it is set.
     changed = {"freeze_stem_at": 0.0} | changes(settings, model=model)
-    chosen = from_dict(changed | {"resolution": [[0.0, scale]]}, load_recipe(recipe))
+    chosen = from_dict(changed | {"progressive_resizing": [[0.0, scale]]}, load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
     report = measure_step(chosen, load(data, path, size, strict), engine, steps)
     if as_json:
@@ -61,7 +61,7 @@ def step(
 def _write(out: Path | None, report: dict[str, Any]) -> None:
     """Write the report; it has been printed, so that a bad place loses nothing."""
     if out is not None:
-        from leanres.training.files import write_bytes
+        from leanres.io import write_bytes
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(out, (json.dumps(report, indent=1) + "\n").encode())
@@ -124,8 +124,8 @@ def scaling(
     """Seconds against batch size, network size and images, and how far off a straight line."""
     from leanres.bench import scaling as growth
     from leanres.models.zoo import resolve
-    from leanres.training.engine import hardware
-    from leanres.training.folder import commit
+    from leanres.runs.layout import commit
+    from leanres.training.device import hardware
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
@@ -133,7 +133,7 @@ def scaling(
     sizes = [int(x) for x in _numbers("--batches", batches, whole=True)]
     budgets = [round(1e6 * x) for x in _numbers("--params", params)]
     parts = _numbers("--shares", shares)
-    changed = {"freeze_stem_at": 0.0, "resolution": []} | changes(settings, model=model)
+    changed = {"freeze_stem_at": 0.0, "progressive_resizing": []} | changes(settings, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
     networks = [growth.widened(resolve(chosen.model), budget) for budget in budgets]
@@ -217,9 +217,9 @@ def race(
     as_json: bool = JSON,
 ) -> None:
     """Seconds to an accuracy: the recipe with n seeds, each a cold process as a user starts it."""
-    from leanres.bench import race as racing
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
+    from leanres.trials import race as racing
 
     chosen = from_dict(changes(settings), load_recipe(recipe))
     engine = make_engine(device, chosen.precision, chosen.compiled, threads)
@@ -227,15 +227,15 @@ def race(
     place.parent.mkdir(parents=True, exist_ok=True)
     if warm:
         laps = partial(
-            racing.warm_laps, chosen, dataset=load(data, path, size, strict), engine=engine
+            racing.warm_runs, chosen, dataset=load(data, path, size, strict), engine=engine
         )
     else:
         options = {"data": data, "path": path, "size": size, "strict": strict}
         given = words(settings, **options, device=device, threads=threads or None)
         folder = runs / place.stem
-        laps = partial(racing.cold_laps, [recipe, *given], chosen, folder=folder, engine=engine)
+        laps = partial(racing.cold_runs, [recipe, *given], chosen, folder=folder, engine=engine)
     claim = {
-        "command": typed(),
+        "command": current_command(),
         "counted": "warm: training alone" if warm else "cold: the whole process",
         "recipe": chosen.to_dict(),
     }
@@ -300,8 +300,8 @@ def peers(
         run_peer,
         run_script,
     )
-    from leanres.training.engine import detect, hardware
-    from leanres.training.folder import commit
+    from leanres.runs.layout import commit
+    from leanres.training.device import detect, hardware
 
     where = None if path is None else str(path)
     steps = [name for name in augment.split(",") if name]

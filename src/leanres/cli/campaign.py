@@ -14,11 +14,11 @@ import typer
 from leanres.cli.data import PATH, SIZE, STRICT, load
 from leanres.cli.train import DEVICE, augmented, changes, words
 from leanres.errors import UserError
-from leanres.tables import unknown
+from leanres.registry import unknown
 
 if TYPE_CHECKING:
-    from leanres.campaign import Event, Job, Row
     from leanres.data.split import Dataset
+    from leanres.trials.jobs import Event, Job, Row
 
 KEYS = ["recipe", "seeds", "set", "measure"]
 
@@ -48,9 +48,9 @@ def campaign(
     A plan has one table per recipe: [NAME], with recipe = "..." (else NAME), seeds = [0, 1],
     set = ["epochs=2"] and measure = "val" where they are wanted.
     """
-    from leanres import campaign as campaigns
-    from leanres.training.engine import detect
-    from leanres.training.folder import INFO, check_data, read_info
+    from leanres.runs.layout import INFO, check_data, read_info
+    from leanres.training.device import detect
+    from leanres.trials import jobs as campaigns
 
     options = {"data": data, "path": path, "size": size, "strict": strict}
     rows = _rows(plan, options, settings)
@@ -108,9 +108,9 @@ def _with(table: Any, more: Sequence[str]) -> Any:
 
 
 def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
-    from leanres.campaign import Row
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
+    from leanres.trials.jobs import Row
 
     if not isinstance(table, dict):
         raise UserError(f"{name} in {plan} is no table: give [{name}]")
@@ -136,8 +136,8 @@ def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
 
 def _keep(job: Job, weights: Path, dataset: Dataset, device: str) -> str:
     """Ship a finished job with its card, if its seed is the row's first; what to say of it."""
-    from leanres.export import DriftError, export
     from leanres.report.card import model_card
+    from leanres.ship.export import DriftError, export
 
     if job.seed != job.row.seeds[0]:
         return ""

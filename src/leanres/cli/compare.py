@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, check_measure, make_engine, typed
+from leanres.cli.train import DEVICE, THREADS, check_measure, current_command, make_engine
 
 if TYPE_CHECKING:
-    from leanres.compare import Comparison, Outcome
+    from leanres.trials.compare import Comparison, Outcome
 
 
 def compare(
@@ -34,8 +34,8 @@ def compare(
 
     Runs that are finished already are kept, so an interrupted comparison goes on.
     """
-    from leanres import compare as library
     from leanres.training.recipe import parse_setting
+    from leanres.trials import compare as library
 
     check_measure(measure)
     comparison = library.COMPARISONS[name]
@@ -55,7 +55,7 @@ def compare(
     )
     rows = list(library.to_rows(outcomes))
     if as_json:
-        facts = {"comparison": name, "command": typed(), "measured_on": measure}
+        facts = {"comparison": name, "command": current_command(), "measured_on": measure}
         typer.echo(json.dumps(facts | {"question": comparison.question, "rows": rows}, indent=1))
         return
     _print(comparison, outcomes, rows, measure)

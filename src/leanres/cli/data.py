@@ -108,7 +108,7 @@ def data(
 def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     import torch
 
-    from leanres.data.augment import Draw, augment, generator
+    from leanres.augment.registry import Draw, augment, generator
     from leanres.data.describe import batch_grid, sample_grid
     from leanres.errors import UserError
     from leanres.training.recipes import RECIPES

@@ -14,7 +14,7 @@ from leanres.cli.train import DEVICE, THREADS, augmented
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
-    from leanres.predict import Predictor
+    from leanres.runs.predictor import Predictor
 
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
 
@@ -39,9 +39,9 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Measure a trained network: accuracy, NLL, ECE, per class, confusion."""
-    from leanres.evaluation.inference import TTA
-    from leanres.training.folder import read_info
-    from leanres.training.weights import round_to_int8_
+    from leanres.metrics.inference import TTA
+    from leanres.runs.layout import read_info
+    from leanres.runs.weights import round_to_int8_
 
     TTA[tta]
     predictor = _load(target, device, threads)
@@ -75,7 +75,7 @@ def evaluate(
 def _load(target: Path, device: str, threads: int) -> Predictor:
     import torch
 
-    from leanres.predict import load as load_predictor
+    from leanres.runs.predictor import load as load_predictor
 
     if threads:
         torch.set_num_threads(threads)
@@ -86,7 +86,7 @@ def _print(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     from rich.table import Table
 
     from leanres.cli.console import console
-    from leanres.evaluation.metrics import wilson_interval
+    from leanres.metrics.accuracy import wilson_interval
 
     n = result["n"]
     low, high = wilson_interval(round(result["accuracy"] * n), n)
@@ -120,8 +120,8 @@ def predict(
     threads: int = THREADS,
 ) -> None:
     """Name what is in images: the likeliest classes and how sure the network is."""
-    from leanres.evaluation.inference import TTA
-    from leanres.predict import Prediction, find_images
+    from leanres.metrics.inference import TTA
+    from leanres.runs.predictor import Prediction, find_images
 
     TTA[tta]
     predictor = _load(target, device, threads)
@@ -159,7 +159,7 @@ def _print_predictions(predictions: list[Any]) -> None:
     from rich.table import Table
 
     from leanres.cli.console import console
-    from leanres.data.folder import printable
+    from leanres.data.sources.folder import printable
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("image", overflow="fold")

@@ -27,10 +27,10 @@ def export(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Write one file to ship, preprocessing included, and check it on real images."""
-    from leanres import export as exports
     from leanres.report.card import model_card
-    from leanres.training.folder import read_info
-    from leanres.training.weights import load_weights, weights_file
+    from leanres.runs.layout import read_info
+    from leanres.runs.weights import load_weights, weights_file
+    from leanres.ship import export as exports
 
     exports.FORMATS[out.suffix]
     is_run = (target / "run.json").exists()

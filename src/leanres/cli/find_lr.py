@@ -14,7 +14,7 @@ from leanres.cli.data import PATH, SIZE, STRICT
 from leanres.cli.train import DEVICE, THREADS, changes, load_or_digits, make_engine, words
 
 if TYPE_CHECKING:
-    from leanres.lr_curve import LRRange
+    from leanres.lr_finder.analysis import LRRange
     from leanres.training.recipe import Recipe
 
 
@@ -40,14 +40,14 @@ def find_lr(
 ) -> None:
     """Suggest a learning rate: train a copy while it rises, see where the loss falls."""
     from leanres.cli.console import console
-    from leanres.lr_curve import Ramp
-    from leanres.lr_finder import find_lr as test_range
+    from leanres.lr_finder.analysis import LRSweep
+    from leanres.lr_finder.finder import find_lr as test_range
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     given = {"lr_min": lr_min, "lr_max": lr_max, "steps": steps, "mode": mode}
-    ramp: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    Ramp(**ramp)  # a mistake shows before any work
+    sweep: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    LRSweep(**sweep)  # a mistake shows before any work
     check_picture("--out", out)
     changed = changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
@@ -56,9 +56,9 @@ def find_lr(
     if fallen_back and recipe == "speed":
         recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
     with console(stderr=True).status("testing learning rates"):
-        result = test_range(chosen, dataset, engine, **ramp)
+        result = test_range(chosen, dataset, engine, **sweep)
     if out is not None:
-        from leanres.lr_plot import figure
+        from leanres.lr_finder.plot import figure
 
         save_picture(figure(result), out)
     if as_json:
@@ -97,8 +97,8 @@ def _print(result: LRRange, out: Path | None, command: str) -> None:
     from rich.table import Table
 
     from leanres.cli.console import console
-    from leanres.lr_curve import WHAT
-    from leanres.lr_plot import ASCII, UNICODE, chart
+    from leanres.lr_finder.analysis import WHAT
+    from leanres.lr_finder.plot import ASCII, UNICODE, chart
 
     terminal = console()
     drawn = UNICODE if terminal.encoding.startswith("utf") else ASCII

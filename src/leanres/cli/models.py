@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from leanres.models.budget import Summary
+    from leanres.models.cost import Summary
 
 
 def models(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """List the networks with parameters, MACs and receptive fields."""
-    from leanres.models.budget import summarize
+    from leanres.models.cost import summarize
     from leanres.models.zoo import MODELS
-    from leanres.training.recipes import best_own
+    from leanres.training.recipes import best_measured
 
     rows = []
     for name, entry in MODELS.items():
-        s, own = summarize(entry.config), best_own(name)
+        s, own = summarize(entry.config), best_measured(name)
         rows.append(
             {
                 "name": name,
@@ -72,7 +72,7 @@ def summary(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show a network layer by layer: shapes, parameters, MACs, receptive field, size."""
-    from leanres.models.budget import parse_count, summarize
+    from leanres.models.cost import parse_count, summarize
     from leanres.models.zoo import MODELS
 
     most = parse_count(budget)

@@ -14,7 +14,7 @@ def recipes(
 ) -> None:
     """List the training recipes; one of them in full, as a file to change and train with."""
     from leanres.models.zoo import MODELS
-    from leanres.training.recipes import ABOUT, RECIPES, cost, load_recipe, to_toml
+    from leanres.training.recipes import PROVENANCE, RECIPES, cost, load_recipe, to_toml
 
     if name:
         recipe = load_recipe(name)
@@ -23,7 +23,7 @@ def recipes(
     if as_json:
         for known, recipe in RECIPES.items():
             reported = MODELS[str(recipe.model)].reported
-            about = {**asdict(ABOUT[known]), "reported": reported, "flop": cost(recipe)}
+            about = {**asdict(PROVENANCE[known]), "reported": reported, "flop": cost(recipe)}
             typer.echo(json.dumps({"name": known, **recipe.to_dict(), **about}))
         return
     _print_recipes()
@@ -34,7 +34,7 @@ def _print_recipes() -> None:
 
     from leanres.cli.console import console
     from leanres.models.zoo import MODELS
-    from leanres.training.recipes import ABOUT, RECIPES, cost
+    from leanres.training.recipes import PROVENANCE, RECIPES, cost
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("recipe", no_wrap=True)
@@ -46,7 +46,7 @@ def _print_recipes() -> None:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("source", overflow="fold")
     for name, r in RECIPES.items():
-        about, network = ABOUT[name], str(r.model)
+        about, network = PROVENANCE[name], str(r.model)
         optimizer = f"{r.optimizer} {r.lr:g}, {r.schedule[0]}"
         reported = MODELS[network].reported
         table.add_row(

@@ -24,7 +24,7 @@ def report(
     text: bool = typer.Option(False, "--text", help="Print the essentials instead."),
 ) -> None:
     """Explain a run on one page, or compare several: errors, calibration, where it looked."""
-    from leanres.models.budget import parse_count
+    from leanres.models.cost import parse_count
     from leanres.report.page import gather, write_report
     from leanres.report.record import read_run
     from leanres.report.text import text_report

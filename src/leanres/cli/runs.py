@@ -31,8 +31,8 @@ def runs(
     """List, filter and sort all runs (runs/*) and committed results (results/*.json)."""
     if context.invoked_subcommand is not None:
         return
-    from leanres.ledger import matching, read_ledger, to_csv
-    from leanres.ledger import sort as sorted_by
+    from leanres.runs.ledger import matching, read_ledger, to_csv
+    from leanres.runs.ledger import sort as sorted_by
 
     rows, notes = read_ledger(runs, results)
     for note in notes:
@@ -61,8 +61,8 @@ def _print(rows: list[dict[str, Any]], show: str, runs: Path, results: Path) -> 
     from rich.table import Table
 
     from leanres.cli.console import console
-    from leanres.ledger import SHOWN, columns
-    from leanres.tables import unknown
+    from leanres.registry import unknown
+    from leanres.runs.ledger import SHOWN, columns
 
     if not rows:
         typer.echo(f"no runs that fit in {runs}/ and {results}/")
@@ -82,7 +82,7 @@ def _print(rows: list[dict[str, Any]], show: str, runs: Path, results: Path) -> 
 
 
 def _cell(key: str, value: Any) -> str:
-    from leanres.ledger import shown
+    from leanres.runs.ledger import shown
 
     if value is None:
         return "-"
@@ -104,8 +104,8 @@ def diff(
     results: Path = RESULTS,
 ) -> None:
     """What differs between two runs: in the recipe, and in what came out."""
-    from leanres.ledger import diff as compare
-    from leanres.ledger import read_entry
+    from leanres.runs.ledger import diff as compare
+    from leanres.runs.ledger import read_entry
 
     a, b = (read_entry(_find(name, runs, results)) for name in (first, second))
     recipe, outcome = compare(a, b)

@@ -14,7 +14,7 @@ from leanres.cli.data import PATH, SIZE, STRICT, load
 from leanres.cli.train import DEVICE, THREADS, changes, make_engine, words
 
 if TYPE_CHECKING:
-    from leanres.search import Bounds, Candidate
+    from leanres.trials.search import Bounds, Candidate
 
 
 def search(
@@ -41,10 +41,10 @@ def search(
     Optuna proposes depths, blocks and growth; widths follow from the budget. Stopped or killed,
     the same command goes on.
     """
-    from leanres import search as library
-    from leanres.models.budget import parse_count
+    from leanres.models.cost import parse_count
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
+    from leanres.trials import search as library
 
     bounds = library.Bounds(
         parse_count(budget),
@@ -82,7 +82,7 @@ def _print(found: list[Candidate], bounds: Bounds, out: Path, arguments: list[st
     from rich.table import Table
 
     from leanres.cli.console import console
-    from leanres.search import pareto_front
+    from leanres.trials.search import pareto_front
 
     front = pareto_front(found)
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -13,13 +13,13 @@ import typer
 
 from leanres.cli.data import PATH, SIZE, STRICT, load, origin, reload
 from leanres.errors import NotFoundError, UserError
-from leanres.tracking import check_trackers, open_trackers
+from leanres.runs.tracking import check_trackers, open_trackers
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
-    from leanres.training.engine import Engine
+    from leanres.runs.run import Run
+    from leanres.training.device import Engine
     from leanres.training.recipe import Recipe
-    from leanres.training.run import Run
 
 DEVICE = typer.Option("auto", help="auto, cpu, cuda, or cuda:1.")
 THREADS = typer.Option(0, min=0, help="CPU threads; 0: one per core.")
@@ -59,7 +59,7 @@ def train(
     as_json: bool = JSON,
 ) -> None:
     """Train a network and measure it on the test split; the run folder holds everything."""
-    from leanres.training import run as runs
+    from leanres.runs import run as runs
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
@@ -81,7 +81,7 @@ def train(
         chosen, found = _found(chosen, dataset, engine, as_json)
     given = "digits" if fallen_back else "cifar10" if data == "auto" else data
     command = {
-        "command": typed(),
+        "command": current_command(),
         "measure": measure,
         "tta": tta,
     }
@@ -109,7 +109,7 @@ def _found(
     recipe: Recipe, dataset: Dataset, engine: Engine, as_json: bool
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the rates that a range test suggests, and what run.json keeps of the test."""
-    from leanres.lr_finder import find_lr
+    from leanres.lr_finder.finder import find_lr
     from leanres.training.recipe import from_dict
 
     clock = time.perf_counter()
@@ -132,7 +132,7 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
     return dict(map(parse_setting, settings)) | given
 
 
-def typed() -> str:
+def current_command() -> str:
     """The running command as a shell takes it again."""
     return shlex.join(["leanres", *sys.argv[1:]])
 
@@ -168,7 +168,7 @@ def resume(
 
     It is measured on what it was begun for; --measure test then reads test after val.
     """
-    from leanres.training import run as runs
+    from leanres.runs import run as runs
 
     _check(tta or "none", measure or "test")
     trackers = check_trackers(track)
@@ -206,7 +206,7 @@ def _check_unfinished(run: Run, measure: str | None) -> None:
 
 def _check(tta: str, measure: str) -> None:
     """An unknown name is an error now, not after the training."""
-    from leanres.evaluation.inference import TTA as KINDS
+    from leanres.metrics.inference import TTA as KINDS
 
     KINDS[tta]
     check_measure(measure)
@@ -227,7 +227,7 @@ def make_engine(device: str, precision: str, compiled: bool | None, threads: int
     """The engine of this process, its number of threads set; 0 threads: one per core."""
     import torch
 
-    from leanres.training.engine import detect
+    from leanres.training.device import detect
 
     if threads:
         torch.set_num_threads(threads)
@@ -269,8 +269,8 @@ def _say(line: str, as_json: bool) -> None:
 def _train(
     run: Run, tta: str, measure: str, as_json: bool, trackers: list[str], report: bool
 ) -> None:
-    from leanres.cli.live import Live
-    from leanres.training import run as runs
+    from leanres.cli.progress import Live
+    from leanres.runs import run as runs
 
     _say(_headline(run), as_json)
     with open_trackers(trackers, run.folder, run.info, _history(run), _note) as track:
@@ -311,7 +311,7 @@ def _report(run: Run, as_json: bool) -> None:
 
 
 def _headline(run: Run) -> str:
-    from leanres.models.budget import count_params
+    from leanres.models.cost import count_params
 
     params = count_params(run.state.model)
     e, r = run.engine, run.recipe

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanres.errors import UserError
-from leanres.models import check_whole, whole_tuple
-from leanres.tables import Table
+from leanres.models.config import check_whole, whole_tuple
+from leanres.registry import Table
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanres.errors import UserError
-from leanres.models import check_share, check_whole, whole_tuple
-from leanres.models.residual import DropPath, ShakeShake, SqueezeExcite
-from leanres.tables import Table
+from leanres.models.branch_layers import DropPath, ShakeShake, SqueezeExcite
+from leanres.models.config import check_share, check_whole, whole_tuple
+from leanres.registry import Table
 
 Layer = Callable[[int], nn.Module]  # channels -> a layer
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from leanres.models import check_whole, whole_tuple
-from leanres.tables import Table
+from leanres.models.config import check_whole, whole_tuple
+from leanres.registry import Table
 
 ACTIVATIONS: Table[Callable[[], nn.Module]] = Table(
     "activation",

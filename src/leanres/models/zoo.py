@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from leanres.errors import UserError
-from leanres.models import ModelConfig
+from leanres.models.config import ModelConfig
 from leanres.models.davidnet import BranchNetConfig, DavidNetConfig
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
-from leanres.tables import Table, unknown
+from leanres.registry import Table, unknown
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Entry:
     """A named network: `params` is golden, `reported` its source's test accuracy in percent.
 
     `reported` is the last epoch's figure, None where the source gives none. What this project
-    measured is with the recipes (`leanres.training.recipes.ABOUT`).
+    measured is with the recipes (`leanres.training.recipes.PROVENANCE`).
     """
 
     config: ModelConfig

@@ -8,16 +8,16 @@ from typing import Any
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.evaluation.metrics import wilson_interval
-from leanres.evaluation.mistakes import confused_pairs
-from leanres.ledger import differences, shown
-from leanres.predict import load
+from leanres.metrics.accuracy import wilson_interval
+from leanres.metrics.mistakes import confused_pairs
 from leanres.report.compare import cost
 from leanres.report.network import judged_split
 from leanres.report.record import read_run
 from leanres.report.sections import duration, percent
+from leanres.runs.ledger import differences, shown
+from leanres.runs.predictor import load
+from leanres.runs.run import score
 from leanres.training.recipe import Recipe
-from leanres.training.run import score
 
 # Options that say where and how, not what; whether each takes a value.
 WHERE = {

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from leanres.errors import UserError
-from leanres.evaluation.statistics import holm, mcnemar, p_value, paired_seeds
-from leanres.ledger import differences, shown
-from leanres.models import ModelConfig
-from leanres.models.budget import Summary, summarize
+from leanres.metrics.statistics import holm, mcnemar, p_value, paired_seeds
+from leanres.models.config import ModelConfig
+from leanres.models.cost import Summary, summarize
 from leanres.models.zoo import config_from_dict, resolve
 from leanres.report.record import Record
+from leanres.runs.ledger import differences, shown
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from leanres.evaluation.calibration import Bins
-from leanres.evaluation.metrics import wilson_interval
+from leanres.metrics.accuracy import wilson_interval
+from leanres.metrics.calibration import Bins
 from leanres.report.style import BLUE, DASHES, FAINT, INK, ORANGE, SERIES, new_figure, styled
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")

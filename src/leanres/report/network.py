@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.evaluation import gradcam
-from leanres.evaluation.inference import predict_logits
+from leanres.metrics import gradcam
+from leanres.metrics.inference import predict_logits
 from leanres.report.record import Predictions, Record
+from leanres.runs.layout import PREDICTIONS
+from leanres.runs.weights import WEIGHTS, load_weights
 from leanres.training.batch import batches, shrink
-from leanres.training.engine import Normalize
-from leanres.training.folder import PREDICTIONS
-from leanres.training.recipe import Plan, Recipe, from_dict
-from leanres.training.weights import WEIGHTS, load_weights
+from leanres.training.device import Normalize
+from leanres.training.recipe import Recipe, StepCounts, from_dict
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def images_of_step(recipe: Recipe, train: Split, step: int, count: int = 16) -> 
 
     (count, 3, H, W) uint8: what the network read, before normalisation.
     """
-    plan = Plan(recipe, len(train))
+    plan = StepCounts(recipe, len(train))
     images, _ = next(batches(train, plan, step))
     small = shrink(images[:count].float(), plan.scale(step))
     return small.round().clamp(0, 255).to(torch.uint8)

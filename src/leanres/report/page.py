@@ -12,13 +12,13 @@ from torch import Tensor
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.io import write_bytes
 from leanres.report import figures, network, sections
-from leanres.report.attention import attention, inside
 from leanres.report.compare import check_comparable, config_of, cost, groups, table_row, verdicts
+from leanres.report.gradcam_section import gradcam_section, inside
 from leanres.report.network import Network, load_network, same_data, with_predictions
 from leanres.report.record import Record, read_run
-from leanres.training.files import write_bytes
-from leanres.training.weights import WEIGHTS
+from leanres.runs.weights import WEIGHTS
 from leanres.version import __version__
 
 BUDGET = 5_000_000
@@ -113,7 +113,7 @@ def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequen
             "pairs": sections.pair_rows(found, record.classes, images),
             "errors": sections.error_groups(found, record.classes, images),
             "calibration": _calibration(record, net, dataset),
-            "maps": attention(record, net, images, layers),
+            "maps": gradcam_section(record, net, images, layers),
         }
     return _render("run.html.j2", context)
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from leanres.evaluation.gradcam import faults
+from leanres.metrics.gradcam import invalid_map_reasons
 from leanres.report.style import new_figure, styled
 
 LARGEST_PX = 64  # side of a thumbnail: a page of a hundred stays small
@@ -45,7 +45,7 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
     The map is enlarged bilinearly and scaled by its own maximum, so brightness compares places of
     one map, not two maps. ValueError for a map that is blank or not finite.
     """
-    (fault,) = faults(heat[None])
+    (fault,) = invalid_map_reasons(heat[None])
     if fault:
         raise ValueError(f"the map is {fault}: there is nothing to draw")
     side = (OVERLAY_PX, OVERLAY_PX)
@@ -100,7 +100,7 @@ def heat_maps(
 
     A map that is blank or not finite is named in its place and not drawn.
     """
-    bad = faults(maps)
+    bad = invalid_map_reasons(maps)
     names = list(captions) or [""] * len(images)
     names = [f"{name}\n({why})" if why else name for name, why in zip(names, bad, strict=True)]
     shown = [

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from leanres.errors import UserError
-from leanres.evaluation.metrics import wilson_interval
-from leanres.training.folder import INFO, METRICS, PREDICTIONS, TIMES, read_info, read_times
+from leanres.metrics.accuracy import wilson_interval
+from leanres.runs.layout import INFO, METRICS, PREDICTIONS, TIMES, read_info, read_times
 from leanres.training.loop import Row
 
 

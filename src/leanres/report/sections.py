@@ -11,20 +11,20 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from leanres.evaluation import mistakes
-from leanres.evaluation.calibration import (
+from leanres.metrics import mistakes
+from leanres.metrics.accuracy import nll, wilson_interval, worst_errors
+from leanres.metrics.calibration import (
     Bins,
     brier,
     fit_temperature,
     log_probs,
     reliability,
 )
-from leanres.evaluation.metrics import nll, wilson_interval, worst_errors
-from leanres.ledger import differences, shown
 from leanres.report import figures
 from leanres.report.pictures import data_uri
 from leanres.report.record import Predictions, Record
 from leanres.report.style import LEAST, to_svg
+from leanres.runs.ledger import differences, shown
 from leanres.training.recipe import Recipe
 
 WRONG, UNSURE, SUSPECT, PAIRS, EXAMPLES = 32, 16, 16, 6, 6  # how many are shown

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanres.evaluation.calibration import reliability
-from leanres.evaluation.mistakes import confused_pairs
-from leanres.ledger import differences, shown
+from leanres.metrics.calibration import reliability
+from leanres.metrics.mistakes import confused_pairs
 from leanres.report.compare import cost, table_row, verdicts
 from leanres.report.record import Record
 from leanres.report.sections import class_rows, duration, percent
+from leanres.runs.ledger import differences, shown
 from leanres.training.recipe import Recipe
 
 

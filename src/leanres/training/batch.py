@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanres.data.augment import Draw, augment, generator
-from leanres.data.mix import MIXES
+from leanres.augment.mix import MIXES
+from leanres.augment.registry import Draw, augment, generator
 from leanres.data.split import Split
-from leanres.training.recipe import Plan, Recipe
+from leanres.training.recipe import Recipe, StepCounts
 
 # Pixels augmented at once, those of 2,048 images of 32 px: for a small batch's few images a GPU
 # would wait for each kernel.
@@ -43,7 +43,7 @@ def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
     return order.to(train.images.device)
 
 
-def batches(train: Split, plan: Plan, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(train: Split, plan: StepCounts, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """What the steps of a training train on, from step `first` on: images and their targets.
 
     Images (N, C, H, W) are repeated, augmented, and mixed where the recipe says so: targets are
@@ -53,18 +53,22 @@ def batches(train: Split, plan: Plan, first: int = 0) -> Iterator[tuple[Tensor, 
         yield from _of_epoch(train, plan, epoch, max(0, first - epoch * plan.steps_per_epoch))
 
 
-def ahead(train: Split, plan: Plan) -> int:
+def ahead(train: Split, plan: StepCounts) -> int:
     """The number of steps whose images are augmented at once."""
     pixels = max(32**2, train.images[0, 0].numel())  # smaller ones go as if they were of 32 px
     return max(1, AHEAD // (plan.images_per_step * pixels))
 
 
-def _of_epoch(train: Split, plan: Plan, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _of_epoch(
+    train: Split, plan: StepCounts, epoch: int, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     recipe, size = plan.recipe, plan.batch_size
     order = epoch_order(train, recipe.seed, epoch)[: plan.steps_per_epoch * size]
     together = ahead(train, plan)
     for begin in range(first // together * together, plan.steps_per_epoch, together):
-        part = order[begin * size : (begin + together) * size].repeat_interleave(recipe.copies)
+        part = order[begin * size : (begin + together) * size].repeat_interleave(
+            recipe.augment_repeats
+        )
         rng = generator(recipe.seed, epoch, begin + 1, device=train.images.device)
         images = augment(train.images[part], recipe.augment, Draw(rng, part, epoch, recipe.seed))
         pieces = (torch.split(x, plan.images_per_step) for x in (images, train.labels[part]))

@@ -15,21 +15,21 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from leanres.data.augment import generator
+from leanres.augment.registry import generator
 from leanres.data.split import Split
-from leanres.evaluation.inference import predict_logits
-from leanres.models import ModelConfig
-from leanres.models.residual import draws
+from leanres.metrics.inference import predict_logits
+from leanres.models.branch_layers import draws
+from leanres.models.config import ModelConfig
 from leanres.models.speednet import SpeedNet
 from leanres.models.zoo import resolve
 from leanres.training.batch import Batch, batches, shrink, whitening_sample
-from leanres.training.engine import Engine, Normalize
-from leanres.training.graphs import Replay
+from leanres.training.cuda_graph import Replay
+from leanres.training.device import Engine, Normalize
+from leanres.training.distill import Teacher, load_teacher, teach
+from leanres.training.hard_examples import hardest
 from leanres.training.optim import OPTIMIZERS, classifier, set_lr_
-from leanres.training.proxy import hardest
-from leanres.training.recipe import Plan, Recipe
-from leanres.training.sam import climbed_
-from leanres.training.teacher import Teacher, load_teacher, teach
+from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.sam import sam_perturbed_
 
 CHANNELS_LAST = torch.channels_last
 CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
@@ -59,7 +59,7 @@ class Compute:
     recipe: Recipe
     engine: Engine
     update: Callable[[Batch, bool], StepResult]  # a batch, and whether to measure the gradient
-    pick: nn.Module | None  # the proxy's forward pass
+    pick: nn.Module | None  # the selector's forward pass
 
     def fits(self, recipe: Recipe, engine: Engine) -> bool:
         """Whether it is of the same recipe, but for the seed, and engine."""
@@ -77,7 +77,7 @@ class TrainState:
     optimizers: list[Optimizer]
     ema: nn.Module | None
     teacher: Teacher | None = None
-    proxy: nn.Module | None = None  # its optimizers are the last of `optimizers`
+    selector: nn.Module | None = None  # its optimizers are the last of `optimizers`
     step: int = 0
     history: list[Row] = field(default_factory=list)  # one row per finished epoch
     losses: list[Tensor] = field(default_factory=list)  # of the running epoch, one per step
@@ -102,14 +102,14 @@ def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) ->
     """
     model = engine.place(_fresh(recipe.model, recipe, train, normalize))
     optimizers = OPTIMIZERS[recipe.optimizer](model, recipe)
-    proxy = None
-    if recipe.proxy:
-        proxy = engine.place(_fresh(recipe.proxy, recipe, train, normalize))
-        optimizers += OPTIMIZERS[recipe.optimizer](proxy, recipe)
+    selector = None
+    if recipe.selector:
+        selector = engine.place(_fresh(recipe.selector, recipe, train, normalize))
+        optimizers += OPTIMIZERS[recipe.optimizer](selector, recipe)
     normalize.to(engine.device)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
     teacher = load_teacher(recipe.teacher, train, engine) if recipe.teacher else None
-    return TrainState(model, optimizers, ema, teacher, proxy)
+    return TrainState(model, optimizers, ema, teacher, selector)
 
 
 def _fresh(
@@ -143,13 +143,13 @@ def steps(
     epoch, step), so where one starts does not matter. No step waits for the device, but those of
     a network that draws (dropout, stochastic depth, shake-shake).
     """
-    plan = Plan(recipe, len(train))
+    plan = StepCounts(recipe, len(train))
     if factor is None:
         factor = plan.lr_factor
     if state.compute is None or not state.compute.fits(recipe, engine):
         state.compute = _compute(state, recipe, engine)
     compute, pick = state.compute, state.compute.pick
-    networks = [model for model in (state.model, state.proxy) if model is not None]
+    networks = [model for model in (state.model, state.selector) if model is not None]
     drawing = any(draws(module) for model in networks for module in model.modules())
     for model in networks:
         model.train()
@@ -181,17 +181,17 @@ def _compute(state: TrainState, recipe: Recipe, engine: Engine) -> Compute:
     def update(batch: Batch, measured: bool = True) -> StepResult:
         loss, correct = backward(forward, batch, recipe, engine)
         if recipe.sam_rho:
-            with climbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
+            with sam_perturbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
                 backward(forward, batch, recipe, engine)
         norm = _gradient_norm(state.model) if measured else None
-        with engine.coarse_products():
+        with engine.low_precision_matmul():
             for optimizer in state.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, correct, norm)
 
-    if state.proxy is not None:  # whose gradients come from outside of the update: no capture
-        return Compute(recipe, engine, update, engine.forward(state.proxy))
+    if state.selector is not None:  # whose gradients come from outside of the update: no capture
+        return Compute(recipe, engine, update, engine.forward(state.selector))
     if not engine.captures():
         return Compute(recipe, engine, update, None)
     replay = Replay(update, state.model, state.optimizers)
@@ -206,7 +206,7 @@ def restart_(
     So what has been compiled and captured for it is used again.
     """
     fresh = start(recipe, train, normalize, engine)
-    for name in ("model", "ema", "proxy"):
+    for name in ("model", "ema", "selector"):
         own, new = getattr(state, name), getattr(fresh, name)
         if own is None:
             continue
@@ -325,7 +325,7 @@ def train(
     `watch(state)` is called after each step; False ends the generator there, between two steps,
     with everything in `state`. Raises NonFiniteLossError.
     """
-    plan = Plan(recipe, len(data))
+    plan = StepCounts(recipe, len(data))
     for result in steps(state, data, recipe, normalize, engine):
         state.losses.append(result.loss)
         state.correct.append(result.correct)
@@ -355,7 +355,7 @@ def check_finite(state: TrainState) -> None:
 def _row(
     state: TrainState,
     last: StepResult,
-    plan: Plan,
+    plan: StepCounts,
     normalize: Normalize,
     engine: Engine,
     val: Split | None,

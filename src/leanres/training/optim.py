@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanres.data.augment import Step
+from leanres.augment.registry import Step
 from leanres.errors import UserError
-from leanres.tables import Table
+from leanres.registry import Table
 from leanres.training.muon import Muon
 
 
@@ -38,7 +38,7 @@ class OptimSettings(Protocol):
     @property
     def head_lr(self) -> float: ...
     @property
-    def rest_decay(self) -> float: ...
+    def adamw_weight_decay(self) -> float: ...
 
 
 Groups = dict[str, list[Tensor]]
@@ -117,7 +117,7 @@ def _muon(model: nn.Module, s: OptimSettings) -> list[Optimizer]:
     # A step of the classifier moves a logit by the sum over its inputs, hence the division: ten
     # times this rate cost 12 points of training accuracy in the first epoch (docs/log.md).
     parts = parameter_groups(model)
-    decay = s.rest_decay
+    decay = s.adamw_weight_decay
     groups = [
         {"params": parts["rest"], "lr": s.bias_lr, "weight_decay": decay if s.decay_all else 0.0},
         *(

@@ -1,4 +1,4 @@
-"""Recipe: every setting of a training run, its check, its JSON; Plan: the same in steps."""
+"""Recipe: every setting of a training run, its check, its JSON; StepCounts: the same in steps."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
-from leanres.data.augment import Step, check_step
-from leanres.data.mix import check_mix
-from leanres.data.settings import check_settings
+from leanres.augment.mix import check_mix
+from leanres.augment.registry import Step, check_augment
 from leanres.errors import UserError
-from leanres.models import ModelConfig
+from leanres.models.config import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
-from leanres.tables import Table, unknown
-from leanres.training.engine import PRECISIONS
+from leanres.registry import Table, unknown
+from leanres.settings import check_settings
+from leanres.training.device import PRECISIONS
 from leanres.training.optim import OPTIMIZERS, SCHEDULES, Clock, lr_factor
 
 SPEED_AUGMENT: tuple[Step, ...] = (
@@ -28,7 +28,7 @@ SPEED_AUGMENT: tuple[Step, ...] = (
 class Recipe:
     """All that decides a run's outcome. Rates are for the mean loss of a batch.
 
-    Epochs and shares of training are converted to optimizer steps once, in `Plan`.
+    Epochs and shares of training are converted to optimizer steps once, in `StepCounts`.
     """
 
     model: str | ModelConfig = "speednet"  # a name of `leanres models`, or {family = ..., ...}
@@ -36,13 +36,17 @@ class Recipe:
     batch_size: int = 2000  # images of an optimizer step
     accumulate: int = 4  # parts that a batch goes through the network in, one after the other
     augment: tuple[Step, ...] = SPEED_AUGMENT  # in this order: a name, or [name, {setting = x}]
-    copies: int = 1  # copies of each image in a batch, augmented independently; arXiv:1901.09335
+    augment_repeats: int = (
+        1  # copies of each image in a batch, augmented independently; arXiv:1901.09335
+    )
     mix: tuple[Step, ...] = ()  # one of those named, drawn for each batch
-    proxy: str | ModelConfig = ""  # a small network that trains along and picks images; "": none
-    keep: float = 0.5  # share of a batch, the proxy's hardest, that the network trains on
+    selector: str | ModelConfig = ""  # small network that selects hard examples; "": none
+    select_fraction: float = (
+        0.5  # share of a batch, the selector's hardest, that the network trains on
+    )
     # (share of training, scale): from that share on, images are shrunk to that scale of their
     # side. [[0, 0.75], [0.4, 1]] makes the first 40 % of the steps cost half; (): full size.
-    resolution: tuple[tuple[float, float], ...] = ()
+    progressive_resizing: tuple[tuple[float, float], ...] = ()
     label_smoothing: float = 0.2  # share of the target that is spread over all classes
     teacher: str = ""  # a run folder or weights file to learn from; "": none
     distill_weight: float = 0.7  # the teacher's share in the loss, the labels have the rest
@@ -57,7 +61,7 @@ class Recipe:
     head_scale: float = 1.0  # sgd only: the classifier learns as if logits were multiplied by it
     bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
     head_lr: float = 0.768  # muon only: the classifier, by AdamW; divided by its inputs
-    rest_decay: float = 0.5  # muon only: of biases, norms and classifier, as AdamW's
+    adamw_weight_decay: float = 0.5  # muon only: of biases, norms and classifier, as AdamW's
     sam_rho: float = 0.0  # radius of sharpness-aware minimisation, at twice the cost; 0: none
     sam_adaptive: bool = False  # every weight's own size as the unit of that radius
     schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
@@ -89,17 +93,19 @@ class Recipe:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas = {self.betas}: give two numbers from 0 to below 1")
-        shares = [share for share, _ in self.resolution]
-        fits = all(0 <= share < 1 and 0.25 <= scale <= 1 for share, scale in self.resolution)
+        shares = [share for share, _ in self.progressive_resizing]
+        fits = all(
+            0 <= share < 1 and 0.25 <= scale <= 1 for share, scale in self.progressive_resizing
+        )
         if shares != sorted(shares) or not fits:
             raise UserError(
-                f"resolution = {self.resolution}: give [share, scale] pairs, shares rising from"
-                " 0 to below 1, scales from 0.25 to 1"
+                f"progressive_resizing = {self.progressive_resizing}: give [share, scale] pairs,"
+                " shares rising from 0 to below 1, scales from 0.25 to 1"
             )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` takes it back."""
-        networks = {"model": self.model, "proxy": self.proxy}
+        networks = {"model": self.model, "selector": self.selector}
         own = {k: config_to_dict(v) for k, v in networks.items() if not isinstance(v, str)}
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | own))
         return plain
@@ -109,8 +115,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "batch_size": (1, 65_536),
     "accumulate": (1, 65_536),
-    "copies": (1, 256),
-    "keep": (0.01, 1),
+    "augment_repeats": (1, 256),
+    "select_fraction": (0.01, 1),
     "label_smoothing": (0, 0.99),
     "head_scale": (0.001, 1000),
     "distill_weight": (0, 1),
@@ -119,7 +125,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr": (1e-12, 1e3),
     "momentum": (0, 0.9999),
     "weight_decay": (0, 10),
-    "rest_decay": (0, 10),
+    "adamw_weight_decay": (0, 10),
     "bias_lr": (1e-12, 1e3),
     "head_lr": (1e-12, 1e3),
     "warmup": (0, 0.99),
@@ -132,14 +138,14 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def _check_names(recipe: Recipe) -> None:
     tables: tuple[tuple[Table[Any], str], ...] = (
-        *((MODELS, name) for name in (recipe.model, recipe.proxy) if name and type(name) is str),
+        *((MODELS, name) for name in (recipe.model, recipe.selector) if name and type(name) is str),
         (OPTIMIZERS, recipe.optimizer),
         (SCHEDULES, recipe.schedule[0]),
     )
     for table, name in tables:
         table[name]  # an unknown name raises
     for name, settings in recipe.augment:
-        check_step(name, settings)
+        check_augment(name, settings)
     for name, settings in recipe.mix:
         check_mix(name, settings)
     if recipe.precision not in PRECISIONS:
@@ -156,14 +162,14 @@ def from_dict(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe
     return replace(base, **settings)
 
 
-def is_of(info: Mapping[str, Any], recipe: Recipe) -> bool:
+def matches_run(info: Mapping[str, Any], recipe: Recipe) -> bool:
     """Whether what run.json or a lap of a race says is a training of `recipe`, network included."""
     begun = _network(info)
     same = begun is None or begun == _sized_as(begun, recipe)
     return same and from_dict(info["recipe"]) == recipe
 
 
-def as_begun(info: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
+def recipe_as_started(info: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
     """The recipe that run.json holds with the network it meant then, and a note if that differs."""
     # A name may mean another network in a later version, and its weights may even fit.
     recipe = from_dict(info["recipe"])
@@ -184,7 +190,7 @@ def _sized_as(other: ModelConfig, recipe: Recipe) -> ModelConfig:
 
 
 def _as(kind: Any, key: str, value: Any) -> Any:
-    if key in ("model", "proxy"):
+    if key in ("model", "selector"):
         return _model(key, value)
     if key == "schedule":
         return _step(key, value)
@@ -192,7 +198,7 @@ def _as(kind: Any, key: str, value: Any) -> Any:
         return _channels(key, value)
     if key in ("augment", "mix"):
         return tuple(_step(f"{key} step", step) for step in _sequence(key, value))
-    if key == "resolution":
+    if key == "progressive_resizing":
         return tuple(_pair(key, pair) for pair in _sequence(key, value))
     if key == "betas":
         return _pair(key, value)
@@ -280,7 +286,7 @@ def _word(text: str) -> float | str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepCounts:
     """A recipe counted in optimizer steps for a training split of a given size."""
 
     recipe: Recipe
@@ -300,12 +306,12 @@ class Plan:
     @property
     def images_per_step(self) -> int:
         """What is augmented for a step: a batch, times its copies."""
-        return self.batch_size * self.recipe.copies
+        return self.batch_size * self.recipe.augment_repeats
 
     @property
     def kept_per_step(self) -> int:
-        """What the network trains on in a step: all of it, or what the proxy picks."""
-        share = self.recipe.keep if self.recipe.proxy else 1.0
+        """What the network trains on in a step: all of it, or what the selector picks."""
+        share = self.recipe.select_fraction if self.recipe.selector else 1.0
         return max(1, round(share * self.images_per_step))
 
     @property
@@ -326,7 +332,7 @@ class Plan:
     def scale(self, step: int) -> float:
         """The share of an image's side that is trained on at `step`."""
         scale = 1.0
-        for share, at in self.recipe.resolution:
+        for share, at in self.recipe.progressive_resizing:
             if step >= round(share * self.total):
                 scale = at
         return scale

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanres.data.augment import AUGMENTS, Step
-from leanres.data.mix import MIXES
+from leanres.augment.mix import MIXES
+from leanres.augment.registry import AUGMENTS, Step
 from leanres.errors import UserError
-from leanres.models.budget import summarize
+from leanres.models.cost import summarize
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
-from leanres.tables import Table
+from leanres.registry import Table
 from leanres.training.optim import OPTIMIZERS, SCHEDULES
-from leanres.training.recipe import Plan, Recipe, from_dict
+from leanres.training.recipe import Recipe, StepCounts, from_dict
 
 # The least that recipes before the speed records do: full size, plain loss, nothing frozen.
 PLAIN = Recipe(
@@ -117,13 +117,13 @@ def _adam(model: str) -> Recipe:
 _SPEED_96 = Recipe(
     model="speednet-5m",
     epochs=88,
-    accumulate=2,  # parts of 500 of the 1,000 images that the proxy leaves
+    accumulate=2,  # parts of 500 of the 1,000 images that the selector leaves
     augment=(
         ("alternating_flip", {}),
         ("crop", {"padding": 4, "mode": "reflect"}),
         ("cutout", {"size": 12}),
     ),
-    proxy=SpeedNetConfig((32, 64, 64)),
+    selector=SpeedNetConfig((32, 64, 64)),
 )
 
 
@@ -131,14 +131,12 @@ RECIPES: Table[Recipe] = Table(
     "recipe",
     {
         "speed": Recipe(),
-        "speed-94": Recipe(),
         "speed-95": Recipe(
             model="speednet-5m",
             epochs=15,
             augment=(("alternating_flip", {}), ("crop", {"padding": 4, "mode": "reflect"})),
         ),
         "speed-96": _SPEED_96,
-        "speed-96-5m": _SPEED_96,
         "small-data": SMALL_DATA,
         "digits": replace(SMALL_DATA, epochs=12, augment=(("crop", {"padding": 2}),), val=180),
         "plain-sgd": Recipe(
@@ -199,7 +197,7 @@ RECIPES: Table[Recipe] = Table(
 
 
 @dataclass(frozen=True)
-class Own:
+class MeasuredResult:
     """Test accuracy in percent that this project measured: the mean over `n` seeds, without TTA."""
 
     accuracy: float
@@ -208,79 +206,78 @@ class Own:
 
 
 @dataclass(frozen=True)
-class About:
+class Provenance:
     """Where a recipe comes from, and what came of it; `own` None: not trained to its end here."""
 
     source: str
-    own: Own | None = None
+    own: MeasuredResult | None = None
 
 
 BUDGET_REPORT = "report on networks under 5M; its normalisation mended"
 MODIFIED_REPORT = "report on modified ResNets; trained in training mode"
 S9 = "session 9's assignment"
 
-SPEED = Own(93.23, 10, "speed-94-lanes.json")
+SPEED = MeasuredResult(93.23, 10, "speed-94-lanes.json")
 
-ABOUT: Table[About] = Table(
+PROVENANCE: Table[Provenance] = Table(
     "recipe",
     {
-        "speed": About("this project, docs/log.md", SPEED),
-        "speed-94": About("speed, by the accuracy that it is for", SPEED),
-        "speed-95": About("this project, docs/log.md"),
-        "speed-96": About("this project, docs/log.md"),
-        "speed-96-5m": About("speed-96, which is under 5M"),
-        "small-data": About("this project: some hundred to some thousand images"),
-        "digits": About("this project: scikit-learn's digits, no mirroring"),
-        "plain-sgd": About("He et al. 2015, section 4.2, with a cosine"),
-        "assignment-s9": About(
+        "speed": Provenance("this project, docs/log.md", SPEED),
+        "speed-95": Provenance("this project, docs/log.md"),
+        "speed-96": Provenance("this project, docs/log.md"),
+        "small-data": Provenance("this project: some hundred to some thousand images"),
+        "digits": Provenance("this project: scikit-learn's digits, no mirroring"),
+        "plain-sgd": Provenance("He et al. 2015, section 4.2, with a cosine"),
+        "assignment-s9": Provenance(
             f"{S9}: 90 %, and 93 % for the double score",
-            Own(94.20, 1, "assignment-s9.json"),
+            MeasuredResult(94.20, 1, "assignment-s9.json"),
         ),
-        "resnet-custom": About(
+        "resnet-custom": Provenance(
             "report on resnet-custom; the network as described",
-            Own(90.63, 1, "resnet-custom.json"),
+            MeasuredResult(90.63, 1, "resnet-custom.json"),
         ),
-        "resnet-custom-as-built": About(
+        "resnet-custom-as-built": Provenance(
             "report on resnet-custom; the network as its code ran",
-            Own(89.31, 1, "resnet-custom-as-built-gpu.json"),
+            MeasuredResult(89.31, 1, "resnet-custom-as-built-gpu.json"),
         ),
-        "custom-resnet-text": About(
-            f"report on {S9}; its text, one cycle", Own(91.33, 1, "custom-resnet-text.json")
+        "custom-resnet-text": Provenance(
+            f"report on {S9}; its text, one cycle",
+            MeasuredResult(91.33, 1, "custom-resnet-text.json"),
         ),
-        "custom-resnet-code": About(
+        "custom-resnet-code": Provenance(
             f"report on {S9}; its code, whose rate never moved",
-            Own(86.41, 1, "custom-resnet-code-gpu.json"),
+            MeasuredResult(86.41, 1, "custom-resnet-code-gpu.json"),
         ),
-        "modified-resnet-1": About(MODIFIED_REPORT),
-        "modified-resnet-2": About(MODIFIED_REPORT),
-        "modified-resnet-3": About(MODIFIED_REPORT),
-        "modified-resnet-4": About(MODIFIED_REPORT),
-        "resnet26-97": About(BUDGET_REPORT),
-        "resnet24-9684": About(BUDGET_REPORT),
-        "resnet24-96-text": About(f"{BUDGET_REPORT}; its text, AdamW, no rate given"),
-        "resnet24-96-code": About(f"{BUDGET_REPORT}; its code, Adadelta"),
-        "resnet18": About("reported without a recipe; resnet26-97's is used"),
+        "modified-resnet-1": Provenance(MODIFIED_REPORT),
+        "modified-resnet-2": Provenance(MODIFIED_REPORT),
+        "modified-resnet-3": Provenance(MODIFIED_REPORT),
+        "modified-resnet-4": Provenance(MODIFIED_REPORT),
+        "resnet26-97": Provenance(BUDGET_REPORT),
+        "resnet24-9684": Provenance(BUDGET_REPORT),
+        "resnet24-96-text": Provenance(f"{BUDGET_REPORT}; its text, AdamW, no rate given"),
+        "resnet24-96-code": Provenance(f"{BUDGET_REPORT}; its code, Adadelta"),
+        "resnet18": Provenance("reported without a recipe; resnet26-97's is used"),
     },
 )
 
 
-def best_own(model: str) -> Own | None:
+def best_measured(model: str) -> MeasuredResult | None:
     """What the best of the recipes for a network reached here."""
-    owns = [about.own for name, about in ABOUT.items() if RECIPES[name].model == model]
+    owns = [about.own for name, about in PROVENANCE.items() if RECIPES[name].model == model]
     return max((own for own in owns if own), key=lambda own: own.accuracy, default=None)
 
 
 def cost(recipe: Recipe, images: int = 50_000) -> float:
     """Arithmetic of a training in FLOP, to compare recipes by: 6 for each MAC of each image.
 
-    Two for the forward, four for the backward pass; smaller images by their area, a proxy sees
+    Two for the forward, four for the backward pass; smaller images by their area, a selector sees
     all that it picks from; without frozen layers and the optimizer. SAM passes twice.
     """
-    plan = Plan(recipe, images)
+    plan = StepCounts(recipe, images)
     areas = sum(plan.scale(step) ** 2 for step in range(plan.total))
     macs = plan.kept_per_step * summarize(resolve(recipe.model)).macs * (2 if recipe.sam_rho else 1)
-    if recipe.proxy:
-        macs += plan.images_per_step * summarize(resolve(recipe.proxy)).macs
+    if recipe.selector:
+        macs += plan.images_per_step * summarize(resolve(recipe.selector)).macs
     return 6.0 * macs * areas
 
 

@@ -13,7 +13,7 @@ ADAPTIVE_FLOOR = 0.01  # added to |w|, as the authors of ASAM do: weights at 0 m
 
 
 @contextmanager
-def climbed_(model: nn.Module, rho: float, adaptive: bool = False) -> Iterator[None]:
+def sam_perturbed_(model: nn.Module, rho: float, adaptive: bool = False) -> Iterator[None]:
     """Hold the weights `rho` up their gradient, which is cleared; at the end put them back.
 
     Up is w + rho g / |g| (SAM, arXiv:2010.01412, equation 2), or `adaptive` with every weight's

@@ -1,0 +1,1 @@
+"""Augmentations and mixes: batched functions on tensors, one independent draw per image."""

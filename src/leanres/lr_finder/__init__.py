@@ -1,0 +1,1 @@
+"""The learning-rate range test: run it, read its curve, draw it."""

@@ -1,0 +1,170 @@
+"""Pictures of an LR range test: a matplotlib figure, and a chart for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from rich.text import Text
+
+from leanres.lr_finder.analysis import LRRange
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind tell apart; each rule has a shape besides.
+_BAND, _RAW, _SMOOTHED = "#F3EFD8", "#9FC5E8", "#0B3C5D"
+_MARKS = {
+    "onset": ("#009E73", "^"),
+    "valley": ("#CC79A7", "D"),
+    "minimum": ("#E69F00", "s"),
+    "steepest": ("#D55E00", "o"),
+}
+
+
+def loss_window(result: LRRange) -> tuple[float, float]:
+    """Lowest and highest loss that a picture should show: what diverges would flatten the rest."""
+    low, first = min(*result.smoothed, *result.losses), result.smoothed[0]
+    return low - 0.1 * (first - low), first + 0.5 * (first - low)
+
+
+def loss_at(result: LRRange, lr: float) -> float:
+    """The smoothed loss at an lr, interpolated on the logarithmic axis; flat beyond its ends."""
+    return float(np.interp(math.log(lr), np.log(result.lrs), result.smoothed))
+
+
+def label(result: LRRange, rule: str) -> str:
+    """A rule's name, after that of the bound it gave: "lr_max, minimum"."""
+    return ", ".join([*(name for name, by in result.rules.items() if by == rule), rule])
+
+
+def figure(result: LRRange) -> Figure:
+    """Loss against lr, raw pale and smoothed dark, a mark for each rule; lr_min to lr_max shaded.
+
+    Save it with `.savefig("lr.png", dpi=150)`.
+    """
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = drawing.add_subplot(xscale="log", xlabel="lr of the main group", ylabel="training loss")
+    axes.axvspan(result.lr_min, result.lr_max, color=_BAND, lw=0)
+    axes.plot(result.lrs, result.losses, color=_RAW, lw=1.2, label="each step")
+    axes.plot(result.lrs, result.smoothed, color=_SMOOTHED, lw=2.2, label="smoothed")
+    axes.set_ylim(*loss_window(result))
+    axes.set_title(f"LR range test: {result.stopped}", fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    _mark_rules(axes, result)
+    axes.legend(frameon=False, loc="upper left")
+    return drawing
+
+
+def _mark_rules(axes: Axes, result: LRRange) -> None:
+    """A mark on the curve and its label below, the leftmost one highest: no line crosses a text."""
+    bottom, top = axes.get_ylim()
+    ranked = sorted(result.suggestions.items(), key=lambda item: item[1], reverse=True)
+    for rank, (rule, lr) in enumerate(ranked):
+        colour, shape = _MARKS[rule]
+        height = bottom + (0.04 + 0.07 * rank) * (top - bottom)
+        axes.plot([lr, lr], [height, loss_at(result, lr)], color=colour, lw=1)
+        axes.plot(lr, loss_at(result, lr), shape, color=colour, ms=8, mec="white")
+        axes.annotate(
+            f"{label(result, rule)} {lr:.2g}",
+            (lr, height),
+            xytext=(-5, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color="#222222",
+            fontweight="bold" if rule in result.rules.values() else "normal",
+            fontsize=9,
+        )
+
+
+class Glyphs(NamedTuple):
+    """What a chart is drawn with."""
+
+    raw: str
+    smoothed: str
+    side: str
+    corner: str
+    axis: str
+    band: str  # of the axis between lr_min and lr_max
+
+
+UNICODE, ASCII = Glyphs("·", "•", "│", "└", "─", "━"), Glyphs(".", "o", "|", "+", "-", "=")
+_LEFT = 7  # characters before the area: the loss, the side
+
+
+def chart(result: LRRange, width: int = 60, height: int = 15, glyphs: Glyphs = UNICODE) -> Text:
+    """The curve in an area of `width` x `height` characters, its axes and the rules' initials.
+
+    The axis is heavy from lr_min to lr_max; an initial stands below the lr of its rule.
+    """
+    rows = [*_area(result, width, height, glyphs), *_axis(result, width, glyphs)]
+    return Text("\n").join([*rows, *_initials(result, width)])
+
+
+def _column(result: LRRange, lr: float, width: int) -> int:
+    low, high = (math.log(f(*result.lrs, *result.suggestions.values())) for f in (min, max))
+    return round((math.log(lr) - low) / (high - low) * (width - 1))
+
+
+def _area(result: LRRange, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+    bottom, top = loss_window(result)
+    cells = [[(" ", "")] * width for _ in range(height)]
+
+    def put(column: int, loss: float, glyph: str, style: str) -> None:
+        if bottom <= loss <= top:
+            cells[round((top - loss) / (top - bottom) * (height - 1))][column] = (glyph, style)
+
+    columns = [_column(result, lr, width) for lr in result.lrs]
+    for column, loss in zip(columns, result.losses, strict=True):
+        put(column, loss, glyphs.raw, "dim")
+    for column in range(columns[0], columns[-1] + 1):
+        loss = float(np.interp(column, columns, result.smoothed))
+        put(column, loss, glyphs.smoothed, "bold blue")
+    named = {0: top, height // 2: (top + bottom) / 2, height - 1: bottom}
+    sides = (f"{named[i]:.3g}" if i in named else "" for i in range(height))
+    return [
+        Text.assemble(f"{side:>{_LEFT - 2}} {glyphs.side}", *row)
+        for side, row in zip(sides, cells, strict=True)
+    ]
+
+
+def _axis(result: LRRange, width: int, glyphs: Glyphs) -> list[Text]:
+    low, high = (_column(result, lr, width) for lr in (result.lr_min, result.lr_max))
+    line = [glyphs.band if low <= i <= high else glyphs.axis for i in range(width)]
+    names = [" "] * (width + _LEFT + 3)
+    for lr in _ticks(result):
+        text = f"{lr:g}"
+        start = max(0, _LEFT + _column(result, lr, width) - len(text) // 2)
+        if not "".join(names[max(0, start - 1) : start + len(text) + 1]).strip():
+            names[start : start + len(text)] = text
+    corner = " " * (_LEFT - 1) + glyphs.corner
+    return [Text(corner + "".join(line)), Text("".join(names).rstrip())]
+
+
+def _ticks(result: LRRange) -> list[float]:
+    """The powers of ten in the range; its ends, to two digits, where there are fewer than two."""
+    ends = [f(*result.lrs, *result.suggestions.values()) for f in (min, max)]
+    first, last = math.ceil(math.log10(ends[0]) - 1e-9), math.floor(math.log10(ends[1]) + 1e-9)
+    powers = [float(f"1e{i}") for i in range(first, last + 1)]
+    return powers if len(powers) > 1 else [float(f"{end:.2g}") for end in ends]
+
+
+def _initials(result: LRRange, width: int) -> list[Text]:
+    """Each rule's initial in its column, a line further down where one stands there already."""
+    lines: list[dict[int, tuple[str, str]]] = []
+    for rule, lr in result.suggestions.items():
+        column = _column(result, lr, width)
+        if not any(column not in line for line in lines):
+            lines.append({})
+        free = next(line for line in lines if column not in line)
+        free[column] = (rule[0].upper(), f"bold {_MARKS[rule][0]}")
+    left = " " * _LEFT
+    return [
+        Text.assemble(left, *(line.get(i, (" ", "")) for i in range(max(line) + 1)))
+        for line in lines
+    ]

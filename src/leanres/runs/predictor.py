@@ -1,0 +1,121 @@
+"""Predictor: a run folder or a weights file, ready to evaluate and to name what is in images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanres.data.sources.folder import Unreadable, image_files, read_image_or_reason
+from leanres.data.split import Split
+from leanres.errors import UserError
+from leanres.metrics.inference import predict_both
+from leanres.models.config import ModelConfig
+from leanres.models.cost import count_params
+from leanres.training.device import Engine, Normalize, detect
+from leanres.runs.run import score
+from leanres.runs.weights import Preprocess, load_weights, weights_file
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image: its most likely classes, likeliest first."""
+
+    path: Path
+    classes: tuple[str, ...]
+    probs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network with everything that its inputs and outputs need. Make it with `load`."""
+
+    model: nn.Module
+    config: ModelConfig
+    preprocess: Preprocess
+    engine: Engine
+
+    def logits(self, images: Tensor, tta: str = "none") -> Tensor:
+        """uint8 (N, 3, size, size) -> logits (N, K) float32 on the CPU."""
+        return self._both(images, tta)[1]
+
+    def _both(self, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
+        size = self.preprocess.size
+        if images.shape[1:] != (3, size, size):
+            shape = "x".join(map(str, images.shape[1:]))
+            raise UserError(f"images of {shape}: this network was trained on 3x{size}x{size}")
+        normalize = Normalize(self.preprocess.mean, self.preprocess.std).to(self.engine.device)
+        plain, augmented = predict_both(
+            self.model, images, normalize=normalize, tta=tta, autocast=self.engine.autocast()
+        )
+        return plain.cpu(), augmented.cpu()
+
+    def evaluate(self, split: Split, tta: str = "flip-shift") -> dict[str, Any]:
+        """Accuracy, NLL, ECE, per-class accuracy and confusion without augmentation.
+
+        Beside them `accuracy_tta` under `tta`, and `params`.
+        """
+        if split.classes != self.preprocess.classes:
+            raise UserError(
+                f"the data has classes {', '.join(split.classes)}, the network"
+                f" {', '.join(self.preprocess.classes)}: give the data that it was trained for"
+            )
+        plain, augmented = self._both(split.images, tta)
+        return score(plain, augmented, split, tta) | {"params": count_params(self.config)}
+
+    def predict(
+        self, paths: list[Path], tta: str = "none", top: int = 3
+    ) -> Iterator[Prediction | Unreadable]:
+        """The `top` classes of each image file, in order, or why it cannot be read."""
+        if not 1 <= top <= len(self.preprocess.classes):
+            raise UserError(f"top {top}: give 1 to {len(self.preprocess.classes)}")
+        for start in range(0, len(paths), 500):
+            yield from self._predict_batch(paths[start : start + 500], tta, top)
+
+    def _predict_batch(
+        self, paths: list[Path], tta: str, top: int
+    ) -> Iterator[Prediction | Unreadable]:
+        size = self.preprocess.size
+        outcomes = list(read_image_or_reason(paths, size))
+        arrays = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+        probs: Iterator[Tensor] = iter(())
+        if arrays:
+            images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+            probs = iter(self.logits(images, tta).softmax(1))
+        for path, outcome in zip(paths, outcomes, strict=True):
+            if isinstance(outcome, str):
+                yield Unreadable(path, outcome)
+                continue
+            best, indices = next(probs).topk(top)
+            names = tuple(self.preprocess.classes[i] for i in indices.tolist())
+            yield Prediction(path, names, tuple(best.tolist()))
+
+
+def load(path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
+    """The network of a run folder (its model.safetensors) or of a weights file, in eval mode.
+
+    UserError for a path that is neither, CheckpointError for a damaged file.
+    """
+    engine = detect(device, precision, compiled=False)
+    model, config, preprocess = load_weights(weights_file(path))
+    return Predictor(engine.place(model), config, preprocess, engine)
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Image files, folders replaced by the image files in them in natural order."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += image_files(path)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError(f"{path} does not exist: give image files, or a folder of them")
+    if not files:
+        raise UserError(f"no images in {', '.join(map(str, paths))}")
+    return files

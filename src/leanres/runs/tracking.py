@@ -1,0 +1,229 @@
+"""Adapters that pass a run's metric rows on to TensorBoard and MLflow while it trains.
+
+They read the stream that metrics.jsonl is written from; they measure nothing themselves. Each is
+optional: `pip install 'leanres[track]'`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from leanres.errors import UserError
+from leanres.registry import Table
+
+Row = dict[str, Any]
+NOT_METRICS = ("epoch", "step")
+
+
+class Tracker(Protocol):
+    """Something that takes a run's rows as they come. Made by an entry of TRACKERS."""
+
+    def row(self, row: Row) -> None:
+        """Pass on an epoch's row, as metrics.jsonl has it, with its times."""
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Pass on the final measurement."""
+
+    def close(self) -> None:
+        """Write out what is held back."""
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The row's metrics: its finite numbers, without epoch and step."""
+    return {
+        key: float(value)
+        for key, value in row.items()
+        if key not in NOT_METRICS
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, made anew from the history at each start.
+
+    So a resumed run has every epoch once, whatever the stop left behind.
+    """
+
+    def __init__(self, folder: Path, info: Mapping[str, Any], history: list[Row]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        place = folder / "tensorboard"
+        for old in place.glob("events.out.tfevents.*"):
+            old.unlink()
+        self.writer: Any = SummaryWriter(str(place))
+        text = json.dumps(info["recipe"], indent=1)
+        self.writer.add_text("recipe", f"```json\n{text}\n```")
+        for row in history:
+            self.row(row)
+
+    def row(self, row: Row) -> None:
+        """One scalar per metric at the epoch's optimizer step."""
+        for key, value in numbers(row).items():
+            self.writer.add_scalar(key, value, row["step"])
+        self.writer.flush()  # live: whoever watches sees the epoch when it ends
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """The final figures under result/."""
+        for key, value in numbers(result).items():
+            self.writer.add_scalar(f"result/{key}", value, 0)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self.writer.close()
+
+
+class MLflow:
+    """An MLflow run in $MLFLOW_TRACKING_URI, else in mlflow.db (sqlite) beside the run folders.
+
+    RUN/mlflow.json keeps its id; a resumed run goes on in it, and steps it has are not repeated.
+    """
+
+    def __init__(self, folder: Path, info: Mapping[str, Any], history: list[Row]) -> None:
+        with _quiet():
+            from mlflow.tracking import MlflowClient
+
+            folder = folder.resolve()
+            default = f"sqlite:///{folder.parent / 'mlflow.db'}"
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or default
+            self.client = MlflowClient(tracking_uri=uri)
+            self.run_id = self._known(folder, uri) or self._create(folder, uri, info)
+            done = self.client.get_metric_history(self.run_id, "train_loss")
+        self.last = max((metric.step for metric in done), default=-1)
+        for row in history:
+            self.row(row)
+
+    def _known(self, folder: Path, uri: str) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            kept = json.loads((folder / "mlflow.json").read_text())
+            if kept["uri"] == uri:
+                self.client.update_run(kept["run_id"], status="RUNNING")
+                return str(kept["run_id"])
+        except (OSError, ValueError, KeyError, MlflowException):
+            pass  # none yet, or its store is gone: a new one is made from the history
+        return None
+
+    def _create(self, folder: Path, uri: str, info: Mapping[str, Any]) -> str:
+        name = "leanres"
+        experiment = self.client.get_experiment_by_name(name)
+        place = str(folder.parent / "mlartifacts") if uri.startswith("sqlite") else None
+        number = (
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment(name, artifact_location=place)
+        )
+        tags = {"leanres.folder": str(folder), "leanres.commit": str(info.get("commit"))}
+        run_id = str(self.client.create_run(number, tags=tags, run_name=folder.name).info.run_id)
+        for key, value in info["recipe"].items():
+            self.client.log_param(run_id, key, json.dumps(value)[:6000])  # MLflow's own limit
+        (folder / "mlflow.json").write_text(json.dumps({"uri": uri, "run_id": run_id}))
+        return run_id
+
+    def row(self, row: Row) -> None:
+        """One metric each at the epoch's optimizer step, unless the store has that step."""
+        if row["step"] <= self.last:
+            return
+        for key, value in numbers(row).items():
+            self.client.log_metric(self.run_id, key, value, step=row["step"])
+        self.last = row["step"]
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """The final figures as result.accuracy and so on."""
+        for key, value in numbers(result).items():
+            self.client.log_metric(self.run_id, f"result.{key}", value)
+        self.client.set_terminated(self.run_id, "FINISHED")
+
+    def close(self) -> None:
+        """Nothing is held back: each metric is in the store once it is logged."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log lines of MLflow's first start, which lists the tables that it makes."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+TRACKERS: Table[Callable[[Path, Mapping[str, Any], list[Row]], Tracker]] = Table(
+    "tracker", {"tensorboard": TensorBoard, "mlflow": MLflow}
+)
+
+
+def check_trackers(names: str) -> list[str]:
+    """ "tensorboard,mlflow" -> both names. UserError for an unknown one or a missing library."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        TRACKERS[name]
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"--track {name}: {name} is not installed: pip install 'leanres[track]'"
+            )
+    return chosen
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.members: dict[str, Tracker] = {}
+        self.tell = tell
+
+    def row(self, row: Row) -> None:
+        """Pass an epoch's row on to each."""
+        self._each(lambda member: member.row(row))
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Pass the final measurement on to each."""
+        self._each(lambda member: member.result(result))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for name, member in list(self.members.items()):
+            try:
+                call(member)
+            except Exception as error:  # a server that is away must not end a training
+                del self.members[name]
+                self.tell(f"{name} is told nothing more ({_one_line(error)}); the run goes on")
+
+
+@contextmanager
+def open_trackers(
+    names: list[str],
+    folder: Path,
+    info: Mapping[str, Any],
+    history: list[Row],
+    tell: Callable[[str], None],
+) -> Iterator[Trackers]:
+    """The named trackers, each told of the epochs in `history` first; closed at the end.
+
+    UserError for one that cannot be begun; of one that fails later `tell` gets a line, once.
+    """
+    with ExitStack() as stack:
+        trackers = Trackers(tell)
+        for name in names:
+            try:
+                trackers.members[name] = TRACKERS[name](folder, info, history)
+            except Exception as error:
+                raise UserError(
+                    f"--track {name}: {_one_line(error)} (the run waits: leanres resume {folder})"
+                ) from error
+            stack.callback(trackers.members[name].close)
+        yield trackers
+
+
+def _one_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,115 @@
+"""Weights files: safetensors that carry the network's shape and its preprocessing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
+from torch import nn
+
+from leanres.errors import UserError
+from leanres.models.zoo import config_from_dict, config_to_dict
+from leanres.io import CheckpointError, write_bytes
+from leanres.version import __version__
+
+WEIGHTS = "model.safetensors"  # of a run folder
+KEY = "leanres"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes a network's input, and what its outputs mean."""
+
+    size: int  # pixels a side
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+
+def save_weights(
+    path: Path, model: nn.Module, config: Any, preprocess: Preprocess, half: bool = False
+) -> None:
+    """Write a weights file; `half` stores float16, a quarter of a point or less in accuracy.
+
+    Raises CheckpointError where the disk does not take it.
+    """
+    tensors = {
+        name: (t.half() if half and t.is_floating_point() else t).contiguous().cpu()
+        for name, t in model.state_dict().items()
+    }
+    about = {
+        "version": __version__,
+        "model": config_to_dict(config),
+        "preprocess": asdict(preprocess),
+    }
+    write_bytes(path, tensors_to_bytes(tensors, metadata={KEY: json.dumps(about)}))
+
+
+@torch.no_grad()
+def round_to_int8_(model: nn.Module) -> None:
+    """Round convolutions and Linears to 255 levels, symmetric, one scale per output channel.
+
+    Weights stay floats: what int8 storage of them would give back. Biases and norms are kept.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            largest = module.weight.flatten(1).abs().amax(1).clamp(min=1e-12)
+            zeros = torch.zeros_like(largest, dtype=torch.int32)
+            rounded = torch.fake_quantize_per_channel_affine(
+                module.weight, largest / 127, zeros, 0, -127, 127
+            )
+            module.weight.copy_(rounded)
+
+
+def weights_file(target: str | Path) -> Path:
+    """The weights of a run folder, or the file itself. UserError where there is none."""
+    path = Path(target)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a run folder or a .safetensors file")
+    if path.is_dir() and not (path / WEIGHTS).exists():
+        raise UserError(
+            f"{path} holds no {WEIGHTS}: a run writes it when it ends (`leanres resume {path}`)"
+        )
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def load_weights(path: Path) -> tuple[nn.Module, Any, Preprocess]:
+    """The network in eval mode on the CPU as float32, its config and its preprocessing.
+
+    Raises CheckpointError for a file that is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get(KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {error}") from None
+    if not isinstance(about, dict):
+        raise CheckpointError(
+            f"{path} carries no leanres metadata, so its model and preprocessing are unknown: "
+            "give a file that leanres wrote"
+        )
+    return _rebuild(path, about, tensors)
+
+
+def _rebuild(
+    path: Path, about: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[nn.Module, Any, Preprocess]:
+    try:
+        config = config_from_dict(about["model"])
+        fields = about["preprocess"]
+        preprocess = Preprocess(
+            int(fields["size"]), *(tuple(fields[key]) for key in ("mean", "std", "classes"))
+        )
+        model: nn.Module = config.build()
+        floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+        model.load_state_dict(floats)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} does not fit the model it names: {reason}") from None
+    return model.eval(), config, preprocess

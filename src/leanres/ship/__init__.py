@@ -1,0 +1,1 @@
+"""Export a trained network to one file, checked on real images before it is kept."""

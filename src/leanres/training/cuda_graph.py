@@ -1,0 +1,115 @@
+"""A training step's kernels as one CUDA graph: some hundred launches become one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+WARM_UP = 3  # calls before a capture: the compiler, cuDNN and the allocator settle
+Batch = Any  # a NamedTuple of tensors and None, its first the inputs: training.batch.Batch
+Found = Any  # a NamedTuple of tensors: training.loop.StepResult
+Work = Callable[[Batch], Found]
+
+
+class Graph(Protocol):
+    """What has been captured."""
+
+    def replay(self) -> None:
+        """Do it again, with what now lies in its inputs."""
+
+
+class Replay:
+    """`work` on batches, captured at the fourth one of a kind and replayed from then on.
+
+    Of a kind are batches of one shape with the same parameters to train. `work` updates `model` by
+    the optimizers at their groups' lr, clears the gradients, and decides nothing by values on the
+    device.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        capture: Callable[[Callable[[], None]], Graph] | None = None,
+    ) -> None:
+        self.work, self.parameters = work, list(model.parameters())
+        self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self.capture = capture or captured
+        self.seen: Counter[object] = Counter()
+        self.captures: dict[object, Capture] = {}
+
+    def __call__(self, batch: Batch) -> Found:
+        shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in batch]
+        kind = (*shapes, *(p.requires_grad for p in self.parameters))
+        if kind not in self.captures:
+            if self.seen[kind] < WARM_UP:
+                self.seen[kind] += 1
+                return run_on_side_stream(self.work, batch)
+            self.captures[kind] = Capture(self.work, batch, self.groups, self.capture)
+        return self.captures[kind](batch)
+
+
+class Capture:
+    """`work` as a graph, and what lies in its inputs: batches of a shape, and each group's lr."""
+
+    def __init__(
+        self,
+        work: Work,
+        batch: Batch,
+        groups: Sequence[dict[str, Any]],
+        capture: Callable[[Callable[[], None]], Graph],
+    ) -> None:
+        self.groups = groups
+        self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
+        self.rates = torch.zeros(len(groups), device=batch[0].device)
+        self.set: list[float] = []  # what lies in `rates`
+        self.found: Found = None
+
+        def run() -> None:
+            self.found = work(self.inputs)
+
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
+        try:
+            self.graph = capture(run)
+        finally:
+            for group, number in zip(groups, rates, strict=True):
+                group["lr"] = number
+
+    def __call__(self, batch: Batch) -> Found:
+        for own, new in zip(self.inputs, batch, strict=True):
+            if own is not None:
+                own.copy_(new)
+        rates = [group["lr"] for group in self.groups]
+        if rates != self.set:
+            self.rates.copy_(torch.tensor(rates), non_blocking=True)
+            self.set = rates
+        self.graph.replay()
+        return type(self.found)(*(t.clone() for t in self.found))
+
+
+def captured(work: Callable[[], None]) -> Graph:
+    """The kernels that `work` would run, without running them."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+def run_on_side_stream(work: Work, batch: Batch) -> Found:
+    """Run it on a stream of its own, as autograd wants it before a capture."""
+    if not batch[0].is_cuda:
+        return work(batch)
+    side = torch.cuda.Stream(batch[0].device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        found = work(batch)
+    torch.cuda.current_stream().wait_stream(side)
+    return found

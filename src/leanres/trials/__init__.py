@@ -1,0 +1,1 @@
+"""Many trainings: jobs, plans, comparisons, architecture search, races."""

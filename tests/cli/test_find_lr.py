@@ -1,0 +1,114 @@
+"""leanres find-lr: what it draws, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from leanres.lr_finder.analysis import RULES, LRSweep
+from leanres.lr_finder.finder import IMAGES
+
+SMALL = (
+    *("find-lr", "digits", "--data", "digits", "--lr-min", 1e-3, "--steps", 32),
+    *("--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_size=64"),
+    *("--set", "label_smoothing=0", "--set", "progressive_resizing=[]", "--set", "augment=[]"),
+    *("--set", "val=0"),
+)
+
+
+def test_find_lr_draws_a_chart_a_table_and_says_how_to_use_it(leanres, tmp_path):
+    code, out, err = leanres(
+        *SMALL, "--seed", 1, "--set", "lr=0.1", "--out", tmp_path / "a" / "lr.png"
+    )
+    assert code == 0, err
+    assert "━" in out
+    assert "\x1b" not in out  # plain where nobody watches
+    assert all(f"\n{rule.capitalize()} " in out for rule in RULES)
+    last = out.splitlines()[-1]
+    assert last.startswith("use it: leanres train digits --set 'model=")
+    assert "--data digits --seed 1 --set lr=0." in last
+    assert "--set head_lr=" in last
+    assert "lr=0.1" not in last.split("--seed")[0]
+    with Image.open(tmp_path / "a" / "lr.png") as picture:
+        assert picture.size == (1200, 720)
+
+
+def test_find_lr_as_json_is_the_librarys_answer(leanres):
+    code, out, err = leanres(*SMALL, "--json", "--set", "optimizer=adam", "--mode", "exponential")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["lr_min"] < facts["lr_max"]
+    assert set(facts["suggestions"]) == set(RULES)
+    assert facts["rules"]["lr_min"] == "onset"
+    assert facts["rules"]["lr_max"] in ("minimum", "steepest")
+    assert len(facts["lrs"]) == len(facts["losses"])
+
+
+def test_help_names_the_defaults_of_the_library(leanres):
+    _, out, _ = leanres("find-lr", "--help")
+    words = " ".join(out.split())
+    sweep = LRSweep()
+    for value in (f"{sweep.lr_min:g}.", f"{sweep.lr_max:g}.", f"{sweep.steps} to 1,000, to see"):
+        assert f"default: {value}" in words
+    assert f"{IMAGES:,} images" in words
+    assert f"{sweep.mode} (default)" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--lr-min", 2, "--lr-max", 1], "give 0 < lr_min < lr_max"),
+        (["--mode", "log"], "no mode 'log'"),
+        (["--steps", 3], "give 16 to 100000"),
+        (["--out", "lr.jpeg2"], "ends in .png"),
+        (["--set", "lrr=1"], "did you mean 'lr'"),
+        (["--lr-min", 1e-12, "--lr-max", 1e-11], "raise lr_max"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(leanres, words, part):
+    code, _, err = leanres(*SMALL, *words)
+    lines = [line for line in err.splitlines() if not line.startswith("note:")]
+    assert (code, len(lines)) == (2, 1), err
+    assert part in lines[0]
+
+
+ONE_CYCLE = ("train", *SMALL[1:4], *SMALL[8:], "--set", "optimizer=sgd", "--epochs", 2)
+ONE_CYCLE += ("--set", 'schedule=["one-cycle", {peak_epoch = 1}]', "--no-report")
+
+
+def test_training_may_find_its_lr_first_and_records_it(leanres, tmp_path):
+    code, out, err = leanres(*ONE_CYCLE, "--lr-max", "auto", "--out", tmp_path / "run")
+    assert code == 0, err
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    found = info["origin"]["lr_range"]
+    assert set(found["suggestions"]) == set(RULES)
+    rule = found["rules"]["lr_max"]
+    assert info["recipe"]["lr"] == found["lr_max"] == found["suggestions"][rule]
+    assert info["recipe"]["schedule"][1] == {"peak_epoch": 1, "lr_min": found["lr_min"]}
+    assert f"lr_max {found['lr_max']:.2g} ({rule}): " in out
+
+
+def test_training_starts_as_if_there_had_been_no_test(leanres, tmp_path):
+    leanres(*ONE_CYCLE, "--lr-max", "auto", "--out", tmp_path / "found")
+    recipe = json.loads((tmp_path / "found" / "run.json").read_text())["recipe"]
+    low = f'schedule=["one-cycle", {{peak_epoch = 1, lr_min = {recipe["schedule"][1]["lr_min"]}}}]'
+    given = ("--lr-max", recipe["lr"], "--set", low, "--out", tmp_path / "given")
+    assert leanres(*ONE_CYCLE, *given).code == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("found", "given")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--lr-max", "high"], "--lr-max high: give auto, or a number"),
+        (["--lr-max", "-1"], "lr = -1"),
+        (["--lr-max", "auto", "--set", "lr=1e-9", "--set", "precision=bf"], "precision"),
+    ],
+)
+def test_a_wrong_lr_max_is_one_line(leanres, tmp_path, words, part):
+    code, _, err = leanres(*ONE_CYCLE, *words, "--out", tmp_path / "run")
+    assert (code, part in err.splitlines()[-1]) == (2, True), err
+    assert not (tmp_path / "run").exists()

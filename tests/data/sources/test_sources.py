@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from sklearn.datasets import load_digits
+
+from leanres.data import sources
+from leanres.data.describe import describe
+from leanres.data.sources import SOURCES, cifar10, load
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+
+ROWS = 20
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of its own, no data set by the user, no network."""
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LEANRES_DATA", raising=False)
+    monkeypatch.setattr(cifar10, "_ROWS", ROWS)
+
+    def offline(*_: object, **__: object) -> None:
+        raise UserError("cannot download: no network in this test")
+
+    monkeypatch.setattr(cifar10, "download", offline)
+    return tmp_path / "cache"
+
+
+def write_binary(folder: Path, seed: int = 0) -> Path:
+    """Six binary batches of 20 random images."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in cifar10.BINARY_FILES:
+        records = rng.integers(0, 256, (ROWS, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        (folder / name).write_bytes(records.tobytes())
+    return folder
+
+
+def write_images(root: Path, count: int = 5) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def prints(data: Dataset) -> list[str]:
+    return [s.fingerprint for s in (data.train, data.val, data.test) if s is not None]
+
+
+# which source
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_gives_splits_that_share_classes_and_say_where_they_are_from(name, tmp_path):
+    paths = {"cifar10": write_binary(tmp_path / "c"), "folder": write_images(tmp_path / "f")}
+    data = load(name, paths.get(name))
+    assert data.name == name
+    assert data.source
+    assert data.test is not None
+    assert data.train.classes == data.test.classes
+    assert data.train.images.shape[1:] == data.test.images.shape[1:] == (3, 32, 32)
+
+
+def test_an_unknown_source_names_the_nearest():
+    with pytest.raises(UserError, match=r"no data source 'cifar'; did you mean 'cifar10'\?"):
+        load("cifar")
+
+
+def test_a_path_in_place_of_a_name_is_a_folder_of_images(tmp_path):
+    root = write_images(tmp_path / "pictures")
+    assert prints(load(str(root))) == prints(load("folder", root))
+    with pytest.raises(UserError, match=r"absent is not a folder"):
+        load(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "digits", "path": "x"}, "digits are embedded"),
+        ({"name": "folder"}, "needs its path"),
+        ({"name": "cifar10", "size": 64}, "32x32"),
+        ({"name": "digits", "size": 2}, "from 4 to 1024"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        load(**arguments)
+
+
+# the order for CIFAR-10
+
+
+def test_a_given_path_comes_before_the_environment_and_that_before_the_cache(
+    tmp_path, monkeypatch, cache
+):
+    given, named = write_binary(tmp_path / "given", 1), write_binary(tmp_path / "named", 2)
+    write_binary(cache / "cifar-10-batches-bin", 3)
+    monkeypatch.setenv("LEANRES_DATA", str(named))
+    seen = [load(path=given).source, load().source]
+    monkeypatch.delenv("LEANRES_DATA")
+    seen.append(load().source)
+    assert [Path(source.split(" (")[0]) for source in seen] == [
+        given, named, cache / "cifar-10-batches-bin"
+    ]  # fmt: skip
+
+
+def test_a_given_place_that_lacks_the_data_is_an_error_and_nothing_else_is_tried(
+    tmp_path, monkeypatch, cache
+):
+    write_binary(cache)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        UserError, match=r"given path .*empty holds no CIFAR-10 \(looked for data_b"
+    ):
+        load(path=tmp_path / "empty")
+    with pytest.raises(UserError, match=r"given path .*absent does not exist"):
+        load(path=tmp_path / "absent")
+    monkeypatch.setenv("LEANRES_DATA", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"\$LEANRES_DATA .*empty holds no CIFAR-10"):
+        load()
+
+
+def test_an_environment_that_names_a_missing_folder_is_passed_over_and_said(
+    tmp_path, monkeypatch, cache
+):
+    write_binary(cache)
+    monkeypatch.setenv("LEANRES_DATA", str(tmp_path / "gone"))
+    assert any("gone does not exist" in note for note in load().notes)
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_without_data_the_error_lists_what_was_tried_and_the_ways_out(cache, download):
+    with pytest.raises(UserError) as caught:
+        load(download=download)
+    message = str(caught.value)
+    assert ("no network in this test" in message) == download
+    for words in ("$LEANRES_DATA", str(cache), "--data digits"):
+        assert words in message
+    assert "\n" not in message
+
+
+def test_a_download_lands_in_the_cache_and_is_read_from_there(tmp_path, monkeypatch, cache):
+    def fake(target: Path, **_: object) -> Path:
+        target.parent.mkdir(parents=True)
+        with tarfile.open(target, "w:gz") as tar:
+            tar.add(write_binary(tmp_path / "made"), "cifar-10-batches-bin")
+        return target
+
+    with pytest.MonkeyPatch.context() as network:
+        network.setattr(cifar10, "download", fake)
+        first = load()
+    again = load(download=False)
+    assert prints(first) == prints(again)
+    assert again.train.images.shape == (5 * ROWS, 3, 32, 32)
+
+
+def test_a_complete_set_that_was_decoded_before_is_found_without_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_COMPLETE", (5 * ROWS, ROWS))
+    folder = write_binary(tmp_path / "usb_stick")
+    expected = prints(load(path=folder))
+    folder.rename(tmp_path / "unplugged")
+    found = load(download=False)
+    assert prints(found) == expected
+    assert "usb_stick" in found.source
+
+
+def test_a_part_of_cifar10_is_said_to_be_one_and_never_taken_from_the_cache(tmp_path):
+    data = load(path=write_binary(tmp_path / "part"))
+    assert any("100 train and 20 test images, not 50,000 and 10,000" in n for n in data.notes)
+    with pytest.raises(UserError, match="not found"):
+        load(download=False)
+
+
+# the cache
+
+
+def only_file(cache: Path) -> Path:
+    (file,) = cache.glob("*.safetensors")
+    return file
+
+
+@pytest.mark.parametrize("name", ["cifar10", "folder"])
+def test_the_second_load_decodes_nothing_and_gives_the_same(tmp_path, monkeypatch, name):
+    write = write_binary if name == "cifar10" else write_images
+    path = write(tmp_path / "source")
+    first = load(name, path)
+
+    def broken(*_: object, **__: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(cifar10, "read", broken)
+    monkeypatch.setattr(sources.folder, "read", broken)
+    second = load(name, path)
+    assert prints(second) == prints(first)
+    assert (second.notes, second.source) == (first.notes, first.source)
+    assert second.train.classes == first.train.classes
+
+
+def test_a_change_in_the_source_is_seen_and_the_outdated_cache_removed(tmp_path, cache):
+    path = write_binary(tmp_path / "source", 1)
+    before = prints(load(path=path))
+    write_binary(path, 2)
+    after = prints(load(path=path))
+    assert before != after
+    assert only_file(cache)
+
+
+@pytest.mark.parametrize("change", ["rename", "add", "hide", "move", "size", "touch"])
+def test_each_change_of_a_folder_is_seen(tmp_path, change):
+    root = write_images(tmp_path / "images")
+    before = load("folder", root)
+    image = root / "cat" / "0.png"
+    if change == "rename":
+        (root / "cat").rename(root / "lynx")
+    elif change == "add":
+        (root / "cat" / "new.png").write_bytes((root / "dog" / "0.png").read_bytes())
+    elif change == "hide":
+        image.rename(root / "cat" / ".0.png")
+    elif change == "move":
+        image.rename(root / "dog" / "00.png")
+    elif change == "touch":
+        other = (root / "cat" / "1.png").read_bytes()
+        image.write_bytes(other)
+        os.utime(image, ns=(1, image.stat().st_mtime_ns + 1))
+    after = load("folder", root, size=16 if change == "size" else 32)
+    assert prints(after) != prints(before)
+
+
+def flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 4
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("position", [3, 60, 400, -1, -70_000, "cut", "empty"])
+def test_a_damaged_cache_is_said_and_rebuilt(tmp_path, cache, position):
+    path = write_binary(tmp_path / "source")
+    expected = prints(load(path=path))
+    file = only_file(cache)
+    if isinstance(position, int):
+        flip(file, position)
+    else:
+        file.write_bytes(file.read_bytes()[: -5 if position == "cut" else 0])
+    rebuilt = load(path=path)
+    assert prints(rebuilt) == expected
+    assert any("was damaged" in note and "\n" not in note for note in rebuilt.notes)
+    assert not any("damaged" in note for note in load(path=path).notes)
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_no_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    data = load(path=write_binary(tmp_path / "source"), cache=tmp_path / "file" / "cache")
+    assert len(data.train) == 5 * ROWS
+    assert any("could not be cached" in note for note in data.notes)
+
+
+def test_a_full_disk_leaves_no_half_written_cache(tmp_path, cache, monkeypatch):
+    def full(_: object, path: str, __: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources, "save_file", full)
+    data = load(path=write_binary(tmp_path / "source"))
+    assert any("No space left" in note for note in data.notes)
+    assert list(cache.iterdir()) == []
+
+
+def test_strict_is_not_satisfied_by_what_was_cached_without_it(tmp_path):
+    root = write_images(tmp_path / "images")
+    (root / "cat" / "bad.png").write_bytes(b"x")
+    assert any("bad.png" in note for note in load("folder", root).notes)
+    with pytest.raises(UserError, match=r"bad.png cannot be read"):
+        load("folder", root, strict=True)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("LEANRES_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert sources.cache_folder() == tmp_path / "leanres"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert sources.cache_folder() == tmp_path / "home" / ".cache" / "leanres"
+
+
+# the digits
+
+
+def test_the_digits_are_all_there_and_split_by_class():
+    data = load("digits")
+    assert (len(data.train), len(data.test)) == (1437, 360)
+    counts = torch.bincount(data.train.labels) + torch.bincount(data.test.labels)
+    assert counts.tolist() == np.bincount(load_digits().target).tolist()
+    assert torch.bincount(data.test.labels).min() >= 34
+    assert [d.count for d in describe(data).duplicates] == [0, 0, 0]
+
+
+def test_the_digits_are_the_scanned_ones_enlarged():
+    data = load("digits", size=8)
+    grey = torch.cat([data.train.images, data.test.images])
+    assert (grey == grey[:, :1]).all()
+    found = {image.numpy().tobytes() for image in grey[:, 0]}
+    expected = (load_digits().images * 255 / 16).round().astype(np.uint8)
+    assert found == {image.tobytes() for image in expected}
+    small = data.test.images[:, 0].numpy().astype(np.float32)
+    large = load("digits").test.images[:, 0].numpy().astype(np.float32)
+    for one, enlarged in zip(small[:50], large[:50], strict=True):
+        oracle = Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(oracle) - enlarged).max() <= 1  # each is rounded once
+
+
+# the real data, where it is at hand
+
+
+def real_cifar10() -> Path | None:
+    beside = Path(__file__).parents[3].parent / "shared" / "cifar10"
+    place = Path(os.environ.get("LEANRES_DATA") or beside)
+    return place if cifar10.find(place) else None
+
+
+REAL = real_cifar10()  # at import: the fixture hides the environment
+
+
+@pytest.fixture
+def bulky(monkeypatch):
+    """A folder for half a gigabyte that is gone right after the test."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("LEANRES_CACHE", f"{folder}/cache")
+        yield Path(folder)
+
+
+def test_cifar10_has_the_known_figures_loads_fast_and_is_one_in_every_form(bulky, monkeypatch):
+    """With the real 60,000 images where they are at hand, otherwise with 120 made-up ones."""
+    if REAL:
+        monkeypatch.setattr(cifar10, "_ROWS", 10_000)
+    place = REAL or write_binary(bulky / "made")
+    first = load(path=place)
+    start = time.perf_counter()
+    second = load(path=place)
+    assert time.perf_counter() - start < 1
+    assert prints(second) == prints(first)
+    mean, std, classes = known_figures(first)
+    found = describe(second)
+    assert found.splits["train"].mean == pytest.approx(mean, abs=5e-5)
+    assert found.splits["train"].std == pytest.approx(std, abs=5e-5)
+    assert list(found.splits["train"].per_class.values()) == classes
+    assert [d.count for d in found.duplicates] == [0, 0, 0]
+    assert prints(load(path=rewritten(first, bulky / "binary"))) == prints(first)
+
+
+def known_figures(data: Dataset) -> tuple[list[float], list[float], list[int]]:
+    """Mean, std and class counts of train: published ones of the real data, else numpy's."""
+    if REAL:
+        return [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616], [5000] * 10
+    pixels = data.train.images.numpy() / 255
+    counts = np.bincount(data.train.labels.numpy(), minlength=10)
+    return pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).tolist(), counts.tolist()
+
+
+def rewritten(data: Dataset, folder: Path) -> Path:
+    """The same images as official binary batches."""
+    folder.mkdir()
+    images = torch.cat([data.train.images, data.test.images]).flatten(1).numpy()
+    labels = torch.cat([data.train.labels, data.test.labels]).numpy().astype(np.uint8)
+    records = np.column_stack([labels, images])
+    for name, batch in zip(cifar10.BINARY_FILES, np.array_split(records, 6), strict=True):
+        batch.tofile(folder / name)
+    (folder / "batches.meta.txt").write_text("\n".join(data.train.classes))
+    return folder
+
+
+def test_the_cache_file_says_what_it_is(tmp_path, cache):
+    load(path=write_binary(tmp_path / "source"))
+    with safe_open(only_file(cache), "pt") as opened:
+        about = json.loads(opened.metadata()["about"])
+        shape = opened.get_slice("train.images").get_shape()
+    assert about["classes"] == list(cifar10.CLASSES)
+    assert shape == [5 * ROWS, 3, 32, 32]

@@ -1,0 +1,39 @@
+"""Gradients to compare kernels by, and how many threads compute them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@pytest.fixture
+def gradients_of() -> Callable[..., list[Tensor]]:
+    """Gradients of a network's weights as one vector each: in float32, in bfloat16, and in bfloat16
+    by what `wrap` makes of it."""
+
+    def compute(model: nn.Module, wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
+        images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+        found = []
+        for wrapped, half in ((False, False), (False, True), (True, True)):
+            own = copy.deepcopy(model)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                logits = (wrap(own) if wrapped else own)(images)
+            F.cross_entropy(logits.float(), labels).backward()
+            weights = [p.grad for p in own.parameters() if p.requires_grad and p.ndim > 1]
+            found.append(torch.cat([gradient.flatten() for gradient in weights]))
+        return found
+
+    return compute
+
+
+@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

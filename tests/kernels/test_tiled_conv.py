@@ -1,0 +1,95 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from leanres.kernels.tiled_conv import SMALL, TiledConv, TiledConvMode, layout
+from leanres.models.zoo import resolve
+from leanres.training.device import Engine
+
+CASES = {  # images, channels in and out, side, kernel, stride, padding
+    "4 px": (7, 5, 6, 4, 3, 1, 1),
+    "8 px, whole rows": (6, 5, 6, 8, 3, 1, 1),
+    "7 px, one row": (3, 4, 4, 7, 3, 1, 1),
+    "16 to 8 px": (9, 5, 6, 16, 3, 2, 1),
+    "5 to 3 px": (9, 5, 6, 5, 3, 2, 1),
+    "unpadded": (10, 3, 4, 6, 3, 1, 0),
+    "2x2 by 2": (19, 3, 4, 4, 2, 2, 0),
+    "5x5": (5, 3, 4, 8, 5, 1, 2),
+    "1 px": (40, 3, 4, 1, 3, 1, 1),
+    "heavy": (11, 512, 256, 4, 3, 1, 1),
+    "heavy, unpadded": (11, 512, 256, 5, 3, 1, 0),
+}
+
+
+def gradients(case, beside, bias=True):
+    """Output and gradients of one convolution in bfloat16; the same tensors at each call."""
+    n, i, o, side, size, stride, padding = case
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(i, o, size, stride, padding, bias=bias)
+    conv = TiledConv(conv) if beside else conv
+    images = torch.randn(n, i, side, side).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv(images)
+    out.float().square().mean().backward()
+    return [out, images.grad, *(p.grad for p in conv.parameters())]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_images_side_by_side_have_the_gradients_of_images_alone(case, bias):
+    for ours, plain in zip(gradients(case, True, bias), gradients(case, False, bias), strict=True):
+        assert ours.shape == plain.shape
+        error = (ours - plain).float().norm() / plain.float().norm()
+        assert error < 1e-2  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_case_is_laid_side_by_side(case):
+    n, i, o, side, size, stride, padding = case
+    images, weight = torch.empty(n, i, side, side), torch.empty(o, i, size, size)
+    lay = layout(images, weight, stride, padding)
+    assert lay is not None
+    wide = lay.wide(images, lay.pitch, lay.rest)
+    out = F.conv2d(wide, weight, None, stride, padding)
+    assert out.shape[-1] == lay.count * lay.pitch // stride  # each image's outputs at its pitch
+
+
+def test_laid_apart_again_they_are_what_they_were():
+    images = torch.randn(7, 3, 4, 5)
+    lay = layout(images, torch.empty(2, 3, 3, 3), 1, 1)
+    wide = lay.wide(images, lay.pitch)
+    assert lay.apart(wide, 7, lay.pitch, 5).equal(images)
+    assert wide.count_nonzero() == images.count_nonzero()  # zeros between them
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight"),
+    [((4, 3, 16, 16), (4, 3, 3, 3)), ((4, 3, 4, 4), (4, 3, 1, 1)), ((1, 3, 4, 4), (4, 3, 3, 3))],
+    ids=[f"rows over {SMALL} px", "1x1", "one image"],
+)
+def test_what_gains_nothing_is_left_to_pytorch(shape, weight):
+    assert layout(torch.empty(shape), torch.empty(weight), 1, weight[-1] // 2) is None
+
+
+@pytest.mark.parametrize("context", ["no gradient", "float32"])
+def test_outside_bfloat16_training_nothing_changes(context):
+    conv, images = torch.nn.Conv2d(3, 4, 3, padding=1), torch.randn(5, 3, 4, 4)
+    with torch.set_grad_enabled(context != "no gradient"):
+        expected = conv(images)
+        with TiledConvMode():
+            assert conv(images).equal(expected)
+
+
+@pytest.mark.parametrize("name", ["speednet", "resnet20", "custom-resnet"])
+def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_of):
+    torch.manual_seed(0)
+    model = resolve(name).build().to(memory_format=torch.channels_last)
+    exact, plain, ours = gradients_of(model, TiledConv)
+    assert 0 < (plain - exact).norm() < 0.5 * exact.norm()
+    assert (ours - exact).norm() < 1.2 * (plain - exact).norm()
+
+
+def test_the_engine_uses_it_where_a_cpu_trains_in_bfloat16():
+    model = torch.nn.Conv2d(3, 4, 3)
+    assert isinstance(Engine("cpu", "bfloat16", False).forward(model), TiledConv)
+    assert Engine("cpu", "float32", False).forward(model) is model

@@ -1,0 +1,375 @@
+"""The LR range test: it leaves no trace, finds the known answer, and refuses what has none."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import random
+from contextlib import suppress
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from leanres.data.sources import load
+from leanres.data.split import Dataset, Split, channel_stats
+from leanres.errors import UserError
+from leanres.lr_finder.analysis import RULES, LRSweep, analyse
+from leanres.lr_finder.finder import CHECK_EVERY, find_lr, freeze_phase, range_test
+from leanres.models.speednet import SpeedNetConfig
+from leanres.training.device import Engine, Normalize
+from leanres.training.loop import TrainState, start, steps
+from leanres.training.optim import OPTIMIZERS, set_lr_
+from leanres.training.recipe import Recipe, StepCounts
+
+TINY = Recipe(
+    model=SpeedNetConfig((8, 16)),
+    epochs=2,
+    batch_size=50,
+    augment=(("crop", {"padding": 2}),),
+    progressive_resizing=((0.0, 0.5), (0.5, 1.0)),
+    seed=3,
+)
+QUICK = LRSweep(lr_min=1e-4, steps=30)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Split:
+    return load("digits").train.subset(range(300))
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine("cpu", "float32", compiled=False)
+
+
+def trained(recipe: Recipe, split: Split, engine: Engine, count: int = 3):
+    """A state in the middle of its training, its normalisation, and the generator it stands in."""
+    normalize = Normalize(*channel_stats(split))
+    state = start(recipe, split, normalize, engine)
+    run = steps(state, split, recipe, normalize, engine)
+    for _ in range(count):
+        state.losses.append(next(run).loss)
+    return state, normalize, run
+
+
+def fingerprint(state: TrainState) -> str:
+    """sha256 over all that a range test could leave a trace in."""
+    digest = hashlib.sha256()
+
+    def add(value) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}{value.stride()}".encode())
+            value = value.detach().contiguous().numpy().tobytes()
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                add(key)
+                add(inner)
+            return
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                add(inner)
+            return
+        digest.update(value if isinstance(value, bytes) else repr(value).encode())
+
+    for model in (state.model, state.ema):
+        if model is not None:
+            add(model.state_dict())
+            add([(m.training, len(m._forward_hooks)) for m in model.modules()])
+            add([(id(p), p.requires_grad, p.grad) for p in model.parameters()])
+    for optimizer in state.optimizers:
+        add(optimizer.state_dict())
+        add([id(p) for group in optimizer.param_groups for p in group["params"]])
+    add([state.step, state.history, state.losses, state.correct])
+    add([torch.random.get_rng_state(), random.getstate()])
+    add([torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")])
+    return digest.hexdigest()
+
+
+def test_the_fingerprint_sees_each_thing_that_could_change(digits, engine):
+    state, _, _ = trained(replace(TINY, ema=0.9), digits, engine)
+    seen = [fingerprint(state)]
+    changes = (
+        lambda: state.model.stem.bias.data.add_(1e-3),
+        lambda: state.model.stages[0].norm1.running_mean.add_(1e-3),
+        lambda: state.model.eval(),
+        lambda: state.optimizers[0].param_groups[0].update(lr=1.0),
+        lambda: state.model.head.requires_grad_(False),
+        lambda: setattr(state.model.head.weight, "grad", torch.zeros(10, 16)),
+        lambda: state.ema.head.weight.data.add_(1e-3),
+        lambda: torch.rand(1),
+        lambda: setattr(state, "step", 9),
+    )
+    for change in changes:
+        change()
+        seen.append(fingerprint(state))
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_it_leaves_no_trace_whatever_the_optimizer(digits, engine, optimizer):
+    recipe = replace(TINY, optimizer=optimizer)
+    state, normalize, _ = trained(recipe, digits, engine)
+    before = fingerprint(state)
+    with suppress(UserError):  # of an answer there may be none; the trace is what counts
+        range_test(state, digits, recipe, normalize, engine, QUICK)
+    assert fingerprint(state) == before
+
+
+def test_a_state_that_has_not_taken_a_step_stays_without_gradients_and_lr_marks(digits, engine):
+    state, normalize, _ = trained(TINY, digits, engine, count=0)
+    range_test(state, digits, TINY, normalize, engine, QUICK)
+    assert state.step == 0
+    assert all(p.grad is None for p in state.model.parameters())
+    assert all("peak_lr" not in g for o in state.optimizers for g in o.param_groups)
+    assert all(not o.state for o in state.optimizers)
+
+
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bfloat16", id="under_autocast_to_bfloat16")]
+)
+def test_it_leaves_no_trace_with_an_average_dropout_and_gradients(digits, precision):
+    engine = Engine("cpu", precision, compiled=False)
+    recipe = replace(TINY, ema=0.9)
+    state, normalize, _ = trained(recipe, digits, engine)
+    state.model.head = nn.Sequential(nn.Dropout(0.2), state.model.head)
+    state.ema = copy.deepcopy(state.model)
+    for p in state.model.stages.parameters():
+        p.grad = torch.ones_like(p)
+    state.model.eval()
+    before = fingerprint(state)
+    found = range_test(state, digits, recipe, normalize, engine, QUICK)
+    assert fingerprint(state) == before
+    assert found.lr_min < found.lr_max
+
+
+def test_a_network_that_draws_from_the_global_generator_leaves_it_alone_and_repeats(digits, engine):
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + 0.01 * torch.randn_like(x)
+
+    state, normalize, _ = trained(TINY, digits, engine)
+    state.model.head = nn.Sequential(Noisy(), state.model.head)
+    before = fingerprint(state)
+    found = [range_test(state, digits, TINY, normalize, engine, QUICK) for _ in range(2)]
+    assert fingerprint(state) == before
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, None])
+def test_it_leaves_no_trace_when_it_is_interrupted_or_diverges(digits, engine, error):
+    state, normalize, _ = trained(replace(TINY, optimizer="sgd"), digits, engine)
+
+    class Bomb(nn.Module):
+        calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            if error and self.calls == 7:
+                raise error
+            return normalize(images) * (math.inf if self.calls == 7 else 1)
+
+    before = fingerprint(state)
+    with pytest.raises(error or UserError):
+        range_test(state, digits, replace(TINY, optimizer="sgd"), Bomb(), engine, QUICK)
+    assert fingerprint(state) == before
+
+
+def test_a_training_goes_on_bit_for_bit_as_if_there_had_been_no_test(digits, engine):
+    def losses(with_test: bool) -> list[float]:
+        state, normalize, run = trained(TINY, digits, engine, count=4)
+        if with_test:
+            range_test(state, digits, TINY, normalize, engine, QUICK)
+        return [float(result.loss) for result in run]
+
+    assert losses(True) == losses(False)
+
+
+def test_a_range_test_repeats_and_another_seed_gives_another_curve(digits, engine):
+    found = [
+        find_lr(replace(TINY, seed=seed), digits, engine, **asdict(QUICK)) for seed in (1, 1, 2)
+    ]
+    assert found[0] == found[1]
+    assert found[0].losses != found[2].losses
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_gets_a_range_within_the_tested_one(digits, engine, optimizer):
+    recipe = replace(TINY, optimizer=optimizer, augment=(), progressive_resizing=())
+    sweep = LRSweep(lr_min=1e-4, lr_max=100, steps=50)
+    found = find_lr(recipe, digits, engine, **asdict(sweep))
+    assert sweep.lr_min / 10 <= found.lr_min < found.lr_max < sweep.lr_max
+    assert set(found.suggestions) == set(RULES)
+
+
+def test_all_groups_rise_together_and_keep_their_ratio(digits, engine, monkeypatch):
+    seen: list[list[float]] = []
+
+    def spy(optimizers, factor) -> None:
+        set_lr_(optimizers, factor)
+        seen.append([group["lr"] for o in optimizers for group in o.param_groups])
+
+    state, normalize, _ = trained(TINY, digits, engine)
+    monkeypatch.setattr("leanres.training.loop.set_lr_", spy)
+    found = range_test(state, digits, TINY, normalize, engine, QUICK)
+    lrs = np.array(seen)[: len(found.lrs)]
+    np.testing.assert_allclose(lrs[:, 0], found.lrs, rtol=1e-12)
+    np.testing.assert_allclose(lrs[:, 1] / lrs[:, 0], TINY.bias_lr / TINY.lr, rtol=1e-12)
+    np.testing.assert_allclose(
+        lrs[:, 2] / lrs[:, 0], TINY.head_lr / 16 / TINY.lr, rtol=1e-12
+    )  # of 16 inputs
+    tuned = replace(TINY, **found.settings(TINY))
+    assert tuned.lr == found.lr_max
+    assert tuned.bias_lr / tuned.lr == pytest.approx(TINY.bias_lr / TINY.lr)
+    assert tuned.head_lr / tuned.lr == pytest.approx(TINY.head_lr / TINY.lr)
+    assert found.settings(replace(TINY, optimizer="sgd")) == {"lr": found.lr_max}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_settings_set_every_groups_lr(digits, engine, optimizer):
+    found = analyse([2 - i / 100 for i in range(LRSweep().steps)], LRSweep())
+    recipe = replace(TINY, optimizer=optimizer)
+    before, after = (
+        [
+            g["lr"]
+            for o in OPTIMIZERS[optimizer](trained(r, digits, engine, 0)[0].model, r)
+            for g in o.param_groups
+        ]
+        for r in (recipe, replace(recipe, **found.settings(recipe)))
+    )
+    assert after == pytest.approx([lr * found.lr_max / TINY.lr for lr in before])
+
+
+def test_the_loss_is_read_every_ten_steps_only(digits, engine, monkeypatch):
+    reads = []
+    original = torch.Tensor.tolist
+    state, normalize, _ = trained(TINY, digits, engine)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: (reads.append(t.shape), original(t))[1])
+    range_test(state, digits, TINY, normalize, engine, replace(QUICK, steps=25, lr_max=1.0))
+    assert [tuple(r) for r in reads if len(r) == 1] == [(CHECK_EVERY,), (CHECK_EVERY,), (5,)]
+
+
+def test_the_phase_of_the_recipe_is_held_however_long_the_test_is():
+    plan = StepCounts(TINY, 300)
+    early, late = freeze_phase(TINY, 300, 0, 500), freeze_phase(TINY, 300, 11, 500)
+    for step, held in ((0, early), (11, late)):
+        long = StepCounts(held, 300)
+        assert long.total >= step + 500
+        assert {long.scale(s) for s in range(long.total)} == {plan.scale(step)}
+        assert (long.freeze_stem <= step) == (plan.freeze_stem <= step)
+    assert (plan.scale(0), plan.scale(11)) == (0.5, 1.0)
+
+
+def test_a_cycle_longer_than_the_test_is_no_hindrance(digits, engine):
+    cycle = ("one-cycle", {"peak_epoch": 5.0})
+    recipe = replace(TINY, epochs=24, optimizer="sgd", schedule=cycle, progressive_resizing=())
+    plain = replace(recipe, schedule=("constant", {}))
+    found, same = (find_lr(r, digits, engine, **asdict(QUICK)) for r in (recipe, plain))
+    assert found == same
+
+
+def test_a_dataset_is_tested_on_what_the_recipe_would_train_on(digits, engine):
+    whole = Dataset("digits", digits, None, None)
+    recipe = replace(TINY, val=100)
+    held_out = find_lr(recipe, whole, engine, **asdict(QUICK))
+    assert held_out.losses != find_lr(recipe, digits, engine, **asdict(QUICK)).losses
+    with pytest.raises(UserError, match="Padding size"):
+        find_lr(
+            replace(TINY, augment=(("crop", {"padding": 99, "mode": "reflect"}),)), whole, engine
+        )
+
+
+# A problem with a known answer.
+
+
+@pytest.fixture
+def bowl():
+    """Two classes of which neither is right: near its minimum the loss is a quadratic of W.
+
+    Cross-entropy with targets close to (0.5, 0.5) curves by at most 1/2 times the largest
+    eigenvalue of the inputs' second moment: full-batch descent diverges above 2 / that.
+    """
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 4, 4), generator=rng).to(torch.uint8)
+    split = Split(images, torch.randint(0, 2, (64,), generator=rng), ("a", "b"))
+    normalize = Normalize(*channel_stats(split))
+    x = normalize(images).flatten(1).double()
+    sharpest = float(torch.linalg.eigvalsh(x.T @ x / 64)[-1]) / 2
+    recipe = Recipe(
+        optimizer="sgd",
+        momentum=0.0,
+        batch_size=64,
+        epochs=40,
+        schedule="constant",
+        label_smoothing=0.99,
+        augment=(),
+        progressive_resizing=(),
+    )
+
+    def fresh() -> TrainState:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2, bias=False))
+        nn.init.normal_(model[1].weight, std=0.5, generator=torch.Generator().manual_seed(1))
+        return TrainState(model, OPTIMIZERS["sgd"](model, recipe), None)
+
+    return fresh, split, recipe, normalize, 2 / sharpest
+
+
+def final_loss(bowl, engine, lr: float) -> float:
+    fresh, split, recipe, normalize, _ = bowl
+    state = fresh()
+    run = steps(state, split, recipe, normalize, engine, lambda step: lr / recipe.lr)
+    return [float(result.loss) for result in run][-1]
+
+
+def test_on_a_quadratic_the_range_ends_below_divergence_and_trains_well(bowl, engine):
+    fresh, split, recipe, normalize, threshold = bowl
+    assert final_loss(bowl, engine, 0.9 * threshold) < 0.7  # ln 2 is the minimum
+    assert final_loss(bowl, engine, 4 * threshold) > 0.75
+    state = fresh()
+    found = range_test(state, split, recipe, normalize, engine, LRSweep(lr_min=1e-4, lr_max=100))
+    assert "exceeded 4 times its best" in found.stopped
+    assert found.lr_min < found.lr_max < threshold
+    assert max(found.suggestions.values()) < threshold
+    best = final_loss(bowl, engine, found.lr_max)
+    assert best < final_loss(bowl, engine, found.lr_max / 100)
+    assert best < 0.75
+
+
+def test_an_lr_of_zero_cannot_be_scaled(digits, engine):
+    state, normalize, _ = trained(TINY, digits, engine, count=0)
+    state.optimizers[0].param_groups[0]["lr"] = 0.0
+    with pytest.raises(UserError, match="lr = 0"):
+        range_test(state, digits, TINY, normalize, engine, QUICK)
+
+
+def test_the_state_that_is_tested_may_be_ones_own(digits, engine):
+    """Live objects that no recipe built, with an optimizer that OPTIMIZERS has not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 10))
+    state = TrainState(model, [torch.optim.RMSprop(model.parameters(), lr=1e-3)], None)
+    twin = copy.deepcopy(model.state_dict())
+    recipe = replace(TINY, progressive_resizing=())
+    found = range_test(state, digits, recipe, Normalize(*channel_stats(digits)), engine)
+    assert 1e-6 <= found.lr_min < found.lr_max < 10
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in twin.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"lr_min": 0}, "give 0 < lr_min < lr_max"),
+        ({"lr_min": 1, "lr_max": 1}, "give 0 < lr_min < lr_max"),
+        ({"lr_max": math.inf}, "give 0 < lr_min < lr_max"),
+        ({"lr_min": math.nan}, "give 0 < lr_min < lr_max"),
+        ({"steps": 5}, "steps = 5"),
+        ({"mode": "exponentail"}, "did you mean 'exponential'"),
+        ({"smoothing": 0.9}, "smoothing = 0.9"),
+        ({"diverge_at": 1}, "diverge_at = 1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_any_work(settings, part):
+    with pytest.raises(UserError, match=part):
+        find_lr(TINY, None, **settings)

@@ -1,0 +1,215 @@
+"""Metrics against scikit-learn, scipy and plain loops."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+
+from leanres.errors import UserError
+from leanres.metrics.accuracy import (
+    accuracy,
+    confusion,
+    ece,
+    measure,
+    nll,
+    per_class_accuracy,
+    wilson_interval,
+    worst_errors,
+)
+
+N, K = 400, 7
+
+
+@pytest.fixture
+def scored() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are right about half of the time, and labels that miss class 6."""
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, K - 1, (N,), generator=rng)
+    noise = torch.randn(N, K, generator=rng)
+    return noise + 1.5 * torch.nn.functional.one_hot(labels, K), labels
+
+
+def test_accuracy_is_that_of_scikit_learn(scored):
+    logits, labels = scored
+    expected = accuracy_score(labels.numpy(), logits.argmax(1).numpy())
+    assert 0.3 < expected < 0.8
+    assert accuracy(logits, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_nll_is_the_log_loss_of_scikit_learn_in_nats(scored):
+    logits, labels = scored
+    probs = logits.double().softmax(1).numpy()
+    expected = log_loss(labels.numpy(), probs, labels=range(K))
+    assert nll(logits, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_confusion_is_that_of_scikit_learn_with_true_classes_in_rows(scored):
+    logits, labels = scored
+    expected = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(K))
+    assert (expected != expected.T).any()
+    np.testing.assert_array_equal(confusion(logits, labels).numpy(), expected)
+
+
+def test_per_class_accuracy_counts_within_the_true_class_and_is_nan_without_images(scored):
+    logits, labels = scored
+    shares = per_class_accuracy(logits, labels)
+    for name in range(K - 1):
+        mine = labels == name
+        assert shares[name].item() == pytest.approx(accuracy(logits[mine], labels[mine]))
+    assert shares[K - 1].isnan()
+
+
+def loop_ece(probs: np.ndarray, labels: np.ndarray, bins: int) -> float:
+    """Guo et al. 2017, equation 3, one bin and one image at a time."""
+    total = 0.0
+    for index in range(bins):
+        low, high = np.float64(index) / bins, np.float64(index + 1) / bins
+        inside = [i for i, row in enumerate(probs) if low < row.max() <= high]
+        if inside:
+            hit = np.mean([probs[i].argmax() == labels[i] for i in inside])
+            sure = np.mean([probs[i].max() for i in inside])
+            total += len(inside) / len(probs) * abs(hit - sure)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_ece_is_that_of_a_plain_loop(scored, bins):
+    logits, labels = scored
+    probs = logits.double().softmax(1)
+    expected = loop_ece(probs.numpy(), labels.numpy(), bins)
+    assert expected > 0.005
+    assert ece(probs, labels, bins) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it(dtype):
+    # 0.6 sits on the edge of (0.4, 0.6] and (0.6, 0.8] and is wrong, 0.7 is right. In two bins the
+    # gaps 0.6 and -0.3 count whole; had the first gone up they would cancel to 0.3 over two images.
+    probs = torch.tensor([[0.6, 0.4], [0.7, 0.3]], dtype=dtype)
+    assert ece(probs, torch.tensor([1, 0]), bins=5) == pytest.approx((0.6 + 0.3) / 2, abs=1e-6)
+
+
+def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not():
+    probs = torch.eye(3)
+    assert ece(probs, torch.tensor([0, 1, 2])) == 0.0
+    assert ece(probs, torch.tensor([1, 2, 0])) == 1.0
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 7), (7, 7), (1, 2), (9_412, 10_000), (3, 50)])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_the_wilson_interval_is_that_of_scipy(correct, n, confidence):
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    low, high = wilson_interval(correct, n, confidence)
+    assert (low, high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert 0 <= low <= correct / n <= high <= 1
+
+
+@pytest.mark.parametrize("asked", [(-1, 5), (6, 5), (0, 0), (1, 2, 1.0), (1, 2, 0.0)])
+def test_an_interval_of_impossible_counts_is_refused(asked):
+    with pytest.raises(ValueError, match="correct of"):
+        wilson_interval(*asked)
+
+
+def test_the_worst_errors_are_the_surest_of_a_wrong_class(scored):
+    logits, labels = scored
+    probs = logits.softmax(1)
+    rows = zip(range(N), probs.tolist(), labels.tolist(), strict=True)
+    wrong = [(max(row), i) for i, row, label in rows if row.index(max(row)) != label]
+    expected = [i for _, i in sorted(wrong, reverse=True)]
+    assert worst_errors(probs, labels, 5).tolist() == expected[:5]
+    assert worst_errors(probs, labels, N).tolist() == expected
+
+
+def test_a_network_without_errors_has_no_worst_ones():
+    assert worst_errors(torch.eye(3), torch.arange(3), 9).shape == (0,)
+
+
+def test_measure_gathers_what_the_single_functions_say(scored):
+    logits, labels = scored
+    found = measure(logits, labels)
+    assert found.n == N
+    assert found.accuracy == accuracy(logits, labels)
+    assert found.nll == pytest.approx(nll(logits, labels))
+    assert found.ece == pytest.approx(ece(logits.softmax(1), labels), abs=1e-6)
+    assert found.confusion == tuple(map(tuple, confusion(logits, labels).tolist()))
+    assert found.per_class[: K - 1] == tuple(per_class_accuracy(logits, labels)[: K - 1].tolist())
+    assert found.per_class[K - 1] is None
+
+
+def test_metrics_survive_json_unchanged(scored):
+    record = measure(*scored).to_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert list(record) == ["accuracy", "nll", "ece", "per_class", "confusion", "n"]
+
+
+def test_measuring_leaves_logits_and_labels_as_they_were(scored):
+    logits, labels = scored
+    before = logits.clone(), labels.clone()
+    measure(logits, labels)
+    worst_errors(logits.softmax(1), labels, 3)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(labels, before[1])
+
+
+def test_logits_of_a_network_in_half_precision_and_with_gradients_are_measured(scored):
+    logits, labels = scored
+    half = logits.bfloat16().requires_grad_()
+    assert measure(half, labels) == measure(half.detach().float(), labels)
+
+
+def test_logits_that_are_not_finite_are_counted_by_image(scored):
+    logits, labels = scored
+    logits[3, 0], logits[3, 1], logits[7, 2] = torch.nan, torch.nan, torch.inf
+    with pytest.raises(UserError, match=r"^2 of 400 images have scores that are not finite") as bad:
+        measure(logits, labels)
+    assert "\n" not in str(bad.value)
+
+
+@pytest.mark.parametrize("label", [-1, K, 99])
+def test_labels_outside_the_classes_are_counted_and_the_first_is_named(scored, label):
+    logits, labels = scored
+    labels[5] = labels[9] = label
+    with pytest.raises(
+        UserError, match=rf"^2 of 400 labels .*7 classes .*first is {label}, 0 to 6"
+    ):
+        measure(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(4), torch.zeros(4, dtype=torch.int64), r"scores \(4,\) float32"),
+        (torch.zeros(4, 2, dtype=torch.int32), torch.zeros(4, dtype=torch.int64), "int32"),
+        (torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64), r"labels \(3,\).*\(4,\)"),
+        (torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.int64), r"labels \(4, 2\)"),
+        (torch.zeros(4, 2), torch.zeros(4), "labels .*float32"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), "nothing to measure"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_described(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy(logits, labels)
+
+
+def test_ece_refuses_logits_in_place_of_probabilities(scored):
+    with pytest.raises(ValueError, match="give softmax"):
+        ece(*scored)
+
+
+def test_ece_accepts_the_rounding_of_half_precision_probabilities(scored):
+    logits, labels = scored
+    whole = ece(logits.softmax(1), labels)
+    assert ece(logits.softmax(1).bfloat16(), labels) == pytest.approx(whole, abs=0.05)
+
+
+def test_importing_the_metrics_does_not_import_scikit_learn_or_scipy():
+    code = "import sys, leanres.metrics.accuracy; print({'sklearn', 'scipy'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

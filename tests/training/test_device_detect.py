@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from leanres.errors import UserError
+from leanres.training.device import Engine, Normalize, cpu_multiplies_bfloat16, detect, hardware
+
+
+def test_auto_takes_bfloat16_only_where_the_hardware_multiplies_it():
+    engine = detect("cpu")
+    assert engine.precision == ("bfloat16" if cpu_multiplies_bfloat16() else "float32")
+    assert not engine.compiled
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True), ("avx512f avx512_vnni", False)],
+)
+def test_the_kernels_flags_decide(monkeypatch, flags, fast):
+    text = f"processor : 0\nmodel name : A CPU: 2 GHz\nflags : fpu {flags} sse\n"
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _: text)
+    assert cpu_multiplies_bfloat16() is fast
+    assert detect("cpu").precision == ("bfloat16" if fast else "float32")
+    assert hardware(detect("cpu"))["cpu"] == "A CPU: 2 GHz"
+
+
+def test_what_is_asked_for_is_kept():
+    engine = detect("cpu", "bfloat16", compiled=True)
+    assert (engine.device, engine.precision, engine.compiled) == ("cpu", "bfloat16", True)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "cpu,1", "hpu", "meta", "mps", ""])
+def test_a_device_that_is_not_there_is_one_line(device):
+    with pytest.raises(UserError, match="is not usable here") as caught:
+        detect(device)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cards_that_are_there_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        assert detect(device, "float32", compiled=False).device == device
+    with pytest.raises(UserError, match=r"give one of auto, cpu, cuda, cuda:0, cuda:1$"):
+        detect("cuda:2")
+
+
+def test_an_unknown_precision_lists_the_known_ones():
+    with pytest.raises(UserError, match="auto, float32, bfloat16"):
+        detect("cpu", "fp8")
+
+
+def test_normalize_equals_numpy_and_is_channels_last():
+    images = torch.randint(256, (5, 3, 7, 6), dtype=torch.uint8)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    result = Normalize(mean, std)(images)
+    pixels = images.numpy().astype(np.float64) / 255
+    oracle = (pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(result.numpy(), oracle, atol=1e-6)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert images.dtype == torch.uint8
+
+
+def test_hardware_says_what_a_claim_needs():
+    facts = hardware(detect("cpu"))
+    assert facts["cpu"]
+    assert facts["torch"] == torch.__version__
+    assert facts["precision"] in ("float32", "bfloat16")
+
+
+def test_a_gpus_kernels_are_tried_out_and_a_cpu_is_left_with_its_own(monkeypatch):
+    monkeypatch.setattr("leanres.training.device.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    precision, kept = torch.get_float32_matmul_precision(), []
+    try:
+        Engine("cpu", "float32", compiled=False).tune()
+        assert (kept, torch.backends.cudnn.benchmark) == ([True], False)
+        assert torch.get_float32_matmul_precision() == precision
+        Engine("cuda:0", "bfloat16", compiled=True).tune()
+        assert (kept, torch.backends.cudnn.benchmark) == ([True], True)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_are_coarse_for_the_optimizer_of_a_bfloat16_training_alone(precision):
+    before = torch.get_float32_matmul_precision()
+    with Engine("cpu", precision, compiled=False).low_precision_matmul():
+        inside = torch.get_float32_matmul_precision()
+    assert inside == ("medium" if precision == "bfloat16" else before)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_allocator_keeps_freed_memory_and_page_faults_stop():
+    """A process of its own: the setting is for good."""
+    code = (
+        "import resource, sys, torch\n"
+        "from leanres.training.device import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': said = keep_freed_memory(0.5)\n"
+        "def churn(): [torch.ones(16 << 20).sum() for _ in range(3)]\n"
+        "churn()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "churn()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        mode: int(subprocess.check_output([sys.executable, "-c", code, mode]))
+        for mode in ("plain", "kept")
+    }
+    assert faults["plain"] > 40_000  # three tensors of 16,384 pages
+    assert faults["kept"] < faults["plain"] / 100

@@ -1,0 +1,100 @@
+"""A selector that picks what the network trains on: against a slow loop, and without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from leanres.data.split import channel_stats
+from leanres.errors import UserError
+from leanres.models.speednet import SpeedNetConfig
+from leanres.runs import checkpoint
+from leanres.runs import run as runs
+from leanres.training.batch import Batch
+from leanres.training.device import Normalize
+from leanres.training.hard_examples import hardest
+from leanres.training.loop import start, steps
+from leanres.training.recipe import Recipe, StepCounts, from_dict
+
+PROXY = SpeedNetConfig((4, 8))
+
+
+def begun(recipe: Recipe, train, engine):
+    normalize = Normalize(*channel_stats(train))
+    return start(recipe, train, normalize, engine), normalize
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_hardest_are_those_of_a_loop_and_the_proxy_learns_from_all(digits, engine, accumulate):
+    recipe = Recipe(
+        model=PROXY, selector=PROXY, batch_size=40, select_fraction=0.3, accumulate=accumulate
+    )
+    state, normalize = begun(recipe, digits.train, engine)
+    selector = state.selector.eval()  # each image by itself
+    inputs, targets = normalize(digits.train.images[:40]), digits.train.labels[:40]
+    with engine.autocast():
+        losses = [
+            F.cross_entropy(selector(x[None]), y[None], label_smoothing=0.2)
+            for x, y in zip(inputs, targets, strict=True)
+        ]
+    kept = hardest(selector, Batch(inputs, targets), StepCounts(recipe, 1000), engine)
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    each = torch.stack(losses)
+    # By value, as images of equal loss may stand for each other.
+    torch.testing.assert_close(each[kept].sort().values, each.sort().values[-12:])
+    weights = [p for p in selector.parameters() if p.requires_grad]
+    whole = torch.autograd.grad(torch.stack(losses).mean(), weights)
+    for p, gradient in zip(weights, whole, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_proxy_that_picks_everything_changes_nothing(digits, engine, small):
+    def losses(recipe: Recipe) -> list[float]:
+        state, normalize = begun(recipe, digits.train, engine)
+        return [float(s.loss) for s in steps(state, digits.train, recipe, normalize, engine)]
+
+    assert losses(replace(small, selector=PROXY, select_fraction=1.0)) == losses(small)
+
+
+def test_the_network_sees_the_share_that_is_kept(digits, engine, small, monkeypatch):
+    recipe = replace(small, selector=PROXY, select_fraction=0.25)
+    state, normalize = begun(recipe, digits.train, engine)
+    seen = []
+    state.model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    next(steps(state, digits.train, recipe, normalize, engine))
+    assert sum(seen) == 50 == StepCounts(recipe, len(digits.train)).kept_per_step
+
+
+def test_a_run_with_a_proxy_learns_and_goes_on_bit_for_bit(digits, engine, small, tmp_path):
+    recipe = replace(small, selector=PROXY, mix=(), progressive_resizing=(), augment=(), epochs=2)
+    state, normalize = begun(recipe, digits.train, engine)
+    run = steps(state, digits.train, recipe, normalize, engine)
+    for _ in range(7):
+        next(run)
+    checkpoint.save(tmp_path, state)
+    through = [float(result.loss) for result in run]
+    other, _ = begun(recipe, digits.train, engine)
+    assert not checkpoint.restore_(tmp_path, other)
+    again = [float(result.loss) for result in steps(other, digits.train, recipe, normalize, engine)]
+    assert again == through
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(state.selector.parameters(), other.selector.parameters(), strict=True)
+    )
+    result = runs.fit(tmp_path / "run", replace(recipe, epochs=6), digits, engine)
+    assert result["accuracy"] > 0.5  # ten classes
+
+
+def test_a_recipe_with_a_proxy_survives_json_and_refuses_what_is_none():
+    recipe = Recipe(selector=PROXY, select_fraction=0.5)
+    assert from_dict(recipe.to_dict()) == recipe
+    for settings, said in (
+        ({"selector": "resnet19"}, "did you mean"),
+        ({"selector": 3}, "selector = 3: give a name"),
+        ({"selector": "resnet20", "select_fraction": 0}, "select_fraction = 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            from_dict(settings)
