@@ -40,7 +40,7 @@ def losses(
     net.whiten_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
     average = copy.deepcopy(net)
-    forward = TiledConv(net) if bfloat16 else net  # kernels, as the engine takes them on a CPU
+    forward = TiledConv(net) if bfloat16 else net  # kernels, as the device takes them on a CPU
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)

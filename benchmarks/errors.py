@@ -17,7 +17,7 @@ from torch import Tensor
 mpl.use("Agg")
 
 from leanres import report
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.metrics.accuracy import ece, measure, nll
 from leanres.metrics.calibration import brier, fit_temperature, log_probs, reliability
 from leanres.metrics.mistakes import confused_pairs, label_suspects
@@ -52,7 +52,7 @@ def main(out: Path, folders: list[Path]) -> None:
     """Write the pictures to `out` and print every figure as JSON."""
     out.mkdir(parents=True, exist_ok=True)
     runs = [report.read_run(folder) for folder in folders]
-    test = load("cifar10").test
+    test = load_data("cifar10").test
     assert test is not None
     labels, classes = test.labels, test.classes
     probs = torch.stack([run.predictions.probs for run in runs])  # (runs, N, K)

@@ -17,7 +17,7 @@ import torch
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.metrics.accuracy import worst_errors
 
 
@@ -25,7 +25,7 @@ def main(run: Path, out: Path) -> None:
     info = json.loads((run / "run.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     table = pq.read_table(run / "predictions.parquet")
-    test = load(info["data"]["name"]).test
+    test = load_data(info["data"]["name"]).test
     assert test is not None
     probs = torch.tensor(np.stack([table[f"p_{name}"].to_numpy() for name in test.classes], 1))
     result = info["result"]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from bare_loop import losses
 
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import channel_stats
 from leanres.training.device import Normalize, detect
 from leanres.training.loop import start, steps
@@ -37,18 +37,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--data", default="cifar10")
     args = parser.parse_args()
-    train, recipe, engine = load(args.data).train, RECIPES["speed"], detect("cpu")
-    engine.tune()
+    train, recipe, device = load_data(args.data).train, RECIPES["speed"], detect("cpu")
+    device.tune()
     normalize = Normalize(*channel_stats(train))
-    state = start(recipe, train, normalize, engine)
-    ours = (r.loss for r in steps(state, train, recipe, normalize, engine))
+    state = start(recipe, train, normalize, device)
+    ours = (r.loss for r in steps(state, train, recipe, normalize, device))
     bare = losses(
         train,
         (64, 256, 256),
         recipe.epochs,
         recipe.batch_size,
         recipe.seed,
-        engine.precision == "bfloat16",
+        device.precision == "bfloat16",
     )
     pairs = list(zip(range(args.steps + 3), timed(ours), timed(bare), strict=False))[3:]
     assert all(a[1] == b[1] for _, a, b in pairs), "the losses differ"

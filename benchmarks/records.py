@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from leanres.bench.peers import run_script
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Split
 
 CHAIN = ["--augment", "auto_augment,crop,flip,perspective", "--workers", str(os.cpu_count())]
@@ -132,7 +132,7 @@ def race_script(script: Path, out: Path) -> dict[str, Any]:
     file = out / f"script-{script.stem}.json"
     if not file.exists():
         with tempfile.TemporaryDirectory() as folder:
-            dataset = load("cifar10")
+            dataset = load_data("cifar10")
             assert dataset.test is not None
             _lay_out(dataset.train, Path(folder, "cifar10", "train.pt"))
             _lay_out(dataset.test, Path(folder, "cifar10", "test.pt"))

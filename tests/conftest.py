@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from leanres.cli import main
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,12 +42,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
-    return load("digits")
+    return load_data("digits")
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine("cpu", "float32", compiled=False)
+def device() -> Device:
+    return Device("cpu", "float32", compiled=False)
 
 
 @pytest.fixture

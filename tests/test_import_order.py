@@ -1,4 +1,4 @@
-"""The tree is the pipeline: imports go one way, and the command line starts without torch."""
+"""The tree is the pipeline: imports go one way, no room has a circle, help needs no torch."""
 
 from __future__ import annotations
 
@@ -6,61 +6,40 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-ROWS = (  # bottom to top: a file imports from the rows below its own
+ROWS = (  # bottom to top: a file imports from its own room and from the rows below
     "errors version",
-    "tables",
-    "data evaluation models",  # a package's name alone is its __init__, if its files have rows
-    "models.receptive models.residual",
-    "models.resnet models.davidnet models.speednet models.trace",
-    "models.zoo models.budget",
+    "registry",
+    "io",
+    "data augment models metrics",
+    "kernels",
     "training",
-    "training.muon training.sam training.files training.younger training.kernels",
-    "training.twin training.convolve training.winograd training.graphs",
-    "training.fused training.small_maps",
-    "training.aligned training.fuse",
-    "training.weights",
-    "training.engine training.optim training.distributed",
-    "training.recipe",
-    "training.recipes",
-    "training.batch",
-    "training.teacher training.proxy",
-    "training.loop",
-    "training.checkpoint training.rehearse",
-    "training.folder",
-    "training.run",
-    "ledger tracking",  # what a run left, and who is told of it
-    "lr_curve predict",
-    "lr_finder lr_plot compare bench search export report",
-    "campaign",
+    "runs",
+    "trials lr_finder report ship bench",
     "cli",
     "leanres __main__",
 )
-STRANGERS = {"data", "evaluation", "models"}  # they meet through tensors, in the rows above
-HEIGHT = {entry: height for height, row in enumerate(ROWS) for entry in row.split()}
-SPREAD = {"leanres"} | {entry.split(".")[0] for entry in HEIGHT if "." in entry}
+HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row.split()}
 
 
-def place(name: str) -> str:
-    """The entry of ROWS that holds a name: "data.split.Split" -> "data"."""
-    parts = name.removeprefix("leanres.").split(".")
-    heads = (".".join(parts[:size]) for size in range(len(parts), 0, -1))
-    return next((head for head in heads if head in HEIGHT), "leanres")
+def room(module: str) -> str:
+    """The room of a module: "leanres.data.split" -> "data", the package's own -> "leanres"."""
+    parts = module.removeprefix("leanres").strip(".").split(".")
+    return parts[0] or "leanres"
 
 
-def has_place(module: str) -> bool:
-    """Whether ROWS says where the file stands; in a package over several rows each is named."""
-    return place(module) == module or place(module) not in SPREAD
+def imports(source: str, package: str, runtime: bool = False) -> Iterator[str]:
+    """Every module of leanres that `source`, a file of `package`, imports, at any depth in it.
 
-
-def imports(source: str, package: str) -> Iterator[str]:
-    """Every module of leanres that `source`, a file of `package`, imports, at any depth in it."""
-    for node in ast.walk(ast.parse(source)):
+    With `runtime` those under `if TYPE_CHECKING:` are left out: they are never executed.
+    """
+    for node in _nodes(ast.parse(source), runtime):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -71,53 +50,78 @@ def imports(source: str, package: str) -> Iterator[str]:
         yield from (name for name in names if name.split(".")[0] == "leanres")
 
 
+def _nodes(node: ast.AST, runtime: bool) -> Iterator[ast.AST]:
+    yield node
+    if runtime and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _nodes(child, runtime)
+
+
 def violations(module: str, source: str, is_package: bool = False) -> list[str]:
-    """What `module` imports of the tree, and may not."""
-    package = f"leanres.{module}" if is_package else f"leanres.{module}".rpartition(".")[0]
-    targets = {place(name) for name in imports(source, package)}
-    return sorted(target for target in targets if not allowed(module, target))
+    """The rooms that `module` imports from, and may not."""
+    name = f"leanres.{module}" if module != "leanres" else module
+    package = name if is_package else name.rpartition(".")[0]
+    own, targets = room(module), {room(name) for name in imports(source, package)}
+    return sorted(t for t in targets if t != own and HEIGHT.get(t, 99) >= HEIGHT[own])
 
 
-def allowed(module: str, target: str) -> bool:
-    if target == place(module):
-        return True  # the files of one entry may know each other
-    packages = {module.split(".")[0], target.split(".")[0]}
-    strangers = len(packages) == 2 and packages <= STRANGERS
-    return HEIGHT[target] < HEIGHT[place(module)] and not strangers
-
-
-def modules() -> Iterator[tuple[str, Path]]:
+def modules() -> dict[str, Path]:
+    """Every module of the package -> its file."""
+    found = {}
     for path in sorted((SRC / "leanres").rglob("*.py")):
-        parts = path.relative_to(SRC / "leanres").with_suffix("").parts
-        yield ".".join(part for part in parts if part != "__init__") or "leanres", path
+        parts = path.relative_to(SRC).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
 
 
-@pytest.mark.parametrize(("module", "path"), [pytest.param(*m, id=m[0]) for m in modules()])
-def test_every_file_imports_only_from_below(module, path):
-    assert has_place(module), f"leanres.{module} has no place in the order: give it one in ROWS"
-    assert violations(module, path.read_text(), path.name == "__init__.py") == []
+def graph(room_name: str) -> dict[str, set[str]]:
+    """Each module of a room -> the modules of the room that it imports when it runs."""
+    own = {name: path for name, path in modules().items() if room(name) == room_name}
+    edges: dict[str, set[str]] = {}
+    for name, path in own.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        heads = (
+            next((h for h in (target, target.rpartition(".")[0]) if h in own), None)
+            for target in imports(path.read_text(), package, runtime=True)
+        )
+        edges[name] = {head for head in heads if head is not None and head != name}
+    return edges
+
+
+@pytest.mark.parametrize(("module", "path"), modules().items(), ids=modules())
+def test_every_file_imports_only_from_its_room_and_from_below(module, path):
+    short = module.removeprefix("leanres.")
+    assert room(module) in HEIGHT, f"{module} has no place in the order: give its room one in ROWS"
+    assert violations(short, path.read_text(), path.name == "__init__.py") == []
+
+
+def test_the_order_has_no_room_that_does_not_exist():
+    assert set(HEIGHT) == {room(module) for module in modules()}
+
+
+@pytest.mark.parametrize("name", HEIGHT)
+def test_no_room_has_a_circle(name):
+    TopologicalSorter(graph(name)).prepare()  # CycleError names the circle
+
+
+def test_a_circle_would_be_found():
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"c"}, "c": {"a"}}).prepare()
 
 
 @pytest.mark.parametrize(
     ("module", "source", "caught"),
     [
-        ("errors", "from leanres.registry import Table", ["tables"]),
-        ("tables", "from leanres import __version__", ["leanres"]),
-        ("data.split", "from leanres.models import resnet", ["models.resnet"]),
+        ("errors", "from leanres.registry import Table", ["registry"]),
+        ("registry", "from leanres import __version__", ["__version__"]),
+        ("data.split", "from leanres.models import resnet", ["models"]),
         ("data.split", "import leanres.training", ["training"]),
-        ("evaluation.metrics", "from leanres.data.split import Split", ["data"]),
-        ("models.budget", "from ..evaluation import metrics", ["evaluation"]),
-        ("models", "from leanres.models.zoo import MODELS", ["models.zoo"]),
-        ("models.resnet", "from .zoo import MODELS", ["models.zoo"]),
-        ("models.resnet", "from .davidnet import Block", ["models.davidnet"]),
-        (
-            "training.loop",
-            "def f():\n  import leanres.runs.checkpoint",
-            ["training.checkpoint"],
-        ),
-        ("training.engine", "from leanres.training.recipe import R", ["training.recipe"]),
-        ("search", "if 0:\n  from leanres.report.page import render", ["report"]),
-        ("predict", "from leanres import cli, errors", ["cli"]),
+        ("metrics.accuracy", "from leanres.data.split import Split", ["data"]),
+        ("models.cost", "from ..metrics import accuracy", ["metrics"]),
+        ("training.loop", "def f():\n  import leanres.runs.checkpoint", ["runs"]),
+        ("trials.search", "if 0:\n  from leanres.report.page import render", ["report"]),
+        ("runs.run", "from leanres import cli, errors", ["cli"]),
     ],
 )
 def test_an_import_against_the_order_is_caught_however_it_is_written(module, source, caught):
@@ -127,13 +131,10 @@ def test_an_import_against_the_order_is_caught_however_it_is_written(module, sou
 @pytest.mark.parametrize(
     ("module", "source", "is_package"),
     [
-        ("cli", "import torch, leanres.runs.predictor\nfrom leanres.data import sources", False),
-        ("data.sources", "from .split import Split\nfrom ..errors import UserError", False),
+        ("cli", "import torch, leanres.runs.predictor\nfrom leanres.data import sources", True),
+        ("data.split", "from .sources import load\nfrom ..errors import UserError", False),
         ("models.zoo", "from leanres.models import resnet, davidnet", False),
-        ("models.resnet", "from leanres.models import ModelConfig", False),
-        ("data", "from .split import Split", True),
-        ("training.checkpoint", "from leanres.training.loop import TrainState", False),
-        ("report.page", "from leanres.report import plots", False),
+        ("training.loop", "from leanres.kernels import accelerate", False),
         ("leanres", "from .training.recipe import RECIPES", True),
     ],
 )
@@ -141,23 +142,16 @@ def test_an_import_along_the_order_passes(module, source, is_package):
     assert violations(module, source, is_package) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "placed"),
-    [
-        ("training.callbacks", False),
-        ("models.extra", False),
-        ("utils", False),
-        ("training.loop", True),
-        ("training", True),
-        ("data.anything", True),
-        ("cli", True),
-    ],
-)
-def test_a_new_file_needs_a_place_where_files_have_one_each(module, placed):
-    assert has_place(module) == placed
+def test_only_one_function_knows_the_kernels():
+    users = {
+        module
+        for module, path in modules().items()
+        if room(module) != "kernels" and "leanres.kernels" in path.read_text()
+    }
+    assert users == {"leanres.training.device"}
 
 
-def test_the_command_line_says_what_it_can_do_without_importing_torch():
+def test_the_command_line_prints_its_help_without_importing_torch():
     code = (
         "import sys; sys.argv = ['leanres', '--help']\n"
         "import leanres\nfrom leanres.cli import main\n"

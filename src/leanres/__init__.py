@@ -11,7 +11,7 @@ from leanres.version import __version__
 _HOMES = {
     "Dataset": "leanres.data.split",
     "Split": "leanres.data.split",
-    "load_data": "leanres.data.sources:load",
+    "load_data": "leanres.data.sources",
     "MODELS": "leanres.models.zoo",
     "summarize": "leanres.models.cost",
     "RECIPES": "leanres.training.recipes",
@@ -19,7 +19,8 @@ _HOMES = {
     "detect": "leanres.training.device",
     "find_lr": "leanres.lr_finder.finder",
     "fit": "leanres.runs.run",
-    "load_predictor": "leanres.runs.predictor:load",
+    "resume": "leanres.runs.run",
+    "load_predictor": "leanres.runs.predictor",
     "Prediction": "leanres.runs.predictor",
 }
 

@@ -12,3 +12,8 @@ class UserError(ValueError):
 
 class NotFoundError(UserError):
     """Data that was looked for everywhere it could be and is nowhere; nothing given was wrong."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type's name where there is none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

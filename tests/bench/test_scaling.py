@@ -83,11 +83,11 @@ def test_a_budget_that_no_width_fits_is_refused():
         widened(SpeedNetConfig(), 100)
 
 
-def test_more_work_takes_longer_and_is_counted(quick, digits, engine):
-    by_batch = batch_curve(quick, digits, engine, [20, 1000], count=2)
-    grad_input = images_curve(quick, digits, engine, [0.2, 2])
+def test_more_work_takes_longer_and_is_counted(quick, digits, device):
+    by_batch = batch_curve(quick, digits, device, [20, 1000], count=2)
+    grad_input = images_curve(quick, digits, device, [0.2, 2])
     networks = [widened(quick.model, budget) for budget in (15_000, 300_000)]
-    by_size = network_curve(quick, digits, engine, networks, count=2)
+    by_size = network_curve(quick, digits, device, networks, count=2)
     for found in (by_batch, grad_input, by_size):
         assert found.seconds[1] > found.seconds[0] > 0
     # whole batches of 100: of 287 images, and of 2,874
@@ -95,14 +95,14 @@ def test_more_work_takes_longer_and_is_counted(quick, digits, engine):
     assert by_size.x[1] > 4 * by_size.x[0]
 
 
-def test_a_batch_beyond_the_images_is_refused(quick, digits, engine):
+def test_a_batch_beyond_the_images_is_refused(quick, digits, device):
     with pytest.raises(UserError, match="5,000 is more than"):
-        batch_curve(quick, digits, engine, [20, 5000], count=1)
+        batch_curve(quick, digits, device, [20, 5000], count=1)
 
 
-def test_shares_of_the_same_images_are_refused(quick, digits, engine):
+def test_shares_of_the_same_images_are_refused(quick, digits, device):
     with pytest.raises(UserError, match="two of these"):
-        images_curve(quick, digits, engine, [1e-9, 2e-9, 1])
+        images_curve(quick, digits, device, [1e-9, 2e-9, 1])
 
 
 def test_each_curve_has_a_panel_with_its_points_and_its_line():

@@ -26,8 +26,8 @@ from leanres.training.device import memory_rate
 
 
 @pytest.fixture
-def report(tiny, digits, engine):
-    return measure_step(replace(tiny, progressive_resizing=(), ema=0.9), digits, engine, count=2)
+def report(tiny, digits, device):
+    return measure_step(replace(tiny, progressive_resizing=(), ema=0.9), digits, device, count=2)
 
 
 def test_the_parts_add_up_to_about_the_step(report):
@@ -56,11 +56,11 @@ def test_no_rate_is_above_what_the_machine_can_do_by_much(report):
 
 
 def test_a_residual_networks_step_costs_three_forward_passes_less_the_images_gradient(
-    tiny, digits, engine
+    tiny, digits, device
 ):
     config = ResNetConfig(widths=(8, 16), depths=(1, 1), num_classes=10)
     recipe = replace(tiny, model=config, progressive_resizing=(), optimizer="sgd", lr=0.1)
-    flops, _ = cost_of_step(prepare(Path(), recipe, digits, engine))
+    flops, _ = cost_of_step(prepare(Path(), recipe, digits, device))
     summary = summarize(config)
     stem = next(row.macs for row in summary.rows if row.macs)
     assert flops == 2 * recipe.batch_size * (3 * summary.macs - stem)
@@ -76,22 +76,22 @@ def test_traffic_is_what_operators_read_and_write_and_views_are_free():
     assert traffic.bytes == 0
 
 
-def test_convolutions_alone_are_timed_both_ways_and_left_without_gradients(engine):
+def test_convolutions_alone_are_timed_both_ways_and_left_without_gradients(device):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
-    rate = convolution_rate(model, torch.randn(4, 3, 32, 32), engine)
+    rate = convolution_rate(model, torch.randn(4, 3, 32, 32), device)
     assert 1e6 < rate < 1e14
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_steps_go_on_past_the_recipes_end(tiny, digits, engine):
+def test_steps_go_on_past_the_recipes_end(tiny, digits, device):
     short = replace(tiny, epochs=1, batch_size=700)
-    loop = endless(prepare(Path(), short, digits, engine))
+    loop = endless(prepare(Path(), short, digits, device))
     assert len([next(loop) for _ in range(5)]) == 5
 
 
-def test_a_clock_counts_from_call_to_call(engine):
-    clock = Clock(engine)
+def test_a_clock_counts_from_call_to_call(device):
+    clock = Clock(device)
     time.sleep(0.02)
     clock("slept")
     clock("at once")
@@ -118,5 +118,5 @@ def test_operators_are_known_by_name(operator, kind):
     assert kind_of(operator) == kind
 
 
-def test_memory_is_copied_at_a_plausible_rate(engine):
-    assert 1e8 < memory_rate(engine, mib=64) < 1e13
+def test_memory_is_copied_at_a_plausible_rate(device):
+    assert 1e8 < memory_rate(device, mib=64) < 1e13

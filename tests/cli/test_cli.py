@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from leanres.cli import main
 from leanres.cli.train import words
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.models.zoo import MODELS
 from leanres.training.recipe import Recipe
 from leanres.training.recipes import RECIPES, load_recipe
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve test digits as files, sized as a camera might, with two files that are none."""
     folder = tmp_path_factory.mktemp("pictures")
-    test = load("digits").test
+    test = load_data("digits").test
     for i in range(12):
         pixels = test.images[i].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).resize((64, 64)).save(folder / f"img{i}.png")
@@ -124,7 +124,7 @@ def test_data_describes_the_digits_and_draws_two_pictures(leanres, tmp_path):
 def test_data_gives_cifar10s_known_statistics(leanres, cifar_path, tmp_path):
     if cifar_path is None:  # nothing real at hand: the digits' own figures must come out the same
         facts = json.loads(leanres("data", "digits", "--out", tmp_path, "--json").out)
-        pixels = load("digits").train.images.numpy() / 255
+        pixels = load_data("digits").train.images.numpy() / 255
         np.testing.assert_allclose(facts["splits"]["train"]["mean"], pixels.mean((0, 2, 3)))
         return
     done = leanres("data", "cifar10", "--path", cifar_path, "--out", tmp_path)
@@ -234,7 +234,7 @@ def test_predict_gives_a_table_json_and_csv_and_names_what_is_broken(
     assert "caf?.png" in leanres("predict", trained, odd).out
     assert leanres("predict", trained, odd, "--csv", tmp_path / "odd.csv").code == 0
     assert b"caf\xe9," in (tmp_path / "odd.csv").read_bytes()
-    labels = load("digits").test.labels[:12].tolist()
+    labels = load_data("digits").test.labels[:12].tolist()
     right = sum(int(t["Labels"]) == label for t, label in zip(table, labels, strict=True))
     assert right >= 6  # six epochs of a tiny network: far above the one in ten of chance
 
@@ -259,7 +259,7 @@ def test_a_batch_that_leaves_few_steps_is_said(leanres, tmp_path):
 
 def test_a_long_run_states_the_machines_rate_beside_its_time(leanres, tmp_path, monkeypatch):
     monkeypatch.setattr("leanres.runs.run.LONG_S", 0)
-    monkeypatch.setattr("leanres.runs.run.matrix_rate", lambda engine: 1.8349)
+    monkeypatch.setattr("leanres.runs.run.matrix_rate", lambda device: 1.8349)
     words = ["--data", "digits", "--out", tmp_path / "run", "--epochs", 1, *TINY]
     words += ["--set", "precision=float32"]
     assert "float32 product on this machine: 1.83 TFLOP/s" in leanres("train", *words).out

@@ -14,7 +14,7 @@ from leanres.kernels.tiled_conv import TiledConv
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
-from leanres.training.device import Engine
+from leanres.training.device import Device
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler for fused.c here")
 ACTS = {"none": None, "relu": nn.ReLU(), "gelu": nn.GELU()}
@@ -249,7 +249,7 @@ def test_without_the_kernels_a_network_is_left_alone(failing, monkeypatch, tmp_p
 
 def test_the_engine_uses_it_where_a_cpu_trains_in_bfloat16():
     model = resolve("resnet20").build()
-    forward = Engine("cpu", "bfloat16", False).forward(model)
+    forward = Device("cpu", "bfloat16", False).forward(model)
     assert isinstance(forward, TiledConv)
     assert any(isinstance(m, FusedPoolNormAct) for m in forward.modules())
-    assert Engine("cpu", "float32", False).forward(model) is model
+    assert Device("cpu", "float32", False).forward(model) is model

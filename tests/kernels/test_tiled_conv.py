@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from leanres.kernels.tiled_conv import SMALL, TiledConv, TiledConvMode, layout
 from leanres.models.zoo import resolve
-from leanres.training.device import Engine
+from leanres.training.device import Device
 
 CASES = {  # images, channels in and out, side, kernel, stride, padding
     "4 px": (7, 5, 6, 4, 3, 1, 1),
@@ -91,5 +91,5 @@ def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_o
 
 def test_the_engine_uses_it_where_a_cpu_trains_in_bfloat16():
     model = torch.nn.Conv2d(3, 4, 3)
-    assert isinstance(Engine("cpu", "bfloat16", False).forward(model), TiledConv)
-    assert Engine("cpu", "float32", False).forward(model) is model
+    assert isinstance(Device("cpu", "bfloat16", False).forward(model), TiledConv)
+    assert Device("cpu", "float32", False).forward(model) is model

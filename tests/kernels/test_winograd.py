@@ -17,7 +17,7 @@ from leanres.kernels import winograd
 from leanres.kernels.build import has_fma
 from leanres.kernels.winograd import WinogradMode, convolve
 from leanres.models.zoo import resolve
-from leanres.training.device import Engine
+from leanres.training.device import Device
 
 pytestmark = pytest.mark.skipif(not has_fma(), reason="no AVX2 here: PyTorch's own are used")
 CASES = {  # images, channels in and out, height, width, padding
@@ -131,11 +131,11 @@ def test_counters_of_operators_see_pytorchs_own():
 @pytest.mark.parametrize("name", ["speednet", "resnet20"])
 def test_a_network_is_as_near_its_float64_gradients_as_float32_is(name):
     torch.manual_seed(0)
-    engine = Engine("cpu", "float32", compiled=False)
-    model = engine.place(resolve(name).build()).train()
+    device = Device("cpu", "float32", compiled=False)
+    model = device.place(resolve(name).build()).train()
     exact = copy.deepcopy(model).double()
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
-    with engine.autocast() as context:
+    with device.autocast() as context:
         loss = F.cross_entropy(model(images), labels)
     loss.backward()
     right = F.cross_entropy(exact(images.double()), labels)

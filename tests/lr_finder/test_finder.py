@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 from leanres.lr_finder.analysis import RULES, LRSweep, analyse
 from leanres.lr_finder.finder import CHECK_EVERY, find_lr, freeze_phase, range_test
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.device import Engine, Normalize
+from leanres.training.device import Device, Normalize
 from leanres.training.loop import TrainState, start, steps
 from leanres.training.optim import OPTIMIZERS, set_lr_
 from leanres.training.recipe import Recipe, StepCounts
@@ -38,19 +38,19 @@ QUICK = LRSweep(lr_min=1e-4, steps=30)
 
 @pytest.fixture(scope="module")
 def digits() -> Split:
-    return load("digits").train.subset(range(300))
+    return load_data("digits").train.subset(range(300))
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine("cpu", "float32", compiled=False)
+def device() -> Device:
+    return Device("cpu", "float32", compiled=False)
 
 
-def trained(recipe: Recipe, split: Split, engine: Engine, count: int = 3):
+def trained(recipe: Recipe, split: Split, device: Device, count: int = 3):
     """A state in the middle of its training, its normalisation, and the generator it stands in."""
     normalize = Normalize(*channel_stats(split))
-    state = start(recipe, split, normalize, engine)
-    run = steps(state, split, recipe, normalize, engine)
+    state = start(recipe, split, normalize, device)
+    run = steps(state, split, recipe, normalize, device)
     for _ in range(count):
         state.losses.append(next(run).loss)
     return state, normalize, run
@@ -89,8 +89,8 @@ def fingerprint(state: TrainState) -> str:
     return digest.hexdigest()
 
 
-def test_the_fingerprint_sees_each_thing_that_could_change(digits, engine):
-    state, _, _ = trained(replace(TINY, ema=0.9), digits, engine)
+def test_the_fingerprint_sees_each_thing_that_could_change(digits, device):
+    state, _, _ = trained(replace(TINY, ema=0.9), digits, device)
     seen = [fingerprint(state)]
     changes = (
         lambda: state.model.stem.bias.data.add_(1e-3),
@@ -110,18 +110,18 @@ def test_the_fingerprint_sees_each_thing_that_could_change(digits, engine):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_leaves_no_trace_whatever_the_optimizer(digits, engine, optimizer):
+def test_it_leaves_no_trace_whatever_the_optimizer(digits, device, optimizer):
     recipe = replace(TINY, optimizer=optimizer)
-    state, normalize, _ = trained(recipe, digits, engine)
+    state, normalize, _ = trained(recipe, digits, device)
     before = fingerprint(state)
     with suppress(UserError):  # of an answer there may be none; the trace is what counts
-        range_test(state, digits, recipe, normalize, engine, QUICK)
+        range_test(state, digits, recipe, normalize, device, QUICK)
     assert fingerprint(state) == before
 
 
-def test_a_state_that_has_not_taken_a_step_stays_without_gradients_and_lr_marks(digits, engine):
-    state, normalize, _ = trained(TINY, digits, engine, count=0)
-    range_test(state, digits, TINY, normalize, engine, QUICK)
+def test_a_state_that_has_not_taken_a_step_stays_without_gradients_and_lr_marks(digits, device):
+    state, normalize, _ = trained(TINY, digits, device, count=0)
+    range_test(state, digits, TINY, normalize, device, QUICK)
     assert state.step == 0
     assert all(p.grad is None for p in state.model.parameters())
     assert all("peak_lr" not in g for o in state.optimizers for g in o.param_groups)
@@ -132,36 +132,36 @@ def test_a_state_that_has_not_taken_a_step_stays_without_gradients_and_lr_marks(
     "precision", ["float32", pytest.param("bfloat16", id="under_autocast_to_bfloat16")]
 )
 def test_it_leaves_no_trace_with_an_average_dropout_and_gradients(digits, precision):
-    engine = Engine("cpu", precision, compiled=False)
+    device = Device("cpu", precision, compiled=False)
     recipe = replace(TINY, ema=0.9)
-    state, normalize, _ = trained(recipe, digits, engine)
+    state, normalize, _ = trained(recipe, digits, device)
     state.model.head = nn.Sequential(nn.Dropout(0.2), state.model.head)
     state.ema = copy.deepcopy(state.model)
     for p in state.model.stages.parameters():
         p.grad = torch.ones_like(p)
     state.model.eval()
     before = fingerprint(state)
-    found = range_test(state, digits, recipe, normalize, engine, QUICK)
+    found = range_test(state, digits, recipe, normalize, device, QUICK)
     assert fingerprint(state) == before
     assert found.lr_min < found.lr_max
 
 
-def test_a_network_that_draws_from_the_global_generator_leaves_it_alone_and_repeats(digits, engine):
+def test_a_network_that_draws_from_the_global_generator_leaves_it_alone_and_repeats(digits, device):
     class Noisy(nn.Module):
         def forward(self, x):
             return x + 0.01 * torch.randn_like(x)
 
-    state, normalize, _ = trained(TINY, digits, engine)
+    state, normalize, _ = trained(TINY, digits, device)
     state.model.head = nn.Sequential(Noisy(), state.model.head)
     before = fingerprint(state)
-    found = [range_test(state, digits, TINY, normalize, engine, QUICK) for _ in range(2)]
+    found = [range_test(state, digits, TINY, normalize, device, QUICK) for _ in range(2)]
     assert fingerprint(state) == before
     assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, None])
-def test_it_leaves_no_trace_when_it_is_interrupted_or_diverges(digits, engine, error):
-    state, normalize, _ = trained(replace(TINY, optimizer="sgd"), digits, engine)
+def test_it_leaves_no_trace_when_it_is_interrupted_or_diverges(digits, device, error):
+    state, normalize, _ = trained(replace(TINY, optimizer="sgd"), digits, device)
 
     class Bomb(nn.Module):
         calls = 0
@@ -174,47 +174,47 @@ def test_it_leaves_no_trace_when_it_is_interrupted_or_diverges(digits, engine, e
 
     before = fingerprint(state)
     with pytest.raises(error or UserError):
-        range_test(state, digits, replace(TINY, optimizer="sgd"), Bomb(), engine, QUICK)
+        range_test(state, digits, replace(TINY, optimizer="sgd"), Bomb(), device, QUICK)
     assert fingerprint(state) == before
 
 
-def test_a_training_goes_on_bit_for_bit_as_if_there_had_been_no_test(digits, engine):
+def test_a_training_goes_on_bit_for_bit_as_if_there_had_been_no_test(digits, device):
     def losses(with_test: bool) -> list[float]:
-        state, normalize, run = trained(TINY, digits, engine, count=4)
+        state, normalize, run = trained(TINY, digits, device, count=4)
         if with_test:
-            range_test(state, digits, TINY, normalize, engine, QUICK)
+            range_test(state, digits, TINY, normalize, device, QUICK)
         return [float(result.loss) for result in run]
 
     assert losses(True) == losses(False)
 
 
-def test_a_range_test_repeats_and_another_seed_gives_another_curve(digits, engine):
+def test_a_range_test_repeats_and_another_seed_gives_another_curve(digits, device):
     found = [
-        find_lr(replace(TINY, seed=seed), digits, engine, **asdict(QUICK)) for seed in (1, 1, 2)
+        find_lr(replace(TINY, seed=seed), digits, device, **asdict(QUICK)) for seed in (1, 1, 2)
     ]
     assert found[0] == found[1]
     assert found[0].losses != found[2].losses
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_gets_a_range_within_the_tested_one(digits, engine, optimizer):
+def test_every_optimizer_gets_a_range_within_the_tested_one(digits, device, optimizer):
     recipe = replace(TINY, optimizer=optimizer, augment=(), progressive_resizing=())
     sweep = LRSweep(lr_min=1e-4, lr_max=100, steps=50)
-    found = find_lr(recipe, digits, engine, **asdict(sweep))
+    found = find_lr(recipe, digits, device, **asdict(sweep))
     assert sweep.lr_min / 10 <= found.lr_min < found.lr_max < sweep.lr_max
     assert set(found.suggestions) == set(RULES)
 
 
-def test_all_groups_rise_together_and_keep_their_ratio(digits, engine, monkeypatch):
+def test_all_groups_rise_together_and_keep_their_ratio(digits, device, monkeypatch):
     seen: list[list[float]] = []
 
     def spy(optimizers, factor) -> None:
         set_lr_(optimizers, factor)
         seen.append([group["lr"] for o in optimizers for group in o.param_groups])
 
-    state, normalize, _ = trained(TINY, digits, engine)
+    state, normalize, _ = trained(TINY, digits, device)
     monkeypatch.setattr("leanres.training.loop.set_lr_", spy)
-    found = range_test(state, digits, TINY, normalize, engine, QUICK)
+    found = range_test(state, digits, TINY, normalize, device, QUICK)
     lrs = np.array(seen)[: len(found.lrs)]
     np.testing.assert_allclose(lrs[:, 0], found.lrs, rtol=1e-12)
     np.testing.assert_allclose(lrs[:, 1] / lrs[:, 0], TINY.bias_lr / TINY.lr, rtol=1e-12)
@@ -229,13 +229,13 @@ def test_all_groups_rise_together_and_keep_their_ratio(digits, engine, monkeypat
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_settings_set_every_groups_lr(digits, engine, optimizer):
+def test_the_settings_set_every_groups_lr(digits, device, optimizer):
     found = analyse([2 - i / 100 for i in range(LRSweep().steps)], LRSweep())
     recipe = replace(TINY, optimizer=optimizer)
     before, after = (
         [
             g["lr"]
-            for o in OPTIMIZERS[optimizer](trained(r, digits, engine, 0)[0].model, r)
+            for o in OPTIMIZERS[optimizer](trained(r, digits, device, 0)[0].model, r)
             for g in o.param_groups
         ]
         for r in (recipe, replace(recipe, **found.settings(recipe)))
@@ -243,12 +243,12 @@ def test_the_settings_set_every_groups_lr(digits, engine, optimizer):
     assert after == pytest.approx([lr * found.lr_max / TINY.lr for lr in before])
 
 
-def test_the_loss_is_read_every_ten_steps_only(digits, engine, monkeypatch):
+def test_the_loss_is_read_every_ten_steps_only(digits, device, monkeypatch):
     reads = []
     original = torch.Tensor.tolist
-    state, normalize, _ = trained(TINY, digits, engine)
+    state, normalize, _ = trained(TINY, digits, device)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda t: (reads.append(t.shape), original(t))[1])
-    range_test(state, digits, TINY, normalize, engine, replace(QUICK, steps=25, lr_max=1.0))
+    range_test(state, digits, TINY, normalize, device, replace(QUICK, steps=25, lr_max=1.0))
     assert [tuple(r) for r in reads if len(r) == 1] == [(CHECK_EVERY,), (CHECK_EVERY,), (5,)]
 
 
@@ -263,22 +263,22 @@ def test_the_phase_of_the_recipe_is_held_however_long_the_test_is():
     assert (plan.scale(0), plan.scale(11)) == (0.5, 1.0)
 
 
-def test_a_cycle_longer_than_the_test_is_no_hindrance(digits, engine):
+def test_a_cycle_longer_than_the_test_is_no_hindrance(digits, device):
     cycle = ("one-cycle", {"peak_epoch": 5.0})
     recipe = replace(TINY, epochs=24, optimizer="sgd", schedule=cycle, progressive_resizing=())
     plain = replace(recipe, schedule=("constant", {}))
-    found, same = (find_lr(r, digits, engine, **asdict(QUICK)) for r in (recipe, plain))
+    found, same = (find_lr(r, digits, device, **asdict(QUICK)) for r in (recipe, plain))
     assert found == same
 
 
-def test_a_dataset_is_tested_on_what_the_recipe_would_train_on(digits, engine):
+def test_a_dataset_is_tested_on_what_the_recipe_would_train_on(digits, device):
     whole = Dataset("digits", digits, None, None)
     recipe = replace(TINY, val=100)
-    held_out = find_lr(recipe, whole, engine, **asdict(QUICK))
-    assert held_out.losses != find_lr(recipe, digits, engine, **asdict(QUICK)).losses
+    held_out = find_lr(recipe, whole, device, **asdict(QUICK))
+    assert held_out.losses != find_lr(recipe, digits, device, **asdict(QUICK)).losses
     with pytest.raises(UserError, match="Padding size"):
         find_lr(
-            replace(TINY, augment=(("crop", {"padding": 99, "mode": "reflect"}),)), whole, engine
+            replace(TINY, augment=(("crop", {"padding": 99, "mode": "reflect"}),)), whole, device
         )
 
 
@@ -317,42 +317,42 @@ def bowl():
     return fresh, split, recipe, normalize, 2 / sharpest
 
 
-def final_loss(bowl, engine, lr: float) -> float:
+def final_loss(bowl, device, lr: float) -> float:
     fresh, split, recipe, normalize, _ = bowl
     state = fresh()
-    run = steps(state, split, recipe, normalize, engine, lambda step: lr / recipe.lr)
+    run = steps(state, split, recipe, normalize, device, lambda step: lr / recipe.lr)
     return [float(result.loss) for result in run][-1]
 
 
-def test_on_a_quadratic_the_range_ends_below_divergence_and_trains_well(bowl, engine):
+def test_on_a_quadratic_the_range_ends_below_divergence_and_trains_well(bowl, device):
     fresh, split, recipe, normalize, threshold = bowl
-    assert final_loss(bowl, engine, 0.9 * threshold) < 0.7  # ln 2 is the minimum
-    assert final_loss(bowl, engine, 4 * threshold) > 0.75
+    assert final_loss(bowl, device, 0.9 * threshold) < 0.7  # ln 2 is the minimum
+    assert final_loss(bowl, device, 4 * threshold) > 0.75
     state = fresh()
-    found = range_test(state, split, recipe, normalize, engine, LRSweep(lr_min=1e-4, lr_max=100))
+    found = range_test(state, split, recipe, normalize, device, LRSweep(lr_min=1e-4, lr_max=100))
     assert "exceeded 4 times its best" in found.stopped
     assert found.lr_min < found.lr_max < threshold
     assert max(found.suggestions.values()) < threshold
-    best = final_loss(bowl, engine, found.lr_max)
-    assert best < final_loss(bowl, engine, found.lr_max / 100)
+    best = final_loss(bowl, device, found.lr_max)
+    assert best < final_loss(bowl, device, found.lr_max / 100)
     assert best < 0.75
 
 
-def test_an_lr_of_zero_cannot_be_scaled(digits, engine):
-    state, normalize, _ = trained(TINY, digits, engine, count=0)
+def test_an_lr_of_zero_cannot_be_scaled(digits, device):
+    state, normalize, _ = trained(TINY, digits, device, count=0)
     state.optimizers[0].param_groups[0]["lr"] = 0.0
     with pytest.raises(UserError, match="lr = 0"):
-        range_test(state, digits, TINY, normalize, engine, QUICK)
+        range_test(state, digits, TINY, normalize, device, QUICK)
 
 
-def test_the_state_that_is_tested_may_be_ones_own(digits, engine):
+def test_the_state_that_is_tested_may_be_ones_own(digits, device):
     """Live objects that no recipe built, with an optimizer that OPTIMIZERS has not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 10))
     state = TrainState(model, [torch.optim.RMSprop(model.parameters(), lr=1e-3)], None)
     twin = copy.deepcopy(model.state_dict())
     recipe = replace(TINY, progressive_resizing=())
-    found = range_test(state, digits, recipe, Normalize(*channel_stats(digits)), engine)
+    found = range_test(state, digits, recipe, Normalize(*channel_stats(digits)), device)
     assert 1e-6 <= found.lr_min < found.lr_max < 10
     assert all(torch.equal(model.state_dict()[name], value) for name, value in twin.items())
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Split
 from leanres.lr_finder.analysis import LRSweep
 from leanres.lr_finder.finder import enough, find_lr
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.recipe import Recipe
 
 TINY = Recipe(model=SpeedNetConfig((8, 16)), epochs=2, batch_size=50)
@@ -20,12 +20,12 @@ TINY = Recipe(model=SpeedNetConfig((8, 16)), epochs=2, batch_size=50)
 
 @pytest.fixture
 def digits() -> Split:
-    return load("digits").train.subset(range(300))
+    return load_data("digits").train.subset(range(300))
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine("cpu", "float32", compiled=False)
+def device() -> Device:
+    return Device("cpu", "float32", compiled=False)
 
 
 def settles(lr: float) -> float:
@@ -49,18 +49,18 @@ def learns(share: float) -> float:
     ids=["learns", "guesses", "diverges"],
 )
 def test_a_curve_that_ends_at_guessing_gets_a_second_linear_look(
-    digits, engine, monkeypatch, second, said
+    digits, device, monkeypatch, second, said
 ):
     sweeps = []
 
-    def play(state, train, recipe, normalize, engine, sweep) -> list[float]:
+    def play(state, train, recipe, normalize, device, sweep) -> list[float]:
         sweeps.append(sweep)
         if sweep.mode == "linear":
             return [second(lr / sweep.lr_max) for lr in sweep.lrs]
         return [settles(lr) for lr in sweep.lrs]
 
     monkeypatch.setattr("leanres.lr_finder.finder._train", play)
-    found = find_lr(TINY, digits, engine)
+    found = find_lr(TINY, digits, device)
     first, other = sweeps
     assert (first, other.mode) == (LRSweep(), "linear")
     assert 1e-4 < 2 * other.lr_min == pytest.approx(other.lr_max / 100)
@@ -72,7 +72,7 @@ def test_a_curve_that_ends_at_guessing_gets_a_second_linear_look(
         assert found.lr_max < 1e-3
     assert found.lr_min <= found.lr_max / 10
     sweeps.clear()
-    asked = find_lr(TINY, digits, engine, steps=100)
+    asked = find_lr(TINY, digits, device, steps=100)
     assert len(sweeps) == 1  # a range that was asked for is tested as it is
     assert asked.lr_max < 1e-3
 

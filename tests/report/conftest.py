@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.run import fit
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.recipe import Recipe
 
-ENGINE = Engine("cpu", "float32", compiled=False)
+ENGINE = Device("cpu", "float32", compiled=False)
 RECIPE = Recipe(
     model=SpeedNetConfig((8, 16)),
     epochs=3,
@@ -30,7 +30,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
-    return load("digits")
+    return load_data("digits")
 
 
 @pytest.fixture(scope="session")

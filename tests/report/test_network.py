@@ -19,7 +19,7 @@ from leanres.report.network import (
 from leanres.report.record import read_run
 from leanres.runs.layout import PREDICTIONS
 from leanres.runs.weights import WEIGHTS
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.loop import start, steps
 from leanres.training.recipe import StepCounts
 
@@ -28,9 +28,9 @@ from leanres.training.recipe import StepCounts
 def test_the_batch_is_what_the_network_was_given(trained, digits, step):
     record = read_run(trained / "a")
     recipe, train = read_recipe(record), as_trained(record, digits).train
-    engine, given = Engine("cpu", "float32", compiled=False), []
+    device, given = Device("cpu", "float32", compiled=False), []
     network = load_network(record)
-    state = start(recipe, train, network.normalize, engine)
+    state = start(recipe, train, network.normalize, device)
     state.step = step
 
     class Recorder(nn.Module):
@@ -40,7 +40,7 @@ def test_the_batch_is_what_the_network_was_given(trained, digits, step):
 
     fed = []
     state.model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].detach()))
-    next(steps(state, train, recipe, Recorder(), engine))
+    next(steps(state, train, recipe, Recorder(), device))
     shown = images_of_step(recipe, train, step, count=200)
     assert StepCounts(recipe, len(train)).total == 18
     assert shown.shape == fed[0].shape

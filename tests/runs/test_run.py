@@ -137,9 +137,9 @@ def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_
     assert digest(folder) == digest(uninterrupted)
 
 
-def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, engine, small):
+def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, device, small):
     def upto(folder: Path, last: int | None) -> runs.Run:
-        run = runs.create(folder, small, digits, engine)
+        run = runs.create(folder, small, digits, device)
 
         def watch(state: TrainState) -> None:
             if state.step == last:
@@ -153,7 +153,7 @@ def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, engine, small):
     stopped = upto(tmp_path / "stopped", 8)
     assert saved(tmp_path / "stopped" / CHECKPOINTS)[0].name == "00000008"
     assert len(stopped.state.losses) == 2
-    resumed = runs.reopen(tmp_path / "stopped", lambda _: digits, lambda _: engine)
+    resumed = runs.reopen(tmp_path / "stopped", lambda _: digits, lambda _: device)
     with runs.Stop() as stop:
         list(runs.epochs(resumed, stop, lambda state: None))
     assert resumed.state.history == whole.state.history
@@ -224,28 +224,28 @@ def test_a_run_begun_for_val_reads_test_only_when_asked(tmp_path, leanres):
     assert leanres(*resume_words(folder)).code == 2
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path, digits, engine, small):
+def test_a_folder_in_use_is_left_alone(tmp_path, digits, device, small):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("x")
     with pytest.raises(UserError, match="exists already"):
-        runs.create(tmp_path / "run", small, digits, engine)
+        runs.create(tmp_path / "run", small, digits, device)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
-def test_resuming_on_other_data_is_refused(tmp_path, digits, engine, small):
-    runs.create(tmp_path / "run", small, digits, engine)
+def test_resuming_on_other_data_is_refused(tmp_path, digits, device, small):
+    runs.create(tmp_path / "run", small, digits, device)
     other = replace(digits, train=digits.train.subset(range(1000)))
     with pytest.raises(UserError, match="trained on other data"):
-        runs.reopen(tmp_path / "run", lambda _: other, lambda _: engine)
+        runs.reopen(tmp_path / "run", lambda _: other, lambda _: device)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digits, engine, small):
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digits, device, small):
     recipe = replace(small, epochs=5, optimizer="sgd", lr=1000.0, weight_decay=10.0)
-    run = runs.create(tmp_path / "run", recipe, digits, engine)
+    run = runs.create(tmp_path / "run", recipe, digits, device)
     with runs.Stop() as stop, pytest.raises(UserError, match=r"nan|inf") as caught:
         list(runs.epochs(run, stop, lambda state: None))
     assert "at step" in str(caught.value)
-    again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine)
+    again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device)
     assert all(p.isfinite().all() for p in again.state.model.parameters())
 
 
@@ -266,9 +266,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
         read_info(tmp_path)
 
 
-def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, engine, small):
+def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, device, small):
     dataset = Dataset("digits", digits.train, None, None)
-    run = runs.create(tmp_path / "run", replace(small, epochs=1), dataset, engine)
+    run = runs.create(tmp_path / "run", replace(small, epochs=1), dataset, device)
     with runs.Stop() as stop:
         list(runs.epochs(run, stop, lambda state: None))
     result = runs.finish(run)
@@ -276,7 +276,7 @@ def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, engine,
     assert run.info["test_reads"] == 0
 
 
-def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, small, monkeypatch):
+def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, device, small, monkeypatch):
     read = []
     real = runs.predict_both
 
@@ -285,7 +285,7 @@ def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, sma
         return real(model, images, **settings)
 
     monkeypatch.setattr(runs, "predict_both", watched)
-    run = runs.create(tmp_path / "run", replace(small, epochs=1), digits, engine)
+    run = runs.create(tmp_path / "run", replace(small, epochs=1), digits, device)
     with runs.Stop() as stop:
         list(runs.epochs(run, stop, lambda state: None))
     assert runs.finish(run, measure_on="val")["split"] == "val"
@@ -304,31 +304,31 @@ def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, engine, sma
     ],
 )
 def test_what_would_fail_in_the_first_step_fails_before_a_folder_is_made(
-    tmp_path, digits, engine, small, change, message
+    tmp_path, digits, device, small, change, message
 ):
     recipe = replace(small, progressive_resizing=(), **change)
     with pytest.raises(UserError, match=message) as caught:
-        runs.create(tmp_path / "run", recipe, digits, engine)
+        runs.create(tmp_path / "run", recipe, digits, device)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_the_network_it_began_with(tmp_path, digits, engine, small, monkeypatch):
+def test_a_run_goes_on_with_the_network_it_began_with(tmp_path, digits, device, small, monkeypatch):
     entry = replace(MODELS["speednet"], config=SpeedNetConfig((8, 16)))
     monkeypatch.setitem(MODELS, "speednet", entry)
-    runs.create(tmp_path / "run", replace(small, model="speednet"), digits, engine).lock.release()
+    runs.create(tmp_path / "run", replace(small, model="speednet"), digits, device).lock.release()
     later = replace(entry, config=SpeedNetConfig((8, 16), activation="silu"))
     monkeypatch.setitem(MODELS, "speednet", later)
-    again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine)
+    again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device)
     assert "speednet is another network by now" in again.notes[0]
     assert isinstance(again.state.model.stem_act, torch.nn.ReLU)
     assert again.config == entry.config
 
 
-def test_images_in_another_order_are_said(tmp_path, digits, engine, small):
-    runs.create(tmp_path / "run", small, digits, engine)
+def test_images_in_another_order_are_said(tmp_path, digits, device, small):
+    runs.create(tmp_path / "run", small, digits, device)
     mirror = replace(digits, train=digits.train.subset(range(len(digits.train) - 1, -1, -1)))
-    again = runs.reopen(tmp_path / "run", lambda _: mirror, lambda _: engine)
+    again = runs.reopen(tmp_path / "run", lambda _: mirror, lambda _: device)
     assert "another order" in again.notes[0]
 
 
@@ -344,11 +344,11 @@ def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, s
 
 
 def test_predictions_are_what_the_weights_say(uninterrupted, digits):
-    from leanres.runs.predictor import load
+    from leanres.runs.predictor import load_predictor
 
     table = pq.read_table(uninterrupted / "predictions.parquet")
     probs = torch.tensor([table[f"p_{k}"].to_pylist() for k in range(10)]).T
-    expected = load(uninterrupted).logits(digits.test.images).softmax(1)
+    expected = load_predictor(uninterrupted).logits(digits.test.images).softmax(1)
     assert torch.allclose(probs, expected, atol=1e-5)
     assert table["label"].to_pylist() == digits.test.labels.tolist()
     accuracy = json.loads((uninterrupted / "run.json").read_text())["result"]["accuracy"]
@@ -356,20 +356,20 @@ def test_predictions_are_what_the_weights_say(uninterrupted, digits):
 
 
 def test_a_full_disk_at_the_start_leaves_nothing_behind(
-    tmp_path, digits, engine, small, monkeypatch
+    tmp_path, digits, device, small, monkeypatch
 ):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        runs.create(tmp_path / "run", small, digits, engine)
+        runs.create(tmp_path / "run", small, digits, device)
     monkeypatch.undo()
-    runs.create(tmp_path / "run", small, digits, engine)
+    runs.create(tmp_path / "run", small, digits, device)
 
 
-def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, engine, small, monkeypatch):
-    run = runs.create(tmp_path / "run", small, digits, engine)
+def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, device, small, monkeypatch):
+    run = runs.create(tmp_path / "run", small, digits, device)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -378,11 +378,11 @@ def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, engine, smal
     with runs.Stop() as stop, pytest.raises(CheckpointError, match="No space left on device"):
         list(runs.epochs(run, stop, lambda state: None))
     monkeypatch.undo()
-    assert runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine).state.step == 0
+    assert runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device).state.step == 0
 
 
-def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, digits, engine, small):
-    run = runs.create(tmp_path / "run", small, digits, engine)
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, digits, device, small):
+    run = runs.create(tmp_path / "run", small, digits, device)
     words = command(resume_words(run.folder, "--data", "digits"))
     refused = subprocess.run(words, capture_output=True, text=True, check=False)
     assert refused.returncode == 2

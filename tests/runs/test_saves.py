@@ -13,7 +13,7 @@ from leanres.training.loop import TrainState
 
 @pytest.mark.parametrize(("writing_s", "saved_epochs"), [(0.0, [1, 2, 3, 4]), (3.0, [1, 4])])
 def test_slow_saves_are_spaced_and_the_last_epoch_is_saved(
-    tmp_path, digits, engine, small, monkeypatch, writing_s, saved_epochs
+    tmp_path, digits, device, small, monkeypatch, writing_s, saved_epochs
 ):
     """A step takes a second: a save of 3 s is followed by none for 20 times as long."""
     now, written = [0.0], []
@@ -25,7 +25,7 @@ def test_slow_saves_are_spaced_and_the_last_epoch_is_saved(
     def tick(state: TrainState) -> None:
         now[0] += 1
 
-    run = runs.create(tmp_path / "run", replace(small, epochs=4), digits, engine)
+    run = runs.create(tmp_path / "run", replace(small, epochs=4), digits, device)
     assert 1 < run.plan.steps_per_epoch < 20
     monkeypatch.setattr(runs, "_save", save)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])

@@ -14,20 +14,20 @@ import pytest
 import torch
 from PIL import Image
 
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.errors import UserError
 from leanres.models.davidnet import BranchNetConfig, DavidNetConfig
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
-from leanres.runs.predictor import load as load_predictor
+from leanres.runs.predictor import load_predictor as load_predictor
 from leanres.runs.run import fit
 from leanres.runs.weights import Preprocess, load_weights, save_weights
 from leanres.ship import export as exports
 from leanres.ship.export import DriftError, export
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.recipes import RECIPES
 
-DIGITS = load("digits")
+DIGITS = load_data("digits")
 IMAGES = DIGITS.test.images
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "weights"
@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Path:
     """A small network that has learned the digits, with val images held out."""
     folder = tmp_path_factory.mktemp("export") / "run"
     recipe = replace(RECIPES["digits"], model=SpeedNetConfig((8, 16)), epochs=3)
-    assert fit(folder, recipe, DIGITS, Engine("cpu", "float32", compiled=False))["accuracy"] > 0.8
+    assert fit(folder, recipe, DIGITS, Device("cpu", "float32", compiled=False))["accuracy"] > 0.8
     return folder
 
 
@@ -180,7 +180,7 @@ def test_the_weights_in_the_repository_give_the_figure_of_their_card(real, leanr
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_every_file_in_the_repository_is_as_good_as_its_card_says(real, file):
-    few = load("cifar10", real).test.subset(range(1000))
+    few = load_data("cifar10", real).test.subset(range(1000))
     found = load_predictor(file).evaluate(few, "none")["accuracy"]
     (told,) = re.findall(r"test accuracy \| (\S+) %", file.with_suffix(".md").read_text())
     share = float(told) / 100

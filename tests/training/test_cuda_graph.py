@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from leanres.training.batch import Batch
 from leanres.training.cuda_graph import WARM_UP, Replay
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.muon import Muon
 
 
@@ -170,4 +170,4 @@ def test_the_lr_is_put_back_where_a_capture_fails():
     [("cpu", True, False), ("cuda", False, False), ("cuda", True, True)],
 )
 def test_the_engine_captures_compiled_steps_on_a_gpu(device, compiled, captures):
-    assert Engine(device, "bfloat16", compiled).captures() == captures
+    assert Device(device, "bfloat16", compiled).captures() == captures

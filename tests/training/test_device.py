@@ -23,7 +23,7 @@ from leanres.metrics.inference import TTA, predict_logits
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.batch import shrink
-from leanres.training.device import Engine, Normalize
+from leanres.training.device import Device, Normalize
 from leanres.training.distill import Teacher
 from leanres.training.loop import start, steps
 from leanres.training.optim import OPTIMIZERS
@@ -97,8 +97,8 @@ def test_images_are_normalised_shrunk_and_judged_on_the_device(images, tta):
 
 
 @dataclass(frozen=True)
-class NoValues(Engine):
-    """An engine on the device without values, which autocast does not know."""
+class NoValues(Device):
+    """An device on the device without values, which autocast does not know."""
 
     device: str = "meta"
     precision: str = "float32"
@@ -128,18 +128,18 @@ VARIANTS: dict[str, Recipe] = {
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_no_step_mixes_devices_or_waits_for_one(digits, train, name):
-    recipe, engine, normalize = VARIANTS[name], NoValues(), Normalize(*NORMALIZE)
-    state = start(recipe, digits.train, normalize, engine)
-    for result in steps(state, train, recipe, normalize, engine):
+    recipe, device, normalize = VARIANTS[name], NoValues(), Normalize(*NORMALIZE)
+    state = start(recipe, digits.train, normalize, device)
+    for result in steps(state, train, recipe, normalize, device):
         assert (result.loss.device.type, result.correct.device.type) == ("meta", "meta")
     assert state.step == 2 * (len(digits.train) // recipe.batch_size)
     assert {p.device.type for p in state.averaged.parameters()} == {"meta"}
 
 
 def test_a_teacher_answers_without_waiting_too(digits, train):
-    engine, normalize = NoValues(), Normalize(*NORMALIZE)
-    state = start(SMALL, digits.train, normalize, engine)
-    state.teacher = Teacher(engine.place(SpeedNetConfig((8,)).build()), normalize)
-    for result in steps(state, train, SMALL, normalize, engine):
+    device, normalize = NoValues(), Normalize(*NORMALIZE)
+    state = start(SMALL, digits.train, normalize, device)
+    state.teacher = Teacher(device.place(SpeedNetConfig((8,)).build()), normalize)
+    for result in steps(state, train, SMALL, normalize, device):
         assert result.loss.device.type == "meta"
     assert state.step

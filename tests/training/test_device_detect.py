@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.training.device import Engine, Normalize, cpu_multiplies_bfloat16, detect, hardware
+from leanres.training.device import Device, Normalize, cpu_multiplies_bfloat16, detect, hardware
 
 
 def test_auto_takes_bfloat16_only_where_the_hardware_multiplies_it():
-    engine = detect("cpu")
-    assert engine.precision == ("bfloat16" if cpu_multiplies_bfloat16() else "float32")
-    assert not engine.compiled
+    device = detect("cpu")
+    assert device.precision == ("bfloat16" if cpu_multiplies_bfloat16() else "float32")
+    assert not device.compiled
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_the_kernels_flags_decide(monkeypatch, flags, fast):
 
 
 def test_what_is_asked_for_is_kept():
-    engine = detect("cpu", "bfloat16", compiled=True)
-    assert (engine.device, engine.precision, engine.compiled) == ("cpu", "bfloat16", True)
+    device = detect("cpu", "bfloat16", compiled=True)
+    assert (device.name, device.precision, device.compiled) == ("cpu", "bfloat16", True)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "cpu,1", "hpu", "meta", "mps", ""])
@@ -78,10 +78,10 @@ def test_a_gpus_kernels_are_tried_out_and_a_cpu_is_left_with_its_own(monkeypatch
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     precision, kept = torch.get_float32_matmul_precision(), []
     try:
-        Engine("cpu", "float32", compiled=False).tune()
+        Device("cpu", "float32", compiled=False).tune()
         assert (kept, torch.backends.cudnn.benchmark) == ([True], False)
         assert torch.get_float32_matmul_precision() == precision
-        Engine("cuda:0", "bfloat16", compiled=True).tune()
+        Device("cuda:0", "bfloat16", compiled=True).tune()
         assert (kept, torch.backends.cudnn.benchmark) == ([True], True)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -91,7 +91,7 @@ def test_a_gpus_kernels_are_tried_out_and_a_cpu_is_left_with_its_own(monkeypatch
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_products_are_coarse_for_the_optimizer_of_a_bfloat16_training_alone(precision):
     before = torch.get_float32_matmul_precision()
-    with Engine("cpu", precision, compiled=False).low_precision_matmul():
+    with Device("cpu", precision, compiled=False).low_precision_matmul():
         inside = torch.get_float32_matmul_precision()
     assert inside == ("medium" if precision == "bfloat16" else before)
     assert torch.get_float32_matmul_precision() == before

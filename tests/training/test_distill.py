@@ -53,11 +53,11 @@ def test_the_loss_is_the_labels_share_and_the_divergence_from_the_teacher(t):
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_teacher_sees_what_the_student_sees_at_full_size(
-    digits, engine, small, teacher, accumulate
+    digits, device, small, teacher, accumulate
 ):
     recipe = replace(small, teacher=str(teacher), accumulate=accumulate, distill_weight=1.0)
     normalize = Normalize(*channel_stats(digits.train))
-    state = start(recipe, digits.train, normalize, engine)
+    state = start(recipe, digits.train, normalize, device)
     student, taught, batches = [], [], []
     state.model.register_forward_hook(lambda _m, _a, out: student.append(out.detach()))
     state.teacher.model.register_forward_hook(lambda _m, _a, out: taught.append(out.clone()))
@@ -67,7 +67,7 @@ def test_the_teacher_sees_what_the_student_sees_at_full_size(
             batches.append(images)
             return normalize(images)
 
-    result = next(steps(state, digits.train, recipe, Recorder(), engine))
+    result = next(steps(state, digits.train, recipe, Recorder(), device))
     assert batches[0].shape == (200, 3, 32, 32)
     own_way = (batches[0].float() / 255 - 0.3) / 0.5
     expected = state.teacher.model(own_way).detach()
@@ -79,23 +79,23 @@ def test_the_teacher_sees_what_the_student_sees_at_full_size(
     assert not any(p.requires_grad and p.grad is not None for p in state.teacher.model.parameters())
 
 
-def test_a_run_learns_from_its_teacher_and_names_it(digits, engine, small, teacher, tmp_path):
+def test_a_run_learns_from_its_teacher_and_names_it(digits, device, small, teacher, tmp_path):
     recipe = replace(small, teacher=str(teacher), epochs=1)
-    runs.fit(tmp_path / "run", recipe, digits, engine)
+    runs.fit(tmp_path / "run", recipe, digits, device)
     model, config, preprocess = load_weights(teacher)
     save_weights(teacher, model, config, preprocess, half=True)  # another one, by its sum
     with pytest.raises(UserError, match=r"is another one than .* has learnt from"):
-        runs.reopen(tmp_path / "run", lambda _: digits, lambda _: engine, epochs=2)
+        runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device, epochs=2)
 
 
-def test_a_teacher_of_other_classes_is_refused(digits, engine, small, teacher):
+def test_a_teacher_of_other_classes_is_refused(digits, device, small, teacher):
     few = replace(digits.train, classes=tuple("abcdefghij"))
     recipe = replace(small, teacher=str(teacher))
     with pytest.raises(UserError, match="give one that was trained on this data"):
-        start(recipe, few, Normalize(*channel_stats(few)), engine)
+        start(recipe, few, Normalize(*channel_stats(few)), device)
 
 
-def test_a_teacher_that_is_not_there_is_named(digits, engine, small, tmp_path):
+def test_a_teacher_that_is_not_there_is_named(digits, device, small, tmp_path):
     recipe = replace(small, teacher=str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"teacher = .*none does not exist: give a run folder"):
-        start(recipe, digits.train, Normalize(*channel_stats(digits.train)), engine)
+        start(recipe, digits.train, Normalize(*channel_stats(digits.train)), device)

@@ -22,25 +22,25 @@ from leanres.training.recipe import Recipe, StepCounts, from_dict
 PROXY = SpeedNetConfig((4, 8))
 
 
-def begun(recipe: Recipe, train, engine):
+def begun(recipe: Recipe, train, device):
     normalize = Normalize(*channel_stats(train))
-    return start(recipe, train, normalize, engine), normalize
+    return start(recipe, train, normalize, device), normalize
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_hardest_are_those_of_a_loop_and_the_proxy_learns_from_all(digits, engine, accumulate):
+def test_the_hardest_are_those_of_a_loop_and_the_proxy_learns_from_all(digits, device, accumulate):
     recipe = Recipe(
         model=PROXY, selector=PROXY, batch_size=40, select_fraction=0.3, accumulate=accumulate
     )
-    state, normalize = begun(recipe, digits.train, engine)
+    state, normalize = begun(recipe, digits.train, device)
     selector = state.selector.eval()  # each image by itself
     inputs, targets = normalize(digits.train.images[:40]), digits.train.labels[:40]
-    with engine.autocast():
+    with device.autocast():
         losses = [
             F.cross_entropy(selector(x[None]), y[None], label_smoothing=0.2)
             for x, y in zip(inputs, targets, strict=True)
         ]
-    kept = hardest(selector, Batch(inputs, targets), StepCounts(recipe, 1000), engine)
+    kept = hardest(selector, Batch(inputs, targets), StepCounts(recipe, 1000), device)
     assert kept.tolist() == sorted(set(kept.tolist()))
     each = torch.stack(losses)
     # By value, as images of equal loss may stand for each other.
@@ -51,40 +51,40 @@ def test_the_hardest_are_those_of_a_loop_and_the_proxy_learns_from_all(digits, e
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_proxy_that_picks_everything_changes_nothing(digits, engine, small):
+def test_a_proxy_that_picks_everything_changes_nothing(digits, device, small):
     def losses(recipe: Recipe) -> list[float]:
-        state, normalize = begun(recipe, digits.train, engine)
-        return [float(s.loss) for s in steps(state, digits.train, recipe, normalize, engine)]
+        state, normalize = begun(recipe, digits.train, device)
+        return [float(s.loss) for s in steps(state, digits.train, recipe, normalize, device)]
 
     assert losses(replace(small, selector=PROXY, select_fraction=1.0)) == losses(small)
 
 
-def test_the_network_sees_the_share_that_is_kept(digits, engine, small, monkeypatch):
+def test_the_network_sees_the_share_that_is_kept(digits, device, small, monkeypatch):
     recipe = replace(small, selector=PROXY, select_fraction=0.25)
-    state, normalize = begun(recipe, digits.train, engine)
+    state, normalize = begun(recipe, digits.train, device)
     seen = []
     state.model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    next(steps(state, digits.train, recipe, normalize, engine))
+    next(steps(state, digits.train, recipe, normalize, device))
     assert sum(seen) == 50 == StepCounts(recipe, len(digits.train)).kept_per_step
 
 
-def test_a_run_with_a_proxy_learns_and_goes_on_bit_for_bit(digits, engine, small, tmp_path):
+def test_a_run_with_a_proxy_learns_and_goes_on_bit_for_bit(digits, device, small, tmp_path):
     recipe = replace(small, selector=PROXY, mix=(), progressive_resizing=(), augment=(), epochs=2)
-    state, normalize = begun(recipe, digits.train, engine)
-    run = steps(state, digits.train, recipe, normalize, engine)
+    state, normalize = begun(recipe, digits.train, device)
+    run = steps(state, digits.train, recipe, normalize, device)
     for _ in range(7):
         next(run)
     checkpoint.save(tmp_path, state)
     through = [float(result.loss) for result in run]
-    other, _ = begun(recipe, digits.train, engine)
+    other, _ = begun(recipe, digits.train, device)
     assert not checkpoint.restore_(tmp_path, other)
-    again = [float(result.loss) for result in steps(other, digits.train, recipe, normalize, engine)]
+    again = [float(result.loss) for result in steps(other, digits.train, recipe, normalize, device)]
     assert again == through
     assert all(
         torch.equal(a, b)
         for a, b in zip(state.selector.parameters(), other.selector.parameters(), strict=True)
     )
-    result = runs.fit(tmp_path / "run", replace(recipe, epochs=6), digits, engine)
+    result = runs.fit(tmp_path / "run", replace(recipe, epochs=6), digits, device)
     assert result["accuracy"] > 0.5  # ten classes
 
 

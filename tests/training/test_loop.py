@@ -15,7 +15,7 @@ from leanres.data.split import Split, channel_stats
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.training.batch import ahead, batches, epoch_order
-from leanres.training.device import Engine, Normalize
+from leanres.training.device import Device, Normalize
 from leanres.training.loop import (
     NonFiniteLossError,
     StepResult,
@@ -29,9 +29,9 @@ from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe, StepCounts
 
 
-def fresh(recipe: Recipe, split: Split, engine: Engine):
+def fresh(recipe: Recipe, split: Split, device: Device):
     normalize = Normalize(*channel_stats(split))
-    return start(recipe, split, normalize, engine), normalize
+    return start(recipe, split, normalize, device), normalize
 
 
 def bare_losses(*arguments) -> list[float]:
@@ -43,20 +43,20 @@ def bare_losses(*arguments) -> list[float]:
     return [loss.item() for loss in module.losses(*arguments)]
 
 
-def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, engine):
+def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, device):
     network = SpeedNetConfig((8, 16), activation="gelu")
     recipe = Recipe(model=network, epochs=5, batch_size=350, seed=3)
-    state, normalize = fresh(recipe, digits.train, engine)
-    losses = [float(r.loss) for r in steps(state, digits.train, recipe, normalize, engine)]
+    state, normalize = fresh(recipe, digits.train, device)
+    losses = [float(r.loss) for r in steps(state, digits.train, recipe, normalize, device)]
     assert len(losses) == 20
     assert losses == bare_losses(digits.train, (8, 16), 5, 350, 3, False)
 
 
-def test_a_run_learns_and_its_rows_add_up(digits, engine, small):
+def test_a_run_learns_and_its_rows_add_up(digits, device, small):
     plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe = replace(small, epochs=4, batch_size=100, **plain)
-    state, normalize = fresh(recipe, digits.train, engine)
-    rows = list(train(state, digits.train, recipe, normalize, engine, digits.test))
+    state, normalize = fresh(recipe, digits.train, device)
+    rows = list(train(state, digits.train, recipe, normalize, device, digits.test))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows] == [14, 28, 42, 56]
     assert rows[-1]["val_accuracy"] > 0.8
@@ -64,35 +64,35 @@ def test_a_run_learns_and_its_rows_add_up(digits, engine, small):
     assert all(0 <= row["train_accuracy"] <= 1 for row in rows)
 
 
-def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(digits, engine, small):
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(digits, device, small):
     def weights(seed: int) -> torch.Tensor:
         recipe = replace(small, seed=seed)
-        state, normalize = fresh(recipe, digits.train, engine)
-        list(steps(state, digits.train, recipe, normalize, engine))
+        state, normalize = fresh(recipe, digits.train, device)
+        list(steps(state, digits.train, recipe, normalize, device))
         return torch.cat([p.detach().flatten() for p in state.model.parameters()])
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_starting_draws_nothing_from_the_global_generator(digits, engine, small):
+def test_starting_draws_nothing_from_the_global_generator(digits, device, small):
     before = torch.random.get_rng_state()
-    fresh(small, digits.train, engine)
+    fresh(small, digits.train, device)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_caller_may_drive_the_lr_of_every_group_by_the_step(digits, engine, small):
-    state, normalize = fresh(small, digits.train, engine)
-    run = steps(state, digits.train, small, normalize, engine, lambda step: 0.1 * (step + 1))
+def test_a_caller_may_drive_the_lr_of_every_group_by_the_step(digits, device, small):
+    state, normalize = fresh(small, digits.train, device)
+    run = steps(state, digits.train, small, normalize, device, lambda step: 0.1 * (step + 1))
     for step, _ in zip(range(3), run, strict=False):
         seen = [group["lr"] for o in state.optimizers for group in o.param_groups]
         peaks = [small.lr, small.bias_lr, small.head_lr / 16]  # of 16 inputs
         assert seen == pytest.approx([0.1 * (step + 1) * peak for peak in peaks])
 
 
-def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, engine, small):
+def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, device, small):
     recipe = replace(small, augment=(), mix=(), progressive_resizing=(), epochs=2, batch_size=300)
-    state, normalize = fresh(recipe, digits.train, engine)
+    state, normalize = fresh(recipe, digits.train, device)
     seen: list[torch.Tensor] = []
 
     class Recorder(nn.Module):
@@ -100,17 +100,17 @@ def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, engin
             seen.append(images.detach())
             return normalize(images)
 
-    list(steps(state, digits.train, recipe, Recorder(), engine))
+    list(steps(state, digits.train, recipe, Recorder(), device))
     epochs = [torch.cat(seen[i : i + 4]).flatten(1) for i in (0, 4)]
     for epoch in epochs:
         assert len(epoch.unique(dim=0)) > 1150  # of 1,200; the digits hold a few equal images
     assert not torch.equal(epochs[0], epochs[1])
 
 
-def test_the_stem_stops_training_where_the_recipe_says_so(digits, engine, small):
+def test_the_stem_stops_training_where_the_recipe_says_so(digits, device, small):
     recipe = replace(small, freeze_stem_at=0.5)
-    state, normalize = fresh(recipe, digits.train, engine)
-    run = steps(state, digits.train, recipe, normalize, engine)
+    state, normalize = fresh(recipe, digits.train, device)
+    run = steps(state, digits.train, recipe, normalize, device)
     biases = [state.model.stem.bias.detach().clone() for _ in run]
     half = StepCounts(recipe, len(digits.train)).freeze_stem
     assert 0 < half < len(biases)
@@ -118,32 +118,32 @@ def test_the_stem_stops_training_where_the_recipe_says_so(digits, engine, small)
     assert all(torch.equal(b, biases[half - 1]) for b in biases[half:])
 
 
-def test_the_average_follows_the_weights_with_its_decay(digits, engine, small):
+def test_the_average_follows_the_weights_with_its_decay(digits, device, small):
     recipe = replace(small, ema=0.4)
-    state, normalize = fresh(recipe, digits.train, engine)
+    state, normalize = fresh(recipe, digits.train, device)
     decays = chain([0, 1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14], repeat(0.4))  # the first reach less
     expected = torch.zeros_like(state.model.head.weight)
     for decay, _ in zip(
-        decays, steps(state, digits.train, recipe, normalize, engine), strict=False
+        decays, steps(state, digits.train, recipe, normalize, device), strict=False
     ):
         expected = decay * expected + (1 - decay) * state.model.head.weight.detach()
     assert state.step > 8
     assert torch.allclose(state.averaged.head.weight, expected, atol=1e-7)
 
 
-def test_a_loss_that_is_not_finite_names_its_step(digits, engine, small):
-    state, normalize = fresh(small, digits.train, engine)
+def test_a_loss_that_is_not_finite_names_its_step(digits, device, small):
+    state, normalize = fresh(small, digits.train, device)
 
     class Poison(nn.Module):
         def forward(self, images):
             return normalize(images) * (float("nan") if state.step == 3 else 1.0)
 
     with pytest.raises(NonFiniteLossError, match="nan at step 4"):
-        list(train(state, digits.train, small, Poison(), engine))
+        list(train(state, digits.train, small, Poison(), device))
 
 
-def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, engine, small):
-    state, normalize = fresh(small, digits.train, engine)
+def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, device, small):
+    state, normalize = fresh(small, digits.train, device)
 
     def poison(now) -> bool:
         if now.step == 6:  # the last update of the first epoch comes next
@@ -152,42 +152,42 @@ def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, engine,
         return True
 
     with pytest.raises(NonFiniteLossError, match="weights are not finite after step 7"):
-        list(train(state, digits.train, small, normalize, engine, watch=poison))
+        list(train(state, digits.train, small, normalize, device, watch=poison))
 
 
-def test_dropout_is_drawn_from_the_counters_too(digits, engine, small):
+def test_dropout_is_drawn_from_the_counters_too(digits, device, small):
     dropped = ResNetConfig((4, 8), (1, 1), dropout=0.5)
     recipe = replace(small, model=dropped, optimizer="sgd", lr=0.1)
 
     def weights(noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
-        state, normalize = fresh(recipe, digits.train, engine)
-        for _ in steps(state, digits.train, recipe, normalize, engine):
+        state, normalize = fresh(recipe, digits.train, device)
+        for _ in steps(state, digits.train, recipe, normalize, device):
             torch.rand(noise)  # whoever else draws from the global generator
         return torch.cat([p.detach().flatten() for p in state.model.parameters()])
 
     assert torch.equal(weights(1), weights(2))
 
 
-def test_the_watcher_stops_between_two_steps(digits, engine, small):
-    state, normalize = fresh(small, digits.train, engine)
-    rows = train(state, digits.train, small, normalize, engine, watch=lambda s: s.step < 3)
+def test_the_watcher_stops_between_two_steps(digits, device, small):
+    state, normalize = fresh(small, digits.train, device)
+    rows = train(state, digits.train, small, normalize, device, watch=lambda s: s.step < 3)
     assert list(rows) == []
     assert state.step == 3
     assert len(state.losses) == 3
 
 
 def test_bfloat16_trains_with_float32_weights(digits, small):
-    engine = Engine("cpu", "bfloat16", compiled=False)
+    device = Device("cpu", "bfloat16", compiled=False)
     plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe, few = replace(small, epochs=4, batch_size=50, **plain), digits.train.subset(range(600))
-    state, normalize = fresh(recipe, few, engine)
-    rows = list(train(state, few, recipe, normalize, engine, digits.test))
+    state, normalize = fresh(recipe, few, device)
+    rows = list(train(state, few, recipe, normalize, device, digits.test))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     assert rows[-1]["val_accuracy"] > 0.6
 
 
-def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, engine):
+def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, device):
     # Without batch norm, whose statistics are of a part: a network of one linear layer.
     def outcome(accumulate: int) -> tuple[torch.Tensor, StepResult]:
         recipe = Recipe(optimizer="sgd", lr=0.1, batch_size=90, accumulate=accumulate, augment=())
@@ -196,7 +196,7 @@ def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, engin
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
         state = TrainState(model, OPTIMIZERS["sgd"](model, recipe), ema=None)
         normalize = Normalize(*channel_stats(digits.train))
-        result = next(steps(state, digits.train, recipe, normalize, engine))
+        result = next(steps(state, digits.train, recipe, normalize, device))
         return model[1].weight.detach(), result
 
     (whole, one), (parts, four) = outcome(1), outcome(4)
@@ -205,8 +205,8 @@ def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, engin
     assert one.correct == four.correct
 
 
-def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, engine, small):
-    state, normalize = fresh(small, digits.train, engine)
+def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, device, small):
+    state, normalize = fresh(small, digits.train, device)
     norms: list[float] = []
 
     def look(*_) -> None:
@@ -218,7 +218,7 @@ def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, engine, sm
         norms.append(sum(squares) ** 0.5)
 
     state.optimizers[0].register_step_pre_hook(look)
-    rows = list(train(state, digits.train, small, normalize, engine))
+    rows = list(train(state, digits.train, small, normalize, device))
     per_epoch = StepCounts(small, len(digits.train)).steps_per_epoch
     expected = norms[per_epoch - 1 :: per_epoch]
     assert [row["gradient_norm"] for row in rows] == pytest.approx(expected, rel=1e-5)
@@ -315,12 +315,12 @@ def test_a_batch_holds_copies_of_its_images_each_with_draws_of_its_own(digits, s
     assert sum(count == 3 for count in alike) > 30
 
 
-def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits, engine, small):
+def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits, device, small):
     recipe = replace(small, augment_repeats=2, epochs=1)
-    state, normalize = fresh(recipe, digits.train, engine)
+    state, normalize = fresh(recipe, digits.train, device)
     seen: list[int] = []
     state.model.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
-    (row,) = train(state, digits.train, recipe, normalize, engine)
+    (row,) = train(state, digits.train, recipe, normalize, device)
     assert row["step"] == len(digits.train) // 200
     assert sum(seen) == 2 * 200 * row["step"]
     correct = row["train_accuracy"] * sum(seen)
@@ -330,12 +330,12 @@ def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_loss_of_a_mixture_is_the_shares_of_its_labels_losses(
-    digits, engine, small, accumulate
+    digits, device, small, accumulate
 ):
     recipe = replace(
         small, mix=(("mixup", {"alpha": 1.0}),), accumulate=accumulate, progressive_resizing=()
     )
-    state, normalize = fresh(recipe, digits.train, engine)
+    state, normalize = fresh(recipe, digits.train, device)
     images, targets = next(batches(digits.train, StepCounts(recipe, len(digits.train))))
     logs, right = [], 0
     for part, shares in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
@@ -343,26 +343,26 @@ def test_the_loss_of_a_mixture_is_the_shares_of_its_labels_losses(
         smoothed = 0.8 * shares + 0.2 / 10
         logs += [-(row * log_row).sum() for row, log_row in zip(smoothed, log, strict=True)]
         right += int((log.argmax(1) == shares.argmax(1)).sum())
-    state, _ = fresh(recipe, digits.train, engine)  # the statistics of BN moved
-    result = next(steps(state, digits.train, recipe, normalize, engine))
+    state, _ = fresh(recipe, digits.train, device)  # the statistics of BN moved
+    result = next(steps(state, digits.train, recipe, normalize, device))
     assert float(result.loss) == pytest.approx(float(torch.stack(logs).mean()), rel=1e-5)
     assert int(result.correct) == right
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_a_state_that_restarts_is_a_fresh_one_and_keeps_what_computes(
-    optimizer, digits, engine, small
+    optimizer, digits, device, small
 ):
     recipe = replace(small, optimizer=optimizer, lr=0.01, ema=0.9, freeze_stem_at=0.5)
     normalize = Normalize(*channel_stats(digits.train))
-    kept = start(recipe, digits.train, normalize, engine)
-    for _ in steps(kept, digits.train, recipe, normalize, engine):
+    kept = start(recipe, digits.train, normalize, device)
+    for _ in steps(kept, digits.train, recipe, normalize, device):
         pass
     compute, other = kept.compute, replace(recipe, seed=7)
-    restart_(kept, other, digits.train, normalize, engine)
-    fresh = start(other, digits.train, normalize, engine)
+    restart_(kept, other, digits.train, normalize, device)
+    fresh = start(other, digits.train, normalize, device)
     for state in (kept, fresh):
-        for _ in steps(state, digits.train, other, normalize, engine):
+        for _ in steps(state, digits.train, other, normalize, device):
             pass
     assert kept.compute is compute is not None
     for part in ("model", "ema"):
@@ -370,10 +370,10 @@ def test_a_state_that_restarts_is_a_fresh_one_and_keeps_what_computes(
         assert all(again[name].equal(new[name]) for name in new)
 
 
-def test_another_recipe_is_computed_by_its_own(digits, engine, small):
+def test_another_recipe_is_computed_by_its_own(digits, device, small):
     normalize = Normalize(*channel_stats(digits.train))
-    state = start(small, digits.train, normalize, engine)
-    next(steps(state, digits.train, small, normalize, engine))
+    state = start(small, digits.train, normalize, device)
+    next(steps(state, digits.train, small, normalize, device))
     before = state.compute
-    next(steps(state, digits.train, replace(small, label_smoothing=0.3), normalize, engine))
+    next(steps(state, digits.train, replace(small, label_smoothing=0.3), normalize, device))
     assert state.compute is not before

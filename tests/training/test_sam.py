@@ -53,7 +53,7 @@ def test_without_a_gradient_nothing_moves_and_nothing_is_nan():
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, engine, accumulate):
+def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, device, accumulate):
     recipe = Recipe(
         optimizer="sgd",
         lr=0.1,
@@ -78,7 +78,7 @@ def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, engine, accumul
     start = model[1].weight.detach().clone(), model[1].bias.detach().clone()
     normalize = Normalize(*channel_stats(digits.train))
     state = TrainState(model, OPTIMIZERS["sgd"](model, recipe), ema=None)
-    result = next(steps(state, digits.train, recipe, Recorder(), engine))
+    result = next(steps(state, digits.train, recipe, Recorder(), device))
 
     inputs = normalize(seen[0]).flatten(1)
     labels = torch.tensor([_label(image, digits.train) for image in seen[0]])

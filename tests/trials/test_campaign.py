@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from leanres.cli.campaign import _keep, _rows
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.speednet import SpeedNetConfig
-from leanres.runs.predictor import load as load_predictor
+from leanres.runs.predictor import load_predictor as load_predictor
 from leanres.runs.run import fit
 from leanres.runs.weights import load_weights
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.loop import network_config
 from leanres.training.recipe import StepCounts
 from leanres.training.recipes import RECIPES
@@ -44,7 +44,7 @@ measure = "val"
 set = ["model={family='speednet', widths=[8]}", "epochs=2"]
 """
 DIGITS = {"data": "digits"}
-DATA = load("digits")
+DATA = load_data("digits")
 OWN = ["--device", "cpu", "--threads", "1"]
 
 
@@ -154,7 +154,7 @@ def test_weights_that_cannot_be_rounded_are_kept_whole_and_no_failure_ends_the_c
     run = tmp_path / "runs" / "digits-0"
     row = Row("digits", RECIPES["digits"], ("digits",))
     tiny = replace(row.recipe, model=SpeedNetConfig((8,)), epochs=1)
-    fit(run, tiny, DATA, Engine("cpu", "float32", compiled=False))
+    fit(run, tiny, DATA, Device("cpu", "float32", compiled=False))
     finished = Job(row, 0, run)
     monkeypatch.setattr("leanres.ship.export.DRIFT", 1e-9)
     said = _keep(finished, tmp_path / "weights", DATA, "cpu")
@@ -215,7 +215,7 @@ def test_a_plan_with_a_mistake_is_one_line_and_nothing_runs(plan, tmp_path, lean
 def test_a_run_folder_of_another_recipe_is_refused(plan, tmp_path):
     jobs = jobs_of(_rows(plan, DIGITS), tmp_path / "runs")
     recipe = replace(jobs[0].row.recipe, seed=jobs[0].seed)
-    fit(jobs[0].folder, recipe, DATA, Engine("cpu", "float32", compiled=False))
+    fit(jobs[0].folder, recipe, DATA, Device("cpu", "float32", compiled=False))
     plan.write_text(PLAN.replace("epochs=1", "epochs=5"))
     with pytest.raises(UserError, match="holds a run of another recipe"):
         list(campaign(jobs_of(_rows(plan, DIGITS), tmp_path / "runs"), tmp_path / "results", 1))

@@ -9,12 +9,12 @@ import pytest
 from scipy import stats
 
 from leanres.cli import main
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.trials import compare as library
 from leanres.trials.compare import COMPARISONS, Comparison, Outcome, difference, recipes
 
@@ -97,9 +97,9 @@ def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):
             begun.append(f"{variant} {seed}")
 
     def outcomes(seeds):
-        engine = Engine("cpu", "float32", compiled=False)
+        device = Device("cpu", "float32", compiled=False)
         changes = TINY | {"augment": []}
-        return library.compare(pair, load("digits"), engine, tmp_path, seeds, changes, watch=watch)
+        return library.compare(pair, load_data("digits"), device, tmp_path, seeds, changes, watch=watch)
 
     first = outcomes([0])
     both = outcomes([0, 1])
@@ -111,8 +111,8 @@ def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(UserError, match="another recipe"):
         library.compare(
             pair,
-            load("digits"),
-            Engine("cpu", "float32", compiled=False),
+            load_data("digits"),
+            Device("cpu", "float32", compiled=False),
             tmp_path,
             [0],
             TINY | {"augment": [], "epochs": 3},
@@ -127,14 +127,14 @@ def test_a_run_that_another_comparison_has_trained_is_taken_from_there(tmp_path)
         return library.compare(
             Comparison("which rate", variants, {}, base="plain-sgd"),
             data,
-            Engine("cpu", "float32", compiled=False),
+            Device("cpu", "float32", compiled=False),
             tmp_path / folder,
             [0],
             TINY | {"epochs": 1},
             watch=lambda place, variant, seed, done: begun.append(f"{place.parent.name} {done}"),
         )
 
-    digits = load("digits")
+    digits = load_data("digits")
     first = outcomes([0.1, 0.01], "compare-a", digits)
     second = outcomes([0.1, 0.001], "compare-b", digits)
     assert begun[2:] == ["compare-a True", "compare-b False"]

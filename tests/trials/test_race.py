@@ -23,7 +23,7 @@ WORDS = [
     "--device",
     "cpu",
     *("--set", 'model={family="speednet", widths=[8, 16, 16]}'),
-    *("--set", "precision=float32"),  # as the fixture `engine` is, on any machine
+    *("--set", "precision=float32"),  # as the fixture `device` is, on any machine
     *("--set", "epochs=2"),
     *("--set", "batch_size=200"),
     *("--set", "progressive_resizing=[[0, 0.5], [0.5, 1.0]]"),
@@ -48,38 +48,38 @@ def _one_thread():
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_cold_and_warm_laps_of_a_seed_are_the_same_training(tmp_path, tiny, digits, engine):
-    (cold,) = cold_runs(WORDS, tiny, [1], tmp_path / "race", engine)
-    (warm,) = warm_runs(tiny, [1], digits, engine)
+def test_cold_and_warm_laps_of_a_seed_are_the_same_training(tmp_path, tiny, digits, device):
+    (cold,) = cold_runs(WORDS, tiny, [1], tmp_path / "race", device)
+    (warm,) = warm_runs(tiny, [1], digits, device)
     for key in ("accuracy", "accuracy_tta", "n", "recipe", "fingerprints"):
         assert cold[key] == warm[key], key
     assert cold["wall_seconds"] > cold["train_seconds"] > 0
     assert warm["train_seconds"] > 0 < warm["evaluate_seconds"]
     assert cold["network"] == warm["network"]
     # A lap that ended and was not written down is taken as it is; one of another recipe is not.
-    (again,) = cold_runs(["nothing"], tiny, [1], tmp_path / "race", engine)
+    (again,) = cold_runs(["nothing"], tiny, [1], tmp_path / "race", device)
     changed = {"wall_seconds": None, "matrix_tflops": again["matrix_tflops"]}
     assert again == cold | changed
     with pytest.raises(UserError, match="race-1 holds a run of another recipe"):
-        list(cold_runs(WORDS, replace(tiny, lr=0.1), [1], tmp_path / "race", engine))
+        list(cold_runs(WORDS, replace(tiny, lr=0.1), [1], tmp_path / "race", device))
     info = json.loads((tmp_path / "race-1" / "run.json").read_text())
     info["result"]["split"] = "val"
     (tmp_path / "race-1" / "run.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match="race-1 was measured on val: give another --runs"):
-        list(cold_runs(["nothing"], tiny, [1], tmp_path / "race", engine))
+        list(cold_runs(["nothing"], tiny, [1], tmp_path / "race", device))
 
 
-def test_a_training_that_fails_is_one_line(tmp_path, engine, tiny):
+def test_a_training_that_fails_is_one_line(tmp_path, device, tiny):
     with pytest.raises(UserError, match=r"seed 0: leanres train nothing .* ended with 2"):
-        list(cold_runs(["nothing"], tiny, [0], tmp_path / "race", engine))
+        list(cold_runs(["nothing"], tiny, [0], tmp_path / "race", device))
 
 
-def test_a_race_needs_test_images(tiny, digits, engine):
+def test_a_race_needs_test_images(tiny, digits, device):
     with pytest.raises(UserError, match="has none"):
-        next(iter(warm_runs(tiny, [0], replace(digits, test=None), engine)))
+        next(iter(warm_runs(tiny, [0], replace(digits, test=None), device)))
 
 
-def test_a_cold_race_without_test_images_is_refused_too(tmp_path, engine, tiny):
+def test_a_cold_race_without_test_images_is_refused_too(tmp_path, device, tiny):
     folder = tmp_path / "photos" / "train"
     for i, name in enumerate(("cats", "dogs")):
         (folder / name).mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_a_cold_race_without_test_images_is_refused_too(tmp_path, engine, tiny):
     words = [*WORDS, "--set", "batch_size=8"]
     words[words.index("digits")] = str(tmp_path / "photos")
     with pytest.raises(UserError, match="has none"):
-        list(cold_runs(words, replace(tiny, batch_size=8), [0], tmp_path / "race", engine))
+        list(cold_runs(words, replace(tiny, batch_size=8), [0], tmp_path / "race", device))
 
 
 def test_a_race_runs_the_seeds_that_its_file_lacks(tmp_path):

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Split
 from leanres.errors import UserError
 from leanres.models.cost import count_params, summarize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
 from leanres.runs import run as runs
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.recipe import from_dict
 from leanres.training.recipes import RECIPES
 from leanres.trials.search import (
@@ -26,7 +26,7 @@ from leanres.trials.search import (
     search,
 )
 
-ENGINE = Engine("cpu", "float32", compiled=False)
+ENGINE = Device("cpu", "float32", compiled=False)
 BOUNDS = Bounds(params=20_000, multiple=1)
 RECIPE = from_dict(
     {"epochs": 3, "batch_size": 40, "val": 400, "augment": ["crop"]},
@@ -37,7 +37,7 @@ RECIPE = from_dict(
 @pytest.fixture(scope="module")
 def digits():
     """Half as wide and high, which is twice as large as they were scanned: four times as fast."""
-    whole = load("digits")
+    whole = load_data("digits")
     small = Split(
         whole.train.images[:, :, ::2, ::2].contiguous(), whole.train.labels, whole.train.classes
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from leanres.augment.rng import Draw, constant, rand, uniform
+from leanres.registry import Range
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
@@ -13,10 +16,10 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 def color_jitter(
     images: Tensor,
     draw: Draw,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.4,
-    hue: float = 0.1,
+    brightness: Annotated[float, Range(0, 10)] = 0.4,
+    contrast: Annotated[float, Range(0, 10)] = 0.4,
+    saturation: Annotated[float, Range(0, 10)] = 0.4,
+    hue: Annotated[float, Range(0, 0.5)] = 0.1,
 ) -> Tensor:
     """Change brightness, contrast, saturation and hue in an order of each image's own.
 

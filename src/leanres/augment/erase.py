@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from leanres.augment.rng import Draw, rand, randint_below, uniform
+from leanres.registry import Range
 
 _ATTEMPTS = 10  # a rectangle that does not fit is drawn anew, so often at most
 
 
-def cutout(images: Tensor, draw: Draw, size: int = 8, fill: float = 0.0, holes: int = 1) -> Tensor:
+def cutout(
+    images: Tensor,
+    draw: Draw,
+    size: Annotated[int, Range(0, 4096)] = 8,
+    fill: Annotated[float, Range(0, 255)] = 0.0,
+    holes: Annotated[int, Range(1, 64)] = 1,
+) -> Tensor:
     """Fill `holes` squares of `size` pixels per image; centres are uniform, so edges clip them.
 
     (N, C, H, W) -> same. arXiv:1708.04552, section 3; with several holes, coarse dropout.
@@ -28,10 +36,10 @@ def cutout(images: Tensor, draw: Draw, size: int = 8, fill: float = 0.0, holes: 
 def random_erasing(
     images: Tensor,
     draw: Draw,
-    p: float = 0.5,
-    scale: tuple[float, float] = (0.02, 0.33),
-    ratio: tuple[float, float] = (0.3, 3.3),
-    value: float | str = 0.0,
+    p: Annotated[float, Range(0, 1)] = 0.5,
+    scale: Annotated[tuple[float, float], Range(0, 1, ordered=True)] = (0.02, 0.33),
+    ratio: Annotated[tuple[float, float], Range(0.01, 100, ordered=True)] = (0.3, 3.3),
+    value: Annotated[float, Range(0, 255)] | Literal["random"] = 0.0,
 ) -> Tensor:
     """Fill a rectangle of each image with probability p. (N, C, H, W) -> same.
 

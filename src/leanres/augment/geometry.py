@@ -6,15 +6,25 @@ input alone. Places are in pixels from the top left corner, so centres of pixels
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leanres.augment.rng import Draw, constant, rand, randint, uniform
 from leanres.errors import UserError
+from leanres.registry import Range
+
+Interpolation = Literal["bilinear", "nearest"]
 
 
-def crop(images: Tensor, draw: Draw, padding: int = 4, mode: str = "constant") -> Tensor:
+def crop(
+    images: Tensor,
+    draw: Draw,
+    padding: Annotated[int, Range(0, 1024)] = 4,
+    mode: Literal["constant", "reflect"] = "constant",
+) -> Tensor:
     """Pad every side by `padding` pixels, cut the original size at a random place.
 
     mode: "constant" (zeros) or "reflect". (N, C, H, W) -> same.
@@ -31,12 +41,12 @@ def _as_float_if_needed(images: Tensor, mode: str) -> Tensor:
     return images.float() if mode == "reflect" and not images.is_floating_point() else images
 
 
-def flip(images: Tensor, draw: Draw, p: float = 0.5) -> Tensor:
+def flip(images: Tensor, draw: Draw, p: Annotated[float, Range(0, 1)] = 0.5) -> Tensor:
     """Mirror each image left to right with probability p. (N, C, H, W) -> same."""
     return _mirror(images, rand((len(images),), draw.rng) < p)
 
 
-def vertical_flip(images: Tensor, draw: Draw, p: float = 0.5) -> Tensor:
+def vertical_flip(images: Tensor, draw: Draw, p: Annotated[float, Range(0, 1)] = 0.5) -> Tensor:
     """Turn each image upside down, as a mirror does, with probability p. (N, C, H, W) -> same."""
     return _mirror(images, rand((len(images),), draw.rng) < p, side=-2)
 
@@ -67,7 +77,10 @@ def _mirror(images: Tensor, mask: Tensor, side: int = -1) -> Tensor:
 
 
 def rotation(
-    images: Tensor, draw: Draw, degrees: float = 15.0, interpolation: str = "bilinear"
+    images: Tensor,
+    draw: Draw,
+    degrees: Annotated[float, Range(0, 360)] = 15.0,
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """Turn each image about its centre by an angle uniform in [-degrees, degrees]; zeros around.
 
@@ -135,9 +148,9 @@ def _pick(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def perspective(
     images: Tensor,
     draw: Draw,
-    distortion: float = 0.6,
-    p: float = 0.5,
-    interpolation: str = "bilinear",
+    distortion: Annotated[float, Range(0, 1)] = 0.6,
+    p: Annotated[float, Range(0, 1)] = 0.5,
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """See each image askew with probability p; zeros around. (N, C, H, W) -> same.
 

@@ -6,18 +6,19 @@ returns new ones; the target of an image is the mean of its sources' by their sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from leanres.augment.rng import Draw, permutation, rand_beta, randint, randint_below
-from leanres.registry import Table
-from leanres.settings import check_settings
+from leanres.registry import Range, Table
 
 
-def mixup(images: Tensor, targets: Tensor, draw: Draw, alpha: float = 0.2) -> tuple[Tensor, Tensor]:
+def mixup(
+    images: Tensor, targets: Tensor, draw: Draw, alpha: Annotated[float, Range(0.01, 100)] = 0.2
+) -> tuple[Tensor, Tensor]:
     """Blend each image with another of the batch, by a share of its own from Beta(alpha, alpha).
 
     Bytes are rounded. (N, C, H, W), (N, K) -> same. arXiv:1710.09412, section 2.
@@ -36,7 +37,7 @@ def _mean(own: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 
 def cutmix(
-    images: Tensor, targets: Tensor, draw: Draw, alpha: float = 1.0
+    images: Tensor, targets: Tensor, draw: Draw, alpha: Annotated[float, Range(0.01, 100)] = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Replace a rectangle of each image by another image's, from the same place.
 
@@ -60,7 +61,9 @@ def _around(half: Tensor, side: int, draw: Draw) -> Tensor:
     return (at >= centre - half[:, None]) & (at < centre + half[:, None])
 
 
-def ricap(images: Tensor, targets: Tensor, draw: Draw, beta: float = 0.3) -> tuple[Tensor, Tensor]:
+def ricap(
+    images: Tensor, targets: Tensor, draw: Draw, beta: Annotated[float, Range(0.01, 100)] = 0.3
+) -> tuple[Tensor, Tensor]:
     """Patch each image together from random crops of four, one in each corner.
 
     The boundaries, an image's own, are at a Beta(beta, beta) share of its sides, rounded.
@@ -99,8 +102,3 @@ def _patches(
 MIXES: Table[Callable[..., tuple[Tensor, Tensor]]] = Table(
     "mix", {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}
 )
-
-
-def check_mix(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse an unknown mix, or settings that it does not take, with a UserError."""
-    check_settings(MIXES[name], name, settings)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from leanres.augment.pil_ops import OPS, apply_ops
 from leanres.augment.rng import Draw, constant, rand, randint
+from leanres.registry import Range
 
 BINS = 31  # magnitudes of RandAugment and TrivialAugment, 0 to 30
 AUTO_BINS = 10  # those of AutoAugment
@@ -82,7 +84,12 @@ def _auto_row(step: tuple[str, float, int], size: tuple[int, int]) -> list[float
     return [*row(name, number, AUTO_BINS, NARROW, size), p]
 
 
-def rand_augment(images: Tensor, draw: Draw, num_ops: int = 2, magnitude: int = 9) -> Tensor:
+def rand_augment(
+    images: Tensor,
+    draw: Draw,
+    num_ops: Annotated[int, Range(1, 14)] = 2,
+    magnitude: Annotated[int, Range(0, 30)] = 9,
+) -> Tensor:
     """`num_ops` operations of 14 in a row per image, all at one magnitude of 0 to 30.
 
     (N, 3, H, W) -> same. arXiv:1909.13719; operations and magnitudes as in torchvision.

@@ -6,8 +6,7 @@ none waits for the device. Floats count as [0, 1] where a colour is computed: no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -22,13 +21,9 @@ from leanres.augment.geometry import (
     vertical_flip,
 )
 from leanres.augment.policies import auto_augment, rand_augment, trivial_augment
-from leanres.augment.rng import Draw, generator
-from leanres.registry import Table
-from leanres.settings import check_settings
+from leanres.augment.rng import Draw
+from leanres.registry import Spec, Table
 
-__all__ = ["AUGMENTS", "Draw", "Step", "augment", "check_augment", "generator"]
-
-Step = tuple[str, dict[str, Any]]
 AUGMENTS: Table[Callable[..., Tensor]] = Table(
     "augmentation",
     {
@@ -48,13 +43,8 @@ AUGMENTS: Table[Callable[..., Tensor]] = Table(
 )
 
 
-def augment(images: Tensor, steps: Sequence[Step], draw: Draw) -> Tensor:
+def augment(images: Tensor, steps: Sequence[Spec], draw: Draw) -> Tensor:
     """Apply the named steps in order, all from one generator. (N, C, H, W) -> same."""
     for name, settings in steps:
         images = AUGMENTS[name](images, draw, **settings)
     return images
-
-
-def check_augment(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse an unknown augmentation, or settings that it does not take, with a UserError."""
-    check_settings(AUGMENTS[name], name, settings)

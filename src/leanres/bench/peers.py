@@ -29,15 +29,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from leanres.bench.pillow import STEPS
-from leanres.data.sources import load
+from leanres.data.sources import load_data
 from leanres.data.split import Split, channel_stats
 from leanres.errors import UserError
 from leanres.metrics.statistics import mean_sd
+from leanres.models.preprocess import Normalize
 from leanres.registry import Table
-from leanres.training.device import Normalize, detect
+from leanres.training.device import detect
 from leanres.training.loop import network_config, start, train
 from leanres.training.recipe import from_dict
 from leanres.training.recipes import RECIPES
+from leanres.training.setup import Setup
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 AIRBENCH_ROW = (
@@ -61,7 +63,7 @@ class Work:
 
     def split(self) -> Split:
         """The training images; UserError where they do not fill a batch."""
-        whole = load(self.data, self.path and Path(self.path)).train
+        whole = load_data(self.data, self.path and Path(self.path)).train
         count = min(self.images or len(whole), len(whole))
         if count < self.batch_size:
             raise UserError(f"{count} images make no batch of {self.batch_size}: give more images")
@@ -126,19 +128,18 @@ def loader(work: Work, split: Split) -> DataLoader[tuple[Tensor, int]]:
 
 def _ours(work: Work) -> Iterator[float]:
     recipe, split = work.recipe(), work.split()
-    engine = detect(work.device)
-    engine.tune()
-    normalize = Normalize(*channel_stats(split))
-    state = start(recipe, split, normalize, engine)
-    on_device = split.to(engine.device)
+    device = detect(work.device)
+    device.tune()
+    setup = Setup(recipe, split.to(device.name), Normalize(*channel_stats(split)), device)
+    state = start(setup)
     begun = time.perf_counter()
-    for _ in train(state, on_device, recipe, normalize, engine):
+    for _ in train(state, setup):
         yield time.perf_counter() - begun
         begun = time.perf_counter()
 
 
 def _pytorch(work: Work) -> Iterator[float]:
-    split, device = work.split(), detect(work.device).device
+    split, device = work.split(), detect(work.device).name
     model = work.network(split).to(device)
     optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
     yield from _plain_loop(model, loader(work, split), optimizer, work.epochs, device)
@@ -186,7 +187,7 @@ def _lightning(work: Work) -> Iterator[float]:
         def on_train_epoch_end(self) -> None:
             seconds.append(time.perf_counter() - self.begun)
 
-    cuda = detect(work.device).device.startswith("cuda")
+    cuda = detect(work.device).kind == "cuda"
     trainer = lightning.Trainer(
         max_epochs=work.epochs,
         accelerator="gpu" if cuda else "cpu",
@@ -216,7 +217,7 @@ def _fastai(work: Work) -> Iterator[float]:
 
     batches = loader(work, split)
     few = DataLoader(PillowImages(split.subset(range(2)), work.steps()), 2)
-    device = detect(work.device).device
+    device = detect(work.device).name
     learner = Learner(
         DataLoaders(batches, few, device=device),
         work.network(split).to(device),

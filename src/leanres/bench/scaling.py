@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from leanres.errors import UserError
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params, summarize
 from leanres.runs import run as runs
-from leanres.training.device import Engine
+from leanres.training.device import Device
 from leanres.training.loop import steps
 from leanres.training.recipe import Recipe, StepCounts
 
@@ -30,7 +29,7 @@ WIDTH_UNIT = 8  # widened networks have stages of a multiple of this: tensor cor
 
 
 @dataclass(frozen=True)
-class Curve:
+class CostCurve:
     """Seconds against something that they should be proportional to, but for a fixed share."""
 
     grows: str  # what x counts
@@ -72,8 +71,8 @@ class Curve:
 
 
 def batch_curve(
-    recipe: Recipe, dataset: Dataset, engine: Engine, batches: Sequence[int], count: int
-) -> Curve:
+    recipe: Recipe, dataset: Dataset, device: Device, batches: Sequence[int], count: int
+) -> CostCurve:
     """Seconds of a step, over `count` in a row, for each batch size.
 
     UserError for a batch of more images than there are.
@@ -84,14 +83,14 @@ def batch_curve(
     seconds = []
     for size in batches:
         changed = replace(recipe, batch_size=size, accumulate=1)
-        seconds.append(step_seconds(runs.prepare(Path(), changed, dataset, engine), count))
+        seconds.append(step_seconds(runs.prepare(changed, dataset, device), count))
     rates = tuple(f"{size / s:,.0f} images/s" for size, s in zip(batches, seconds, strict=True))
-    return Curve("images in a batch", "image", "a step", tuple(batches), tuple(seconds), rates)
+    return CostCurve("images in a batch", "image", "a step", tuple(batches), tuple(seconds), rates)
 
 
 def images_curve(
-    recipe: Recipe, dataset: Dataset, engine: Engine, shares: Sequence[float]
-) -> Curve:
+    recipe: Recipe, dataset: Dataset, device: Device, shares: Sequence[float]
+) -> CostCurve:
     """Seconds of an epoch on each share of the training images; above 1 they repeat.
 
     An epoch is whole batches: what is left over is not counted. UserError where two shares are
@@ -99,47 +98,47 @@ def images_curve(
     """
     short = replace(recipe, epochs=1, val=0)
     counts = [max(2, round(share * len(dataset.train))) for share in shares]
-    plans = [StepCounts(short, count) for count in counts]
-    trained = tuple(plan.steps_per_epoch * plan.images_per_step for plan in plans)
+    countss = [StepCounts(short, count) for count in counts]
+    trained = tuple(counts.steps_per_epoch * counts.images_per_step for counts in countss)
     if len(set(trained)) < len(trained):
         raise UserError(f"shares {tuple(shares)}: two of these are as many images")
     seconds = []
     for count in counts:
         indices = torch.arange(count) % len(dataset.train)
         part = replace(dataset, train=dataset.train.subset(indices))
-        run = runs.prepare(Path(), short, part, engine)
+        run = runs.prepare(short, part, device)
         loop = endless(run)
         for _ in range(WARM_UP):
             next(loop)
         seconds.append(_epoch_seconds(run))
     names = tuple(f"{100 * share:g} %" for share in shares)
-    return Curve("images in an epoch", "image", "an epoch", trained, tuple(seconds), names)
+    return CostCurve("images in an epoch", "image", "an epoch", trained, tuple(seconds), names)
 
 
 def _epoch_seconds(run: runs.Run) -> float:
     run.state.step = 0
-    run.engine.synchronize()
+    run.device.synchronize()
     begun = time.perf_counter()
-    for _ in steps(run.state, run.train, run.recipe, run.normalize, run.engine):
+    for _ in steps(run.state, run.setup):
         pass
-    run.engine.synchronize()
+    run.device.synchronize()
     return time.perf_counter() - begun
 
 
 def network_curve(
-    recipe: Recipe, dataset: Dataset, engine: Engine, networks: Sequence[ModelConfig], count: int
-) -> Curve:
+    recipe: Recipe, dataset: Dataset, device: Device, networks: Sequence[ModelConfig], count: int
+) -> CostCurve:
     """Seconds of a step against the multiply-adds of its images, for each network."""
     side = dataset.train.images.shape[-1]
     macs, seconds, notes = [], [], []
     for config in networks:
-        run = runs.prepare(Path(), replace(recipe, model=config), dataset, engine)
+        run = runs.prepare(replace(recipe, model=config), dataset, device)
         summary = summarize(run.config, (3, side, side))
-        macs.append(summary.macs * run.plan.images_per_step / 1e9)
+        macs.append(summary.macs * run.counts.images_per_step / 1e9)
         seconds.append(step_seconds(run, count))
         notes.append(f"{summary.params / 1e6:.2f} M params")
     grows = "10^9 multiply-adds of a forward pass"
-    return Curve(grows, "10^9", "a step", tuple(macs), tuple(seconds), tuple(notes))
+    return CostCurve(grows, "10^9", "a step", tuple(macs), tuple(seconds), tuple(notes))
 
 
 def widened(config: ModelConfig, budget: int) -> ModelConfig:
@@ -166,7 +165,7 @@ def _widths(base: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield tuple(WIDTH_UNIT * round(units * width / min(base)) for width in base)
 
 
-def figure(curves: Sequence[Curve]) -> Figure:
+def figure(curves: Sequence[CostCurve]) -> Figure:
     """A panel a curve: its points, and the line they should lie on. Save it with `.savefig`."""
     from matplotlib.figure import Figure
 
@@ -176,7 +175,7 @@ def figure(curves: Sequence[Curve]) -> Figure:
     return drawing
 
 
-def _draw(axes: Axes, curve: Curve) -> None:
+def _draw(axes: Axes, curve: CostCurve) -> None:
     fixed, slope = curve.line
     ends = np.array([0, max(curve.x)])
     axes.plot(ends, fixed + slope * ends, color="#9FC5E8", lw=1.5, zorder=1)

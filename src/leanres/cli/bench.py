@@ -13,8 +13,18 @@ from typing import Any
 import typer
 
 from leanres.cli.console import check_picture, save_picture
-from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, changes, current_command, make_engine, words
+from leanres.cli.options import (
+    DEVICE,
+    PATH,
+    SIZE,
+    STRICT,
+    THREADS,
+    changes,
+    current_command,
+    load_dataset,
+    make_device,
+    to_argv,
+)
 from leanres.errors import UserError
 
 app = typer.Typer(help="How fast: a step in parts, seconds to an accuracy, peers at the same work.")
@@ -35,7 +45,7 @@ def step(
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     out: Path | None = OUT,
     as_json: bool = JSON,
@@ -49,8 +59,8 @@ def step(
     # One size, and the stem frozen as in most of a training's steps, unless it is set.
     changed = {"freeze_stem_at": 0.0} | changes(settings, model=model)
     chosen = from_dict(changed | {"progressive_resizing": [[0.0, scale]]}, load_recipe(recipe))
-    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
-    report = measure_step(chosen, load(data, path, size, strict), engine, steps)
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    report = measure_step(chosen, load_dataset(data, path, size, strict), device, steps)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -115,7 +125,7 @@ def scaling(
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     plot: Path | None = typer.Option(None, help="Draw the curves into this PNG or SVG file."),
     out: Path | None = OUT,
@@ -135,22 +145,22 @@ def scaling(
     parts = _numbers("--shares", shares)
     changed = {"freeze_stem_at": 0.0, "progressive_resizing": []} | changes(settings, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
-    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
     networks = [growth.widened(resolve(chosen.model), budget) for budget in budgets]
     if len(set(networks)) < len(networks):
         raise UserError(f"--params {params!r}: two of these are one network; give other numbers")
-    dataset = load(data, path, size, strict)
+    dataset = load_dataset(data, path, size, strict)
     curves = []
     for curve in (
-        growth.batch_curve(chosen, dataset, engine, sizes, steps),
-        growth.network_curve(chosen, dataset, engine, networks, steps),
-        growth.images_curve(chosen, dataset, engine, parts),
+        growth.batch_curve(chosen, dataset, device, sizes, steps),
+        growth.network_curve(chosen, dataset, device, networks, steps),
+        growth.images_curve(chosen, dataset, device, parts),
     ):
         curves.append(curve)
         if not as_json:
             _print_curve(curve.to_dict())
     report = {
-        "hardware": hardware(engine),
+        "hardware": hardware(device),
         "commit": commit(),
         "recipe": chosen.to_dict(),
         "curves": [curve.to_dict() for curve in curves],
@@ -208,7 +218,7 @@ def race(
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     runs: Path = typer.Option(Path("runs"), "--runs", help="Folder of the run folders."),
     out: Path | None = typer.Option(
@@ -222,18 +232,18 @@ def race(
     from leanres.trials import race as racing
 
     chosen = from_dict(changes(settings), load_recipe(recipe))
-    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
     place = out or Path("results", f"race-{Path(recipe).stem}{'-warm' * warm}.json")
     place.parent.mkdir(parents=True, exist_ok=True)
     if warm:
         laps = partial(
-            racing.warm_runs, chosen, dataset=load(data, path, size, strict), engine=engine
+            racing.warm_runs, chosen, dataset=load_dataset(data, path, size, strict), device=device
         )
     else:
         options = {"data": data, "path": path, "size": size, "strict": strict}
-        given = words(settings, **options, device=device, threads=threads or None)
+        given = to_argv(settings, **options, device=device_name, threads=threads or None)
         folder = runs / place.stem
-        laps = partial(racing.cold_runs, [recipe, *given], chosen, folder=folder, engine=engine)
+        laps = partial(racing.cold_runs, [recipe, *given], chosen, folder=folder, device=device)
     claim = {
         "command": current_command(),
         "counted": "warm: training alone" if warm else "cold: the whole process",
@@ -282,7 +292,7 @@ def peers(
     ),
     data: str = DATA,
     path: Path | None = PATH,
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     script: list[Path] = typer.Option([], help="Race this script too (repeatable)."),
     pattern: str = typer.Option(
         "", help="Expression with groups accuracy, seconds in its output; default: airbench's."
@@ -305,10 +315,10 @@ def peers(
 
     where = None if path is None else str(path)
     steps = [name for name in augment.split(",") if name]
-    work = Work(model, data, where, images, batch_size, epochs, workers, device, steps)
+    work = Work(model, data, where, images, batch_size, epochs, workers, device_name, steps)
     work.steps()  # a mistake ends here, not in each program
     work.network(work.split())
-    engine = detect(device)
+    device = detect(device_name)
     chosen = list(PEERS) if names == "all" else names.split(",")
     lacking = {name: package for name in chosen if (package := missing(name))}
     for name, package in lacking.items():
@@ -320,7 +330,7 @@ def peers(
     for one in script:
         check_script(one, row)
     report: dict[str, Any] = {
-        "hardware": hardware(engine),
+        "hardware": hardware(device),
         "commit": commit(),
         "work": asdict(work),
         "epoch_seconds": {},

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, augmented, changes, words
+from leanres.cli.options import (
+    DEVICE,
+    PATH,
+    SIZE,
+    STRICT,
+    changes,
+    load_dataset,
+    to_argv,
+    with_tta,
+)
 from leanres.errors import UserError
 from leanres.registry import unknown
 
@@ -39,7 +47,7 @@ def campaign(
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = typer.Option(0, min=0, help="CPU threads each; 0: its share of the cores."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per event."),
 ) -> None:
@@ -55,7 +63,7 @@ def campaign(
     options = {"data": data, "path": path, "size": size, "strict": strict}
     rows = _rows(plan, options, settings)
     jobs = campaigns.jobs_of(rows, runs)
-    dataset, where = load(data, path, size, strict), detect(device).device
+    dataset, where = load_dataset(data, path, size, strict), detect(device_name).name
     for job in jobs:
         if (job.folder / INFO).exists():
             check_data(job.folder, read_info(job.folder), dataset)
@@ -66,7 +74,7 @@ def campaign(
         err=as_json,
     )
     share = max(1, (os.cpu_count() or 1) // at_once)  # of the cores, else they fight for all
-    own = words([], device=device, threads=threads or (share if at_once > 1 else None))
+    own = to_argv([], device=device_name, threads=threads or (share if at_once > 1 else None))
     failed = 0
     for job in jobs:  # finished earlier, but its card, which comes last, was not written
         lacks = not (weights / f"{job.row.name}.md").exists()
@@ -131,7 +139,7 @@ def _row(plan: Path, name: str, table: Any, options: dict[str, Any]) -> Row:
     if measure not in ("test", "val"):
         raise UserError(f"[{name}] in {plan}: measure = {measure!r}: give test or val")
     chosen = from_dict(changes(settings), load_recipe(recipe))
-    return Row(name, chosen, (recipe, *words(settings, **options)), tuple(seeds), measure)
+    return Row(name, chosen, (recipe, *to_argv(settings, **options)), tuple(seeds), measure)
 
 
 def _keep(job: Job, weights: Path, dataset: Dataset, device: str) -> str:
@@ -161,4 +169,4 @@ def _told(event: Event) -> str:
     if event.result is None:
         return f": {event.detail}" if event.detail else ""
     accuracy = 100 * event.result["accuracy"]
-    return f": {accuracy:.2f} %{augmented(event.result)}, {event.result['train_seconds']:,.0f} s"
+    return f": {accuracy:.2f} %{with_tta(event.result)}, {event.result['train_seconds']:,.0f} s"

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, check_measure, current_command, make_engine
+from leanres.cli.options import (
+    DEVICE,
+    PATH,
+    SIZE,
+    STRICT,
+    THREADS,
+    check_measure,
+    current_command,
+    load_dataset,
+    make_device,
+)
 
 if TYPE_CHECKING:
     from leanres.trials.compare import Comparison, Outcome
@@ -26,7 +35,7 @@ def compare(
     strict: bool = STRICT,
     out: Path | None = typer.Option(None, help="Folder of the runs; default: runs/compare-NAME."),
     measure: str = typer.Option("val", help="What to measure on: val, or test to report."),
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     as_json: bool = typer.Option(False, "--json", help="Print JSON; progress goes to stderr."),
 ) -> None:
@@ -43,15 +52,15 @@ def compare(
     numbers = _numbers(seeds)
     chosen = library.recipes(comparison, changes)
     first = next(iter(chosen.values()))
-    engine = make_engine(device, first.precision, first.compiled, threads)
-    dataset = load(data, path, size, strict)
+    device = make_device(device_name, first.precision, first.compiled, threads)
+    dataset = load_dataset(data, path, size, strict)
     folder = out or Path("runs", f"{library.PREFIX}{name}")
 
     def watch(place: Path, variant: str, seed: int, done: bool) -> None:
         typer.echo(f"{variant}, seed {seed} {'is in' if done else '->'} {place}", err=True)
 
     outcomes = library.compare(
-        comparison, dataset, engine, folder, numbers, changes, measure, watch
+        comparison, dataset, device, folder, numbers, changes, measure, watch
     )
     rows = list(library.to_rows(outcomes))
     if as_json:

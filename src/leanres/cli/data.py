@@ -1,90 +1,22 @@
-"""`leanres data`, and how every command finds its images."""
+"""`leanres data`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
+
+from leanres.cli.options import DATA_HELP, PATH, SIZE, STRICT, load_dataset
 
 if TYPE_CHECKING:
     from leanres.data.describe import Description
     from leanres.data.split import Dataset
 
-PATH = typer.Option(
-    None, "--path", help="Where the data lies; else $LEANRES_DATA, cache, download."
-)
-SIZE = typer.Option(32, "--size", help="Side in pixels that a folder's images are resized to.")
-STRICT = typer.Option(False, "--strict", help="Stop at the first image that cannot be read.")
-
-
-def load(
-    name: str, path: Path | None, size: int = 32, strict: bool = False, download: bool = True
-) -> Dataset:
-    """The data set, with a progress bar for a download and its notes on stderr."""
-    from leanres.data import sources
-
-    with _progress() as progress:
-        dataset = sources.load(
-            name, path, size=size, strict=strict, download=download, progress=progress
-        )
-    for note in dataset.notes:
-        typer.echo(f"note: {note}", err=True)
-    return dataset
-
-
-def origin(name: str, path: Path | None, size: int) -> dict[str, Any]:
-    """What run.json keeps of the data's whereabouts, so that any working folder will do."""
-    from leanres.data.sources import SOURCES
-
-    if name not in SOURCES and path is None:
-        name, path = "folder", Path(name)
-    where = None if path is None else str(path.expanduser().resolve())
-    return {"data": name, "path": where, "size": size}
-
-
-def reload(
-    info: dict[str, Any],
-    name: str | None = None,
-    path: Path | None = None,
-    download: bool = True,
-) -> Dataset:
-    """The data that run.json's content names, or what is given in its place."""
-    known = info.get("origin") or {}
-    size = known.get("size", info["preprocess"]["size"])
-    if name is None:
-        name = known.get("data", info["data"]["name"])
-        kept = known.get("path") or (info["data"]["source"] if name == "folder" else None)
-        path = path or (Path(kept) if kept else None)
-    return load(name, path, size, download=download)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from leanres.cli.console import console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    out = console(stderr=True)
-    # Not drawn where nobody watches: even an empty bar leaves a blank line in a log.
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def hear(what: str, done: int, total: int) -> None:
-            task = tasks.setdefault(what, None)
-            if task is None:
-                task = tasks[what] = bar.add_task(what, total=total or None)
-            bar.update(task, completed=done, total=total or None)
-
-        yield hear
-
 
 def data(
-    name: str = typer.Argument("cifar10", help="cifar10, digits, or a folder with one per class."),
+    name: str = typer.Argument("cifar10", help=DATA_HELP),
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
@@ -96,7 +28,7 @@ def data(
 
     from leanres.data.describe import describe
 
-    dataset = load(name, path, size, strict)
+    dataset = load_dataset(name, path, size, strict)
     facts = describe(dataset)
     grids = _write_grids(dataset, out)
     if as_json:
@@ -108,7 +40,8 @@ def data(
 def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     import torch
 
-    from leanres.augment.registry import Draw, augment, generator
+    from leanres.augment.registry import augment
+    from leanres.augment.rng import Draw, generator
     from leanres.data.describe import batch_grid, sample_grid
     from leanres.errors import UserError
     from leanres.training.recipes import RECIPES

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.data import PATH, STRICT, load, reload
-from leanres.cli.train import DEVICE, THREADS, augmented
+from leanres.cli.options import (
+    DEVICE,
+    PATH,
+    STRICT,
+    TARGET,
+    THREADS,
+    load_dataset,
+    load_run_data,
+    with_tta,
+)
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
     from leanres.runs.predictor import Predictor
-
-TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
 
 
 def evaluate(
@@ -34,7 +40,7 @@ def evaluate(
     int8: bool = typer.Option(
         False, "--int8", help="Round the weights to int8 first, a scale per output channel."
     ),
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
@@ -44,27 +50,27 @@ def evaluate(
     from leanres.runs.weights import round_to_int8_
 
     TTA[tta]
-    predictor = _load(target, device, threads)
+    predictor = _load(target, device_name, threads)
     if int8:
         round_to_int8_(predictor.model)
     if data is None and (target / "run.json").exists():
         info = read_info(target)
         # what the run held out of train is val here too
-        dataset = reload(info, None, path).with_val(info["recipe"].get("val", 0))
+        dataset = load_run_data(info, None, path).with_val(info["recipe"].get("val", 0))
     else:
-        dataset = load(data or "cifar10", path, predictor.preprocess.size, strict)
+        dataset = load_dataset(data or "cifar10", path, predictor.preprocess.size, strict)
     chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if split not in chosen:
         raise UserError(f"split {split!r}: give test, val or train")
     images = chosen[split]
     if images is None:
         raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
-    engine = predictor.engine
+    device = predictor.device
     result = predictor.evaluate(images, tta) | {
         "split": split,
         "int8": int8,
-        "device": engine.device,
-        "precision": engine.precision,
+        "device": device.name,
+        "precision": device.precision,
     }
     if as_json:
         typer.echo(json.dumps(result))
@@ -75,7 +81,7 @@ def evaluate(
 def _load(target: Path, device: str, threads: int) -> Predictor:
     import torch
 
-    from leanres.runs.predictor import load as load_predictor
+    from leanres.runs.predictor import load_predictor
 
     if threads:
         torch.set_num_threads(threads)
@@ -93,7 +99,7 @@ def _print(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     out = console()
     out.print(
         f"{result['split']} accuracy {100 * result['accuracy']:.2f} % of {n:,} (95 % interval"
-        f" {100 * low:.2f} to {100 * high:.2f}){augmented(result)}\nNLL {result['nll']:.4f} nats,"
+        f" {100 * low:.2f} to {100 * high:.2f}){with_tta(result)}\nNLL {result['nll']:.4f} nats,"
         f" ECE {100 * result['ece']:.2f} %, {result['params']:,} params"
         + (", weights as int8" if result["int8"] else "")
         + f"; {result['precision']} on {result['device']}"
@@ -116,7 +122,7 @@ def predict(
     as_csv: Path | None = typer.Option(None, "--csv", help="Write ID,Labels to this file."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
     strict: bool = STRICT,
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
 ) -> None:
     """Name what is in images: the likeliest classes and how sure the network is."""
@@ -124,7 +130,7 @@ def predict(
     from leanres.runs.predictor import Prediction, find_images
 
     TTA[tta]
-    predictor = _load(target, device, threads)
+    predictor = _load(target, device_name, threads)
     top = min(top, len(predictor.preprocess.classes))
     outcomes = list(predictor.predict(find_images(files), tta, top))
     good = [o for o in outcomes if isinstance(o, Prediction)]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import typer
 
-from leanres.cli.data import PATH, load, reload
-from leanres.cli.evaluate import TARGET
+from leanres.cli.options import PATH, TARGET, load_dataset, load_run_data
 from leanres.errors import UserError
 
 
@@ -38,9 +37,9 @@ def export(
         raise UserError("--card tells of a run's weights: give a run folder and a .safetensors")
     preprocess = load_weights(weights_file(target))[2]
     if data is None and is_run:
-        dataset = reload(read_info(target), None, path)
+        dataset = load_run_data(read_info(target), None, path)
     else:
-        dataset = load(data or "cifar10", path, preprocess.size)
+        dataset = load_dataset(data or "cifar10", path, preprocess.size)
     images = (dataset.test or dataset.val or dataset.train).images[: exports.IMAGES]
     done = exports.export(target, out, images, full)
     if card:

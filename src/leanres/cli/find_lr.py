@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.console import check_picture, save_picture
-from leanres.cli.data import PATH, SIZE, STRICT
-from leanres.cli.train import DEVICE, THREADS, changes, load_or_digits, make_engine, words
+from leanres.cli.options import (
+    DEVICE,
+    PATH,
+    SIZE,
+    STRICT,
+    THREADS,
+    changes,
+    load_data_or_digits,
+    make_device,
+    to_argv,
+)
 
 if TYPE_CHECKING:
     from leanres.lr_finder.analysis import LRRange
@@ -33,7 +42,7 @@ def find_lr(
         None, help="Optimizer steps in between; default: 100 to 1,000, to see 25,000 images."
     ),
     mode: str | None = typer.Option(None, help="exponential (default) or linear."),
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     out: Path | None = typer.Option(None, help="Draw the curve to this .png, .svg or .pdf."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -51,12 +60,12 @@ def find_lr(
     check_picture("--out", out)
     changed = changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
-    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
-    dataset, fallen_back = load_or_digits(data, path, size, strict)
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    dataset, fallen_back = load_data_or_digits(data, path, size, strict)
     if fallen_back and recipe == "speed":
         recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
     with console(stderr=True).status("testing learning rates"):
-        result = test_range(chosen, dataset, engine, **sweep)
+        result = test_range(chosen, dataset, device, **sweep)
     if out is not None:
         from leanres.lr_finder.plot import figure
 
@@ -73,7 +82,7 @@ def _given(settings: list[str], **options: Any) -> list[str]:
     """What the user gave and a training needs too, less the rates that the test has found."""
     rates = ("lr", "bias_lr", "head_lr")
     kept = [text for text in settings if text.partition("=")[0].strip() not in rates]
-    return words(kept, **options)
+    return to_argv(kept, **options)
 
 
 def _command(words: list[str], recipe: Recipe, result: LRRange) -> str:

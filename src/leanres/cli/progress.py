@@ -32,7 +32,7 @@ class Live:
             *columns, console=self.console, transient=True, disable=not self.console.is_terminal
         )
         self.task = self.progress.add_task(
-            "", total=run.plan.total, completed=run.state.step, epoch=1, facts=""
+            "", total=run.counts.total, completed=run.state.step, epoch=1, facts=""
         )
         self.began, self.first = time.perf_counter(), run.state.step
         self.shown = 0.0
@@ -50,13 +50,14 @@ class Live:
         if not self.console.is_terminal or now - self.shown < REFRESH_S:
             return
         self.shown = now
-        plan = self.run.plan
-        rate = (state.step - self.first) * plan.images_per_step / (now - self.began)
+        counts = self.run.counts
+        rate = (state.step - self.first) * counts.images_per_step / (now - self.began)
         self.progress.update(
             self.task,
             completed=state.step,
-            epoch=min(state.step // plan.steps_per_epoch + 1, self.run.recipe.epochs),
-            facts=f"{_now(state, plan.images_per_step)} lr {_lr(state):.3g}  {rate:,.0f} images/s ",
+            epoch=min(state.step // counts.steps_per_epoch + 1, self.run.recipe.epochs),
+            facts=f"{_now(state, counts.selected_per_step)} lr {_lr(state):.3g}"
+            f"  {rate:,.0f} images/s ",
         )
 
     def row(self, row: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.data import PATH, reload
+from leanres.cli.options import PATH, load_run_data
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _data(
 ) -> tuple[Dataset | None, list[str]]:
     """The run's data and nothing to say, or None and why; nothing is downloaded for a report."""
     try:
-        return reload(info, data, path, download=False), []
+        return load_run_data(info, data, path, download=False), []
     except UserError as error:
         if data is not None or path is not None:
             raise

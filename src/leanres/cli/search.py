@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from leanres.cli.data import PATH, SIZE, STRICT, load
-from leanres.cli.train import DEVICE, THREADS, changes, make_engine, words
+from leanres.cli.options import (
+    DEVICE,
+    PATH,
+    SIZE,
+    STRICT,
+    THREADS,
+    changes,
+    load_dataset,
+    make_device,
+    to_argv,
+)
 
 if TYPE_CHECKING:
     from leanres.trials.search import Bounds, Candidate
@@ -32,7 +41,7 @@ def search(
     size: int = SIZE,
     strict: bool = STRICT,
     out: Path = typer.Option(Path("runs/search"), help="Folder of the search; it goes on there."),
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     as_json: bool = typer.Option(False, "--json", help="Print JSON; progress goes to stderr."),
 ) -> None:
@@ -53,19 +62,19 @@ def search(
         multiple,
     )
     chosen = from_dict(changes(settings, epochs=epochs), load_recipe(recipe))
-    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
-    dataset = load(data, path, size, strict)
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    dataset = load_dataset(data, path, size, strict)
 
     def watch(c: Candidate) -> None:
         ended = "" if c.finished else f", stopped after epoch {c.epochs}"
         typer.echo(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
 
-    found = library.search(bounds, chosen, dataset, engine, out, trials, seed, watch)
+    found = library.search(bounds, chosen, dataset, device, out, trials, seed, watch)
     if as_json:
         typer.echo(json.dumps([asdict(c) for c in found]))
     else:
         plain = {"data": data, "path": path, "size": size, "strict": strict}
-        _print(found, bounds, out, [recipe, *words(settings, **plain)])
+        _print(found, bounds, out, [recipe, *to_argv(settings, **plain)])
 
 
 def _field(text: str) -> tuple[int, int]:

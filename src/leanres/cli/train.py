@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.data import PATH, SIZE, STRICT, load, origin, reload
-from leanres.errors import NotFoundError, UserError
+from leanres.cli.options import (
+    DEVICE,
+    JSON,
+    PATH,
+    RUN_DATA,
+    SIZE,
+    STRICT,
+    THREADS,
+    TRAINING,
+    changes,
+    check_measure,
+    current_command,
+    load_data_or_digits,
+    load_run_data,
+    make_device,
+    with_tta,
+)
+from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers, open_trackers
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
     from leanres.runs.run import Run
-    from leanres.training.device import Engine
+    from leanres.training.device import Device
     from leanres.training.recipe import Recipe
 
-DEVICE = typer.Option("auto", help="auto, cpu, cuda, or cuda:1.")
-THREADS = typer.Option(0, min=0, help="CPU threads; 0: one per core.")
 MEASURE = typer.Option("test", help="What to measure at the end: test, or val to choose by.")
 TTA = typer.Option("flip-shift", help="Test-time augmentation beside the plain figure.")
 NO_REPORT = typer.Option(False, "--no-report", help="Write no report.html at the end.")
 TRACK = typer.Option("", help="Pass metrics on live: tensorboard, mlflow, or both with a comma.")
-JSON = typer.Option(False, "--json", help="Print the result as JSON; progress goes to stderr.")
 FEW_STEPS = 10  # an epoch: with fewer the batch is too large for the data
 
 
@@ -50,7 +61,7 @@ def train(
     lr_max: str | None = typer.Option(
         None, help="auto: find the lr first, as find-lr does; a number: short for --set lr=."
     ),
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
     tta: str = TTA,
     measure: str = MEASURE,
@@ -59,7 +70,9 @@ def train(
     as_json: bool = JSON,
 ) -> None:
     """Train a network and measure it on the test split; the run folder holds everything."""
-    from leanres.runs import run as runs
+    from leanres.data.sources import locate
+    from leanres.runs.layout import check_free
+    from leanres.runs.run import create
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
@@ -67,32 +80,32 @@ def train(
     trackers = check_trackers(track)
     changed = changes(settings, epochs=epochs, seed=seed, model=model, lr=_number(lr_max))
     chosen = from_dict(changed, load_recipe(recipe))
-    engine = make_engine(device, chosen.precision, chosen.compiled, threads)
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
     clock = time.perf_counter()
-    dataset, fallen_back = load_or_digits(data, path, size, strict)
+    dataset, fallen_back = load_data_or_digits(data, path, size, strict)
     if fallen_back and recipe == "speed":
         recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
     _check_val(measure, bool(chosen.val or dataset.val))
     _say(f"data ready in {time.perf_counter() - clock:.1f} s", as_json)
     folder = out or _next_folder(Path(recipe).stem)
-    runs.check_free(folder)
+    check_free(folder)
     found: dict[str, Any] = {}
     if lr_max == "auto":
-        chosen, found = _found(chosen, dataset, engine, as_json)
+        chosen, found = _found(chosen, dataset, device, as_json)
     given = "digits" if fallen_back else "cifar10" if data == "auto" else data
     command = {
         "command": current_command(),
         "measure": measure,
         "tta": tta,
     }
-    run = runs.create(folder, chosen, dataset, engine, command | origin(given, path, size) | found)
-    if run.plan.steps_per_epoch < FEW_STEPS and run.plan.total < 10 * FEW_STEPS:
+    run = create(folder, chosen, dataset, device, command | locate(given, path, size) | found)
+    if run.counts.steps_per_epoch < FEW_STEPS and run.counts.total < 10 * FEW_STEPS:
         typer.echo(
-            f"note: {run.plan.total} steps of {run.plan.batch_size} images in all teach little:"
+            f"note: {run.counts.total} steps of {run.counts.batch_size} images in all teach little:"
             " the recipe small-data has smaller batches",
             err=True,
         )
-    _train(run, tta, measure, as_json, trackers, not no_report)
+    _train(run, as_json, trackers, not no_report)
 
 
 def _number(lr_max: str | None) -> float | None:
@@ -106,14 +119,14 @@ def _number(lr_max: str | None) -> float | None:
 
 
 def _found(
-    recipe: Recipe, dataset: Dataset, engine: Engine, as_json: bool
+    recipe: Recipe, dataset: Dataset, device: Device, as_json: bool
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the rates that a range test suggests, and what run.json keeps of the test."""
     from leanres.lr_finder.finder import find_lr
     from leanres.training.recipe import from_dict
 
     clock = time.perf_counter()
-    result = find_lr(recipe, dataset, engine)
+    result = find_lr(recipe, dataset, device)
     took = time.perf_counter() - clock
     for name in ("lr_min", "lr_max"):
         lr = getattr(result, name)
@@ -124,78 +137,55 @@ def _found(
     return from_dict(result.settings(recipe), recipe), {"lr_range": {k: facts[k] for k in kept}}
 
 
-def changes(settings: list[str], **short: Any) -> dict[str, Any]:
-    """What `--set` and the options short for it change; an option that was not given is None."""
-    from leanres.training.recipe import parse_setting
-
-    given = {key: value for key, value in short.items() if value is not None}
-    return dict(map(parse_setting, settings)) | given
-
-
-def current_command() -> str:
-    """The running command as a shell takes it again."""
-    return shlex.join(["leanres", *sys.argv[1:]])
-
-
-DEFAULTS = (("data", "cifar10"), ("size", SIZE.default))  # that a command need not name
-
-
-def words(settings: list[str], **options: Any) -> list[str]:
-    """The arguments that give another `leanres train` these settings and options."""
-    given = [word for text in settings for word in ("--set", text)]
-    for name, value in options.items():
-        if value is True:
-            given.append(f"--{name}")
-        elif value is not None and value is not False and (name, value) not in DEFAULTS:
-            given += [f"--{name}", str(value)]
-    return given
-
-
 def resume(
     folder: Path = typer.Argument(metavar="RUN", help="The run folder."),
-    epochs: int | None = typer.Option(None, min=1, help="Go on to this many epochs in all."),
-    data: str | None = typer.Option(None, help="As in train; default: what the run was given."),
+    epochs: int | None = typer.Option(
+        None, min=1, help="Continue to this many epochs in all.", rich_help_panel=TRAINING
+    ),
+    data: str | None = RUN_DATA,
     path: Path | None = PATH,
-    device: str = DEVICE,
+    device_name: str = DEVICE,
     threads: int = THREADS,
-    tta: str | None = typer.Option(None, help="As in train; default: what the run was given."),
-    measure: str | None = typer.Option(None, help="test, or val; default: what the run was given."),
+    tta: str | None = typer.Option(None, help="As in train; default: the run's own."),
+    measure: str | None = typer.Option(None, help="test, or val; default: the run's own."),
     no_report: bool = NO_REPORT,
     track: str = TRACK,
     as_json: bool = JSON,
 ) -> None:
-    """Go on with a run that was stopped or killed, or extend a finished one (--epochs).
+    """Continue a run that was stopped, killed or queued, or extend a finished one (--epochs).
 
-    It is measured on what it was begun for; --measure test then reads test after val.
+    It is measured on what it was started for; --measure test then reads test after val.
     """
-    from leanres.runs import run as runs
+    import torch
+
+    from leanres.runs.run import device_of, reopen
 
     _check(tta or "none", measure or "test")
     trackers = check_trackers(track)
 
-    def engine(info: dict[str, Any]) -> Engine:
-        known = info["hardware"]
-        chosen = known["device"] if device == "auto" else device
-        precision, compiled = known["precision"], known["compiled"]
-        if chosen.partition(":")[0] != known["device"].partition(":")[0]:  # as pays there
-            precision, compiled = info["recipe"]["precision"], info["recipe"]["compiled"]
-        return make_engine(chosen, precision, compiled, threads or known["threads"])
+    def device(info: dict[str, Any]) -> Device:
+        known = info.get("hardware", info["origin"])
+        if count := threads or known.get("threads"):
+            torch.set_num_threads(count)
+        found = device_of(info, device_name)
+        found.tune()
+        return found
 
-    run = runs.reopen(folder, lambda info: reload(info, data, path), engine, epochs)
+    run = reopen(folder, lambda info: load_run_data(info, data, path), device, epochs)
     for note in run.notes:
-        typer.echo(f"note: {note}", err=True)
+        _note(note)
     _check_unfinished(run, measure)
-    tta = tta or run.info["origin"].get("tta", "flip-shift")
-    measure = measure or run.info["origin"].get("measure", "test")
-    _check_val(measure, run.val is not None)
-    _train(run, tta, measure, as_json, trackers, not no_report)
+    given = {"tta": tta, "measure": measure}
+    run.info["origin"] |= {key: value for key, value in given.items() if value is not None}
+    _check_val(run.info["origin"].get("measure", "test"), run.val is not None)
+    _train(run, as_json, trackers, not no_report)
 
 
 def _check_unfinished(run: Run, measure: str | None) -> None:
     """Refuse a run with no epoch left to train and nothing left to measure."""
     measured = run.info.get("result", {}).get("split")
     there = measure if run.dataset.test else "val"
-    if run.state.step < run.plan.total or measured is None or there not in (None, measured):
+    if run.state.step < run.counts.total or measured is None or there not in (None, measured):
         return
     also = ", --measure test reads test too" if run.dataset.test and measured == "val" else ""
     raise UserError(
@@ -212,43 +202,9 @@ def _check(tta: str, measure: str) -> None:
     check_measure(measure)
 
 
-def check_measure(measure: str) -> None:
-    """UserError for anything but test and val."""
-    if measure not in ("test", "val"):
-        raise UserError(f"--measure {measure}: give test or val")
-
-
 def _check_val(measure: str, there: bool) -> None:
     if measure == "val" and not there:
         raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
-
-
-def make_engine(device: str, precision: str, compiled: bool | None, threads: int) -> Engine:
-    """The engine of this process, its number of threads set; 0 threads: one per core."""
-    import torch
-
-    from leanres.training.device import detect
-
-    if threads:
-        torch.set_num_threads(threads)
-    engine = detect(device, precision, compiled)
-    engine.tune()
-    return engine
-
-
-def load_or_digits(data: str, path: Path | None, size: int, strict: bool) -> tuple[Dataset, bool]:
-    """The data set, and whether "auto" had to fall back on the digits."""
-    if data != "auto":
-        return load(data, path, size, strict), False
-    try:
-        return load("cifar10", path, size, strict), False
-    except NotFoundError:
-        typer.echo(
-            "CIFAR-10 is not here and could not be downloaded: training on the embedded digits"
-            " instead (set LEANRES_DATA to a folder with CIFAR-10)",
-            err=True,
-        )
-        return load("digits", None, size), True
 
 
 def _next_folder(name: str) -> Path:
@@ -266,23 +222,28 @@ def _say(line: str, as_json: bool) -> None:
     typer.echo(line, err=as_json)
 
 
-def _train(
-    run: Run, tta: str, measure: str, as_json: bool, trackers: list[str], report: bool
-) -> None:
+def _train(run: Run, as_json: bool, trackers: list[str], report: bool) -> None:
     from leanres.cli.progress import Live
-    from leanres.runs import run as runs
+    from leanres.runs.run import complete
+    from leanres.runs.stop import Stopped
 
     _say(_headline(run), as_json)
     with open_trackers(trackers, run.folder, run.info, _history(run), _note) as track:
-        with runs.Stop() as stop, Live(run, stderr=as_json) as live:
-            for row in runs.epochs(run, stop, live.step):
+        with Live(run, stderr=as_json) as live:
+
+            def on_epoch(row: dict[str, Any]) -> None:
                 live.row(row)
                 track.row(row)
-        if stop.signal:
-            _say(f"stopped at step {run.state.step} of {run.plan.total}, saved", as_json)
-            _say(f"go on with: leanres resume {run.folder}", as_json)
-            raise typer.Exit(128 + stop.signal)
-        result = runs.finish(run, tta, measure)
+
+            try:
+                result = complete(run, live.step, on_epoch)
+            except Stopped as stopped:
+                number = stopped.number
+                result = {}
+        if not result:
+            _say(f"stopped at step {run.state.step} of {run.counts.total}, saved", as_json)
+            _say(f"continue with: leanres resume {run.folder}", as_json)
+            raise typer.Exit(128 + number)
         track.result(result)
     if as_json:
         typer.echo(json.dumps({"run": str(run.folder), **result}))
@@ -314,22 +275,15 @@ def _headline(run: Run) -> str:
     from leanres.models.cost import count_params
 
     params = count_params(run.state.model)
-    e, r = run.engine, run.recipe
+    e, r = run.device, run.recipe
     name = r.model if isinstance(r.model, str) else "own network"
     val = f" + {len(run.val):,} val" if run.val is not None else ""
     epochs = "1 epoch" if r.epochs == 1 else f"{r.epochs} epochs"
     return (
-        f"{name} ({params / 1e6:.2f} M params) on {len(run.train):,} images{val} of"
-        f" {run.dataset.name}, {epochs} of {run.plan.steps_per_epoch} steps, {e.device}"
+        f"{name} ({params / 1e6:.2f} M params) on {len(run.setup.train):,} images{val} of"
+        f" {run.dataset.name}, {epochs} of {run.counts.steps_per_epoch} steps, {e.name}"
         f" {e.precision}{', compiled' if e.compiled else ''}, seed {r.seed} -> {run.folder}"
     )
-
-
-def augmented(result: dict[str, Any]) -> str:
-    """What test-time augmentation made of the accuracy; nothing where there was none."""
-    if result["tta"] == "none":
-        return ""
-    return f", {100 * result['accuracy_tta']:.2f} % with {result['tta']} augmentation"
 
 
 def _rate(result: dict[str, Any], precision: str) -> str:
@@ -344,9 +298,9 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
         n = result["n"]
         typer.echo(
             f"{result['split']} accuracy {100 * result['accuracy']:.2f} %"
-            f" ({round(n * result['accuracy']):,} of {n:,}){augmented(result)}; NLL"
+            f" ({round(n * result['accuracy']):,} of {n:,}){with_tta(result)}; NLL"
             f" {result['nll']:.3f}, ECE {100 * result['ece']:.1f} %;"
-            f" trained in {result['train_seconds']:.0f} s{_rate(result, run.engine.precision)}"
+            f" trained in {result['train_seconds']:.0f} s{_rate(result, run.device.precision)}"
         )
     typer.echo(f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json")
     typer.echo(

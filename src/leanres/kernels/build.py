@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leanres.data.sources import cache_folder
+from leanres.io import cache_folder
 
 SOURCES = [
     Path(__file__).with_name("csrc") / name for name in ("fused.c", "convolve.c", "winograd.c")
 ]
+SIMD = {"avx512f": "AVX-512", "fma": "AVX2"}  # flag in /proc/cpuinfo -> what the kernels use
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC"]
 # No result here is read from errno or by a trap; without these loops stay scalar.
 FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
@@ -35,39 +36,62 @@ FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they cannot be had."""
+    """The compiled kernels; None where they cannot be had, `problem()` says why."""
+    return _load()[0]
+
+
+def problem() -> str:
+    """Why there are no compiled kernels, and what to do; "" where there are."""
+    return _load()[1]
+
+
+def describe(instructions: str = "") -> str:
+    """What computes on a CPU: "own, AVX2", or PyTorch's and why. Instructions by default: SIMD."""
+    if problem():
+        return f"PyTorch's: {problem()}"
+    flags = _cpu().split()
+    simd = next((name for flag, name in SIMD.items() if flag in flags), "")
+    return f"own, {instructions or simd}" if simd else "PyTorch's: this CPU has no AVX2"
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return None, "own kernels are for Linux on x86-64"
     compiler = shutil.which("gcc") or shutil.which("cc")
-    if sys.platform != "linux" or compiler is None:
-        return None
+    if compiler is None:
+        return None, "no C compiler found, install gcc for about twice the speed"
     try:
-        return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return ctypes.CDLL(str(_compiled(compiler))), ""
+    except PermissionError as error:
+        return None, f"cache not writable ({error.filename}), set LEANRES_CACHE to another folder"
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        line = (reason.decode(errors="replace").splitlines() or [type(error).__name__])[0]
+        return None, f"{compiler} could not build them ({line})"
 
 
 def _compiled(compiler: str) -> Path:
-    """The library's file, made if it is not in the cache. For this source, CPU and compiler."""
-    what = [compiler, platform.processor(), torch.__version__, *FLAGS, _cpu()]
-    what += [source.read_text() for source in SOURCES]
-    name = f"kernels-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
+    """The library's file, built if it is not in the cache. For this source, CPU and compiler."""
+    key = [compiler, torch.__version__, *FLAGS, _cpu(), *(file.read_text() for file in SOURCES)]
+    name = f"kernels-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
     target = cache_folder() / name
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder, name)
+        built = Path(folder, name)
         objects = [Path(folder, source.name).with_suffix(".o") for source in SOURCES]
         # PyTorch's own OpenMP, or two of them would fight for the cores.
-        own = [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*"))][:1]
-        for words in (
-            *(
-                [*FLAGS, "-c", str(source), "-o", str(o)]
-                for source, o in zip(SOURCES, objects, strict=True)
-            ),
-            ["-shared", *map(str, objects), *(own or ["-fopenmp"]), "-o", str(made)],
-        ):
-            subprocess.run([compiler, *words], check=True, capture_output=True, timeout=60)
-        os.replace(made, target)  # whole or absent, also where two processes make it
+        openmp = [*map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*"))][:1]
+        compiles = [
+            [*FLAGS, "-c", str(source), "-o", str(o)]
+            for source, o in zip(SOURCES, objects, strict=True)
+        ]
+        link = ["-shared", *map(str, objects), *(openmp or ["-fopenmp"]), "-o", str(built)]
+        for arguments in (*compiles, link):
+            subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=60)
+        os.replace(built, target)  # atomic, also where two processes build it
     return target
 
 

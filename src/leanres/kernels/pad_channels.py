@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanres.kernels.clone import clone_sharing_parameters
-from leanres.models.resnet import BasicBlock, ResNet, StridedFirst
+from leanres.models.resnet import BasicBlock, ResNet
 
 MULTIPLE = 8  # bfloat16 values in the 16 bytes that a tensor core loads at once
 
@@ -35,7 +35,9 @@ class _Norm(nn.BatchNorm2d):
         mean, var = F.pad(self.running_mean, (0, more)), F.pad(self.running_var, (0, more), value=1)
         weight, bias = F.pad(self.weight, (0, more)), F.pad(self.bias, (0, more))
         assert self.momentum is not None
-        out = F.batch_norm(images, mean, var, weight, bias, True, self.momentum, self.eps)
+        out = F.batch_norm(images, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        if not self.training:
+            return out
         self.running_mean.copy_(mean[: self.num_features])
         self.running_var.copy_(var[: self.num_features])
         assert self.num_batches_tracked is not None
@@ -50,7 +52,6 @@ class _Linear(nn.Linear):
 
 PADDED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: _Conv,
-    StridedFirst: _Conv,
     nn.BatchNorm2d: _Norm,
     nn.Linear: _Linear,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -126,3 +126,16 @@ class WinogradMode(TorchFunctionMode):
                 maps = convolve(images, weight, padding[0])
                 return maps if bias is None else maps + bias.view(-1, 1, 1)
         return func(*args, **(kwargs or {}))
+
+
+class Winograd(nn.Module):
+    """A network whose forward pass runs with `WinogradMode`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with WinogradMode():
+            out: Tensor = self.model(images)
+        return out

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +19,17 @@ from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.lr_finder.analysis import LATE, LRRange, LRSweep, analyse, end
 from leanres.runs.run import prepare
-from leanres.training.device import Engine, Normalize, detect
+from leanres.training.device import Device, detect
 from leanres.training.loop import TrainState, steps
 from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.setup import Setup
 
 IMAGES = 25_000  # that a test sees by default
 CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
 
 
 def find_lr(
-    recipe: Recipe, data: Dataset | Split, engine: Engine | None = None, **sweep: Any
+    recipe: Recipe, data: Dataset | Split, device: Device | None = None, **sweep: Any
 ) -> LRRange:
     """Test the recipe from its first step on `data`; keywords are the fields of `LRSweep`.
 
@@ -39,14 +39,14 @@ def find_lr(
     UserError where the curve gives no answer: it says what to change.
     """
     rises = LRSweep(**sweep) if sweep else None  # a mistake shows before any work
-    engine = engine or detect("auto", recipe.precision, compiled=False)
+    device = device or detect("auto", recipe.precision, compiled=False)
     if isinstance(data, Split):
         data, recipe = Dataset("split", data, None, None), replace(recipe, val=0)
-    with _own_randomness(engine, recipe.seed):
-        run = prepare(Path(), recipe, data, engine)
+    with _own_randomness(device, recipe.seed):
+        run = prepare(recipe, data, device)
     if rises is not None and "steps" not in sweep:
-        rises = replace(rises, steps=enough(recipe, len(run.train)))
-    return range_test(run.state, run.train, recipe, run.normalize, engine, rises)
+        rises = replace(rises, steps=enough(recipe, len(run.setup.train)))
+    return range_test(run.state, run.setup, rises)
 
 
 def enough(recipe: Recipe, images: int) -> int:
@@ -55,36 +55,29 @@ def enough(recipe: Recipe, images: int) -> int:
     A hundred small batches are too few to learn from: at 32 images each the loss of
     modified-resnet-4 did not fall at any lr, at 128 ResNet-20's fell to that of guessing.
     """
-    plan = StepCounts(recipe, images)
-    return min(1000, max(100, math.ceil(min(IMAGES, 2 * images) / plan.batch_size)))
+    counts = StepCounts(recipe, images)
+    return min(1000, max(100, math.ceil(min(IMAGES, 2 * images) / counts.batch_size)))
 
 
-def range_test(
-    state: TrainState,
-    train: Split,
-    recipe: Recipe,
-    normalize: Normalize,
-    engine: Engine,
-    sweep: LRSweep | None = None,
-) -> LRRange:
-    """Test from `state` on, in the phase of the recipe that it is in; arguments as of `steps`.
+def range_test(state: TrainState, setup: Setup, sweep: LRSweep | None = None) -> LRRange:
+    """Test from `state` on, in the phase of the recipe that it is in.
 
     A copy is trained: however this ends, `state` and the global generators are as they were.
     Without a sweep: as `find_lr` without keywords. UserError where the curve gives no answer.
     """
     # A hundred steps do not repay a compilation.
-    engine = replace(engine, compiled=False)
+    setup = replace(setup, device=replace(setup.device, compiled=False))
+    classes, images = len(setup.train.classes), len(setup.train)
 
     def test(sweep: LRSweep) -> LRRange:
-        held = freeze_phase(recipe, len(train), state.step, sweep.steps)
-        with _own_randomness(engine, recipe.seed):
-            losses = _train(_copy(state), train, held, normalize, engine, sweep)
-        return analyse(losses, sweep)
+        frozen = replace(setup, recipe=freeze_phase(setup.recipe, images, state.step, sweep.steps))
+        with _own_randomness(setup.device, setup.recipe.seed):
+            return analyse(_train(_copy(state), frozen, sweep), sweep)
 
     if sweep is not None:
         return test(sweep)
-    sweep = LRSweep(steps=enough(recipe, len(train)))
-    found, guessing = test(sweep), math.log(len(train.classes))
+    sweep = LRSweep(steps=enough(setup.recipe, images))
+    found, guessing = test(sweep), math.log(classes)
     return _second_look(found, sweep, guessing, test) if only_settled(found, guessing) else found
 
 
@@ -122,45 +115,37 @@ def _second_look(
 
 
 @contextmanager
-def _own_randomness(engine: Engine, seed: int) -> Iterator[None]:
+def _own_randomness(device: Device, seed: int) -> Iterator[None]:
     """Seed the global generators, which a network may draw from, and put them back after."""
-    cuda = torch.device(engine.device).type == "cuda" or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if cuda else 0)):
+    with device.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def _copy(state: TrainState) -> TrainState:
     """Network and optimizers, tied to each other as they were; no average: none is needed."""
-    bare = replace(state, ema=None, teacher=None, history=[], losses=[], correct=[], compute=None)
+    bare = replace(state, ema=None, teacher=None, history=[], losses=[], correct=[], function=None)
     return replace(copy.deepcopy(bare), teacher=state.teacher)
 
 
 def freeze_phase(recipe: Recipe, images: int, step: int, extra: int) -> Recipe:
     """The recipe, its image size and stem kept as they are at `step`, for `extra` steps or more."""
-    plan = StepCounts(recipe, images)
+    counts = StepCounts(recipe, images)
     return replace(
         recipe,
-        epochs=math.ceil((step + extra) / plan.steps_per_epoch),
+        epochs=math.ceil((step + extra) / counts.steps_per_epoch),
         schedule=("constant", {}),  # the sweep drives the lr; a cycle may not fit these epochs
-        progressive_resizing=((0.0, plan.scale(step)),),
-        freeze_stem_at=float(step < plan.freeze_stem),
+        progressive_resizing=((0.0, counts.scale(step)),),
+        freeze_stem_at=float(step < counts.freeze_stem),
     )
 
 
-def _train(
-    state: TrainState,
-    train: Split,
-    recipe: Recipe,
-    normalize: Normalize,
-    engine: Engine,
-    sweep: LRSweep,
-) -> list[float]:
+def _train(state: TrainState, setup: Setup, sweep: LRSweep) -> list[float]:
     """The loss of each step, to the sweep's end or up to CHECK_EVERY - 1 past its early stop."""
     lrs, first, peak = sweep.lrs, state.step, _main_lr(state)
     losses: list[float] = []
     unread: list[Tensor] = []
-    for result in steps(state, train, recipe, normalize, engine, lambda i: lrs[i - first] / peak):
+    for result in steps(state, setup, lambda i: lrs[i - first] / peak):
         unread.append(result.loss)
         done = state.step - first == len(lrs)
         if done or len(unread) == CHECK_EVERY:

@@ -54,6 +54,6 @@ class ShakeShake(nn.Module):
         return mixed
 
 
-def draws(module: nn.Module) -> bool:
+def is_random(module: nn.Module) -> bool:
     """Whether the module itself draws random numbers while training."""
     return isinstance(module, ShakeShake) or (isinstance(module, nn.Dropout) and module.p > 0)

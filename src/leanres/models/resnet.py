@@ -125,19 +125,6 @@ class ShiftShortcut(nn.Module):
         return torch.cat((self.here(images[:, :, ::step, ::step]), self.beside(beside)), 1)
 
 
-class StridedFirst(nn.Conv2d):
-    """A 1x1 convolution that takes every `stride`-th pixel itself, before it multiplies.
-
-    Left to oneDNN, the gradient of its filter overruns memory on a CPU with AVX2 alone where there
-    are under 8 channels: https://github.com/uxlfoundation/oneDNN/issues/6035. Blocks of AVX-512
-    have 16.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        step = self.stride[0]
-        return F.conv2d(images[:, :, ::step, ::step], self.weight)
-
-
 class BasicBlock(nn.Module):
     """C BN ReLU C BN, plus the shortcut, then ReLU. He et al. 2015, fig. 2."""
 
@@ -291,8 +278,7 @@ def _imagenet_stem(width: int, before: Sequence[Layer]) -> nn.Sequential:
 
 
 def _projection(width_in: int, width: int, stride: int) -> nn.Module:
-    narrow = stride > 1 and width_in < 16
-    return (StridedFirst if narrow else nn.Conv2d)(width_in, width, 1, stride, bias=False)
+    return nn.Conv2d(width_in, width, 1, stride, bias=False)
 
 
 def _init_kaiming(network: nn.Module) -> None:

@@ -52,7 +52,7 @@ class SpeedNetConfig:
 
 
 class SpeedNet(nn.Module):
-    """(N, 3, H, W) normalised -> logits (N, K). Call `whiten_` before training."""
+    """(N, 3, H, W) normalised -> logits (N, K). Call `init_from_data_` before training."""
 
     def __init__(self, config: SpeedNetConfig) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ class SpeedNet(nn.Module):
         return logits
 
     @torch.no_grad()
-    def whiten_(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Set the first layer to the whitening of the images' patches, and its negative.
+    def init_from_data_(self, images: Tensor, eps: float = 5e-4) -> None:
+        """Set the stem to the whitening of the images' patches, and its negative.
 
         images: (N, 3, H, W) normalised float, a few thousand. Source: Page, "How to train your
         ResNet", part 8; eps from arXiv:2404.00498.

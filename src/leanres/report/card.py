@@ -15,7 +15,7 @@ from leanres.report.network import judged_split
 from leanres.report.record import read_run
 from leanres.report.sections import duration, percent
 from leanres.runs.ledger import differences, shown
-from leanres.runs.predictor import load
+from leanres.runs.predictor import load_predictor
 from leanres.runs.run import score
 from leanres.training.recipe import Recipe
 
@@ -42,7 +42,7 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     run, info = record.result, record.info
     if run is None:
         raise UserError(f"{folder} has no result: `leanres resume {folder}` measures it")
-    net, split = load(weights, device), judged_split(record, dataset)
+    net, split = load_predictor(weights, device), judged_split(record, dataset)
     logits, augmented = (net.logits(split.images, tta) for tta in ("none", run["tta"]))
     found = score(logits, augmented, split, run["tta"])
     low, high = wilson_interval(round(found["accuracy"] * found["n"]), found["n"])

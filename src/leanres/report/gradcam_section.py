@@ -13,10 +13,18 @@ from leanres.errors import UserError
 from leanres.metrics.accuracy import worst_errors
 from leanres.metrics.gradcam import METHODS, invalid_map_reasons, usual_layers
 from leanres.registry import unknown
-from leanres.report.network import Network, as_trained, images_of_step, read_recipe
+from leanres.report.network import (
+    as_trained,
+    explain,
+    first_filters,
+    images_of_step,
+    map_layers,
+    read_recipe,
+)
 from leanres.report.pictures import data_uri, enlarged, mosaic, overlay
 from leanres.report.record import Record
 from leanres.report.sections import Tile, percent
+from leanres.runs.predictor import Predictor
 from leanres.training.recipe import StepCounts
 
 EXPLAINED = 6  # images, each with two classes, two methods and (by default) two layers
@@ -32,7 +40,7 @@ class Looked:
 
 
 def gradcam_section(
-    record: Record, net: Network | None, images: Tensor | None, layers: Sequence[str]
+    record: Record, net: Predictor | None, images: Tensor | None, layers: Sequence[str]
 ) -> dict[str, Any] | None:
     """Grad-CAM and Grad-CAM++ on the surest mistakes, for the predicted and for the true class.
 
@@ -41,7 +49,7 @@ def gradcam_section(
     found = record.predictions
     if net is None or images is None or found is None:
         return None
-    sizes = net.layers(images[0])
+    sizes = map_layers(net, images[0])
     for layer in layers:
         if layer not in sizes:
             raise UserError(unknown("layer with maps", layer, list(sizes)))
@@ -51,7 +59,7 @@ def gradcam_section(
         return None
     classes = {"predicted": found.predicted[wrong], "true": found.labels[wrong]}
     columns = [(la, m, c) for la in chosen for m in METHODS for c in classes]
-    maps = [net.explain(images[wrong], la, classes[c], m) for la, m, c in columns]
+    maps = [explain(net, images[wrong], la, classes[c], m) for la, m, c in columns]
     return {
         "heads": [{"layer": la, "method": m} for la in chosen for m in METHODS],
         "classes": list(classes),
@@ -98,12 +106,12 @@ def _place(heat: Tensor) -> str:
     return f"strongest at {row} {column}"
 
 
-def inside(record: Record, net: Network | None, dataset: Dataset | None) -> dict[str, Any]:
+def inside(record: Record, net: Predictor | None, dataset: Dataset | None) -> dict[str, Any]:
     """First-layer filters, and training images as the network saw them in its first and last epoch.
 
     What is not at hand is None or empty.
     """
-    weights = None if net is None else net.first_filters()
+    weights = None if net is None else first_filters(net)
     return {
         "filters": None if weights is None else _filters(weights),
         "batches": [] if dataset is None else _batches(record, dataset),
@@ -119,8 +127,8 @@ def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
     try:
         recipe = read_recipe(record)
         train = as_trained(record, dataset).train
-        plan = StepCounts(recipe, len(train))
-        steps = {1: 0, recipe.epochs: plan.total - plan.steps_per_epoch}
+        counts = StepCounts(recipe, len(train))
+        steps = {1: 0, recipe.epochs: counts.total - counts.steps_per_epoch}
         return [
             _batch(epoch, images_of_step(recipe, train, step, SHOWN))
             for epoch, step in steps.items()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,50 +10,34 @@ from torch import Tensor, nn
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.metrics import gradcam
-from leanres.metrics.inference import predict_logits
 from leanres.report.record import Predictions, Record
 from leanres.runs.layout import PREDICTIONS
-from leanres.runs.weights import WEIGHTS, load_weights
+from leanres.runs.predictor import Predictor, load_predictor
+from leanres.runs.weights import WEIGHTS
 from leanres.training.batch import batches, shrink
-from leanres.training.device import Normalize
 from leanres.training.recipe import Recipe, StepCounts, from_dict
 
 
-@dataclass(frozen=True)
-class Network:
-    """A run's trained network in eval mode, with its normalisation, on the CPU."""
-
-    model: nn.Module
-    config: Any
-    normalize: Normalize
-
-    def logits(self, images: Tensor, tta: str = "none") -> Tensor:
-        """uint8 (N, 3, H, W) -> logits (N, K) float32."""
-        return predict_logits(self.model, images, normalize=self.normalize, tta=tta)
-
-    def layers(self, image: Tensor) -> dict[str, tuple[int, int]]:
-        """Layers with maps and their sizes, for images like this one (3, H, W) uint8."""
-        return gradcam.map_layers(self.model, self.normalize(image[None]))
-
-    def explain(self, images: Tensor, layer: str, classes: Tensor, method: str) -> Tensor:
-        """`gradcam.explain` of uint8 images (N, 3, H, W): maps (N, h, w)."""
-        return gradcam.explain(self.model, self.normalize(images), layer, classes, method)
-
-    def first_filters(self) -> Tensor | None:
-        """The weights (N, 3, k, k) of the first convolution; None where it reads no colours."""
-        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d))
-        first = next(convolutions, None)
-        return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
+def map_layers(net: Predictor, image: Tensor) -> dict[str, tuple[int, int]]:
+    """Layers with maps and their sizes, for images like this one (3, H, W) uint8."""
+    return gradcam.map_layers(net.model, net.normalize(image[None]))
 
 
-def load_network(record: Record) -> Network:
+def explain(net: Predictor, images: Tensor, layer: str, classes: Tensor, method: str) -> Tensor:
+    """`gradcam.explain` of uint8 images (N, 3, H, W): maps (N, h, w)."""
+    return gradcam.explain(net.model, net.normalize(images), layer, classes, method)
+
+
+def first_filters(net: Predictor) -> Tensor | None:
+    """The weights (N, 3, k, k) of the first convolution; None where it reads no colours."""
+    convolutions = (m for m in net.model.modules() if isinstance(m, nn.Conv2d))
+    first = next(convolutions, None)
+    return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
+
+
+def load_network(record: Record) -> Predictor:
     """The network of the run's weights file, on the CPU. UserError where there is none."""
-    path = record.folder / WEIGHTS
-    if not path.exists():
-        raise UserError(f"{record.folder} has no {WEIGHTS}: `leanres resume {record.folder}`")
-    model, config, preprocess = load_weights(path)
-    normalize = Normalize(preprocess.mean, preprocess.std)
-    return Network(model, config, normalize)
+    return load_predictor(record.folder, "cpu", "float32")
 
 
 def same_data(record: Record, dataset: Dataset) -> bool:
@@ -103,9 +86,9 @@ def images_of_step(recipe: Recipe, train: Split, step: int, count: int = 16) -> 
 
     (count, 3, H, W) uint8: what the network read, before normalisation.
     """
-    plan = StepCounts(recipe, len(train))
-    images, _ = next(batches(train, plan, step))
-    small = shrink(images[:count].float(), plan.scale(step))
+    counts = StepCounts(recipe, len(train))
+    images, _ = next(batches(train, counts, step))
+    small = shrink(images[:count].float(), counts.scale(step))
     return small.round().clamp(0, 255).to(torch.uint8)
 
 

@@ -16,8 +16,9 @@ from leanres.io import write_bytes
 from leanres.report import figures, network, sections
 from leanres.report.compare import check_comparable, config_of, cost, groups, table_row, verdicts
 from leanres.report.gradcam_section import gradcam_section, inside
-from leanres.report.network import Network, load_network, same_data, with_predictions
+from leanres.report.network import load_network, same_data, with_predictions
 from leanres.report.record import Record, read_run
+from leanres.runs.predictor import Predictor
 from leanres.runs.weights import WEIGHTS
 from leanres.version import __version__
 
@@ -122,7 +123,7 @@ def _images(record: Record, dataset: Dataset | None) -> Tensor | None:
     return None if dataset is None else network.judged_split(record, dataset).images.cpu()
 
 
-def _calibration(record: Record, net: Network | None, dataset: Dataset | None) -> dict[str, Any]:
+def _calibration(record: Record, net: Predictor | None, dataset: Dataset | None) -> dict[str, Any]:
     assert record.predictions is not None
     why, val = "", None
     if record.split == "val":

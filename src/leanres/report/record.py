@@ -18,7 +18,7 @@ from torch import Tensor
 from leanres.errors import UserError
 from leanres.metrics.accuracy import wilson_interval
 from leanres.runs.layout import INFO, METRICS, PREDICTIONS, TIMES, read_info, read_times
-from leanres.training.loop import Row
+from leanres.training.loop import MetricsRow
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Record:
 
     folder: Path
     info: dict[str, Any]
-    rows: list[Row]  # one per finished epoch, its times with it
+    rows: list[MetricsRow]  # one per finished epoch, its times with it
     predictions: Predictions | None
     notes: tuple[str, ...] = ()
 
@@ -119,7 +119,7 @@ def read_run(folder: Path | str) -> Record:
     return _with_predictions(record)
 
 
-def read_rows(path: Path) -> tuple[list[Row], int]:
+def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
     """The rows of metrics.jsonl and how many of its lines are damaged; ([], 0) without a file."""
     try:
         lines = path.read_bytes().splitlines()
@@ -129,7 +129,7 @@ def read_rows(path: Path) -> tuple[list[Row], int]:
     return rows, len([line for line in lines if line.strip()]) - len(rows)
 
 
-def _row(line: bytes) -> Row | None:
+def _row(line: bytes) -> MetricsRow | None:
     try:
         row = json.loads(line)
     except ValueError:  # UnicodeDecodeError is one too

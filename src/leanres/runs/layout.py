@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,48 +17,32 @@ from torch import Tensor
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.io import CheckpointError, write_bytes
-from leanres.training.loop import Row
-from leanres.runs.younger import completed
+from leanres.data.sources import Progress, load_data
+from leanres.io import LOCK, CheckpointError, write_bytes
+from leanres.training.loop import MetricsRow
 
 INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
-LOCK = ".lock"
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something already, with a UserError."""
+    if folder.exists() and (not folder.is_dir() or any(f.name != LOCK for f in folder.iterdir())):
+        raise UserError(
+            f"{folder} exists already: `leanres resume {folder}` continues it, --out names another"
+            " folder"
+        )
 
 
-class Lock:
-    """Holds a run folder against other processes until it is released, dropped, or killed.
+def is_queued(info: dict[str, Any]) -> bool:
+    """Whether the run of this run.json has not begun: `run.enqueue` wrote it."""
+    return "data" not in info
 
-    UserError where another process holds it. A file system without locks is used without.
+
+def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
+    """The content of run.json; UserError where the folder is no run.
+
+    One that has not begun is a UserError too, unless `queued` asks for it.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._descriptor = -1
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            self._descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            self._take(folder)
-
-    def _take(self, folder: Path) -> None:
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"{folder} is in use: another process is training there; wait for it or stop it"
-            ) from None
-        except OSError:
-            pass
-
-    def release(self) -> None:
-        """Let others have the folder."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    __del__ = release
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """The content of run.json; UserError where the folder is no run."""
     try:
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,27 +51,36 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / INFO} is damaged: {error}") from None
     if not isinstance(info, dict):
         raise CheckpointError(f"{folder / INFO} is damaged: not a JSON object")
-    for part, keys in _NEEDED.items():
-        for key in keys:
-            if not isinstance(info.get(part), dict) or key not in info[part]:
-                raise CheckpointError(f"{folder / INFO} is damaged: it lacks {part}.{key}")
-    return info | {"recipe": completed(info["recipe"])}
+    if queued and is_queued(info):
+        needed = {"recipe": ("model",), "origin": ()}
+    elif is_queued(info) and "origin" in info:
+        raise UserError(f"{folder} has not begun yet: `leanres resume {folder}` begins it")
+    else:
+        needed = _NEEDED
+    for part, keys in needed.items():
+        missing = next((key for key in keys if key not in info.get(part, {})), None)
+        if not isinstance(info.get(part), dict) or missing:
+            name = f"{part}.{missing}" if missing else part
+            raise CheckpointError(f"{folder / INFO} is damaged: it lacks {name}")
+    return info
 
 
-_NEEDED = {
+_NEEDED: dict[str, tuple[str, ...]] = {
     "recipe": ("model",),
+    "network": ("family",),
+    "origin": (),
     "preprocess": ("size",),
     "data": ("name", "source", "fingerprints"),
     "hardware": ("device", "precision", "compiled", "threads"),
 }
 
 
-def json_lines(rows: list[Row]) -> bytes:
+def json_lines(rows: list[MetricsRow]) -> bytes:
     """One JSON object a line; ValueError for a number that JSON has not."""
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
-def csv_table(history: list[Row], times: list[Row]) -> bytes:
+def csv_table(history: list[MetricsRow], times: list[MetricsRow]) -> bytes:
     """The metric rows with each epoch's times beside them."""
     by_epoch = {t["epoch"]: t for t in times}
     rows = [row | by_epoch.get(row["epoch"], {}) for row in history]
@@ -101,7 +91,7 @@ def csv_table(history: list[Row], times: list[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def read_times(path: Path) -> list[Row]:
+def read_times(path: Path) -> list[MetricsRow]:
     """The rows of times.jsonl; none where it is damaged."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -132,7 +122,7 @@ def fingerprints(d: Dataset) -> dict[str, str | None]:
     return prints | {"order": hashlib.sha256(d.train.digests.tobytes()).hexdigest()}
 
 
-def check_data(folder: Path, info: Row, dataset: Dataset) -> bool:
+def check_data(folder: Path, info: MetricsRow, dataset: Dataset) -> bool:
     """Whether the images come in the order in which the run in `folder` met them, too.
 
     UserError where they are others than run.json names.
@@ -144,6 +134,23 @@ def check_data(folder: Path, info: Row, dataset: Dataset) -> bool:
             " with --data and --path, or another folder"
         )
     return bool(now["order"] == then.get("order"))
+
+
+def load_data_of(
+    info: dict[str, Any],
+    name: str | None = None,
+    path: Path | None = None,
+    download: bool = True,
+    progress: Progress = None,
+) -> Dataset:
+    """The data that run.json's content names, or what is given in its place."""
+    known = info["origin"]
+    size = known.get("size") or info["preprocess"]["size"]
+    if name is None:
+        name = known.get("data") or info["data"]["name"]
+        kept = known.get("path") or (info["data"]["source"] if name == "folder" else None)
+        path = path or (Path(kept) if kept else None)
+    return load_data(name, path, size=size, download=download, progress=progress)
 
 
 def commit() -> str | None:

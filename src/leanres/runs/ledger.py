@@ -16,7 +16,6 @@ from typing import Any
 
 from leanres.errors import UserError
 from leanres.registry import Table, unknown
-from leanres.runs.younger import completed
 
 Row = dict[str, Any]
 SHOWN = ("name", "status", "model", "params", "epochs", "seed", "split", "accuracy", "accuracy_tta")
@@ -94,7 +93,7 @@ def _entries(path: Path) -> list[Row]:
 
 
 def _entry(path: Path, name: str, info: Mapping[str, Any]) -> Row:
-    recipe = completed(info["recipe"])
+    recipe = dict(info["recipe"])
     result = _result(info)
     is_run = path.name == "run.json"
     about: Row = {

@@ -1,9 +1,10 @@
-"""Predictor: a run folder or a weights file, ready to evaluate and to name what is in images."""
+"""Predictor: a run folder or a weights file, ready to evaluate and to classify images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from leanres.errors import UserError
 from leanres.metrics.inference import predict_both
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params
-from leanres.training.device import Engine, Normalize, detect
+from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess
 from leanres.runs.run import score
-from leanres.runs.weights import Preprocess, load_weights, weights_file
+from leanres.runs.weights import load_classifier, weights_file
+from leanres.training.device import Device, detect
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image: its most likely classes, likeliest first."""
+    """A network's answer for one image: its most likely classes, likeliest first."""
 
     path: Path
     classes: tuple[str, ...]
@@ -33,12 +35,30 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network with everything that its inputs and outputs need. Make it with `load`."""
+    """A trained network with its preprocessing, on a device. Make it with `load_predictor`."""
 
-    model: nn.Module
+    classifier: ImageClassifier
     config: ModelConfig
-    preprocess: Preprocess
-    engine: Engine
+    device: Device
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself: normalised floats in, logits out."""
+        return self.classifier.model
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Size, normalisation and class names."""
+        return self.classifier.preprocess
+
+    @property
+    def normalize(self) -> Normalize:
+        """Bytes to what the network reads."""
+        return self.classifier.normalize
+
+    @cached_property
+    def _accelerated(self) -> nn.Module:
+        return self.device.accelerate(self.model)
 
     def logits(self, images: Tensor, tta: str = "none") -> Tensor:
         """uint8 (N, 3, size, size) -> logits (N, K) float32 on the CPU."""
@@ -49,9 +69,12 @@ class Predictor:
         if images.shape[1:] != (3, size, size):
             shape = "x".join(map(str, images.shape[1:]))
             raise UserError(f"images of {shape}: this network was trained on 3x{size}x{size}")
-        normalize = Normalize(self.preprocess.mean, self.preprocess.std).to(self.engine.device)
         plain, augmented = predict_both(
-            self.model, images, normalize=normalize, tta=tta, autocast=self.engine.autocast()
+            self._accelerated,
+            images,
+            normalize=self.normalize,
+            tta=tta,
+            autocast=self.device.autocast(),
         )
         return plain.cpu(), augmented.cpu()
 
@@ -80,8 +103,7 @@ class Predictor:
     def _predict_batch(
         self, paths: list[Path], tta: str, top: int
     ) -> Iterator[Prediction | Unreadable]:
-        size = self.preprocess.size
-        outcomes = list(read_image_or_reason(paths, size))
+        outcomes = list(read_image_or_reason(paths, self.preprocess.size))
         arrays = [outcome for outcome in outcomes if not isinstance(outcome, str)]
         probs: Iterator[Tensor] = iter(())
         if arrays:
@@ -96,14 +118,15 @@ class Predictor:
             yield Prediction(path, names, tuple(best.tolist()))
 
 
-def load(path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
+def load_predictor(path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """The network of a run folder (its model.safetensors) or of a weights file, in eval mode.
 
     UserError for a path that is neither, CheckpointError for a damaged file.
     """
-    engine = detect(device, precision, compiled=False)
-    model, config, preprocess = load_weights(weights_file(path))
-    return Predictor(engine.place(model), config, preprocess, engine)
+    found = detect(device, precision, compiled=False)
+    classifier, config = load_classifier(weights_file(path))
+    placed: ImageClassifier = found.place(classifier)  # type: ignore[assignment]
+    return Predictor(placed, config, found)
 
 
 def find_images(paths: list[Path]) -> list[Path]:

@@ -4,67 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from torch import Tensor
 
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
+from leanres.io import Lock, write_bytes
+from leanres.metrics.accuracy import measure as measure_logits
 from leanres.metrics.inference import predict_both
-from leanres.metrics.accuracy import measure
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params
+from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
 from leanres.runs import checkpoint
-from leanres.training.device import (
-    Engine,
-    Normalize,
-    detect,
-    hardware,
-    matrix_rate,
-)
-from leanres.io import write_bytes
 from leanres.runs.layout import (
     CHECKPOINTS,
     INFO,
-    LOCK,
     METRICS,
     PREDICTIONS,
     TABLE,
     TIMES,
-    Lock,
     check_data,
+    check_free,
     commit,
     csv_table,
     fingerprints,
+    is_queued,
     json_lines,
+    load_data_of,
     read_info,
     read_times,
     write_predictions,
 )
+from leanres.runs.stop import Stop
+from leanres.runs.weights import WEIGHTS, load_classifier, save_weights, weights_file
+from leanres.training.device import Device, detect, hardware, matrix_rate
 from leanres.training.loop import (
+    MetricsRow,
     NonFiniteLossError,
-    Row,
     TrainState,
     check_finite,
     network_config,
     start,
     train,
 )
-from leanres.training.recipe import StepCounts, Recipe, recipe_as_started
 from leanres.training.preflight import preflight_check
-from leanres.runs.weights import WEIGHTS, Preprocess, save_weights, weights_file
+from leanres.training.recipe import Recipe, StepCounts, recipe_as_started
+from leanres.training.setup import Setup
 from leanres.version import __version__
 
-REST = 20  # times a save's seconds, between saves
+SAVE_SHARE = 20  # times a save's seconds, between saves
 LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
 
 
@@ -77,75 +73,48 @@ class Run:
     """A run folder and what is in memory of it. Make it with `create` or `reopen`."""
 
     folder: Path
-    recipe: Recipe
+    setup: Setup
     dataset: Dataset
-    engine: Engine
-    train: Split
     val: Split | None
     state: TrainState
     preprocess: Preprocess
-    normalize: Normalize
-    info: dict[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)  # the content of run.json
     notes: list[str] = field(default_factory=list)
-    times: list[Row] = field(default_factory=list)  # seconds and images/s per epoch
+    times: list[MetricsRow] = field(default_factory=list)  # seconds and images/s per epoch
     carried_s: float = 0.0  # spent on the running epoch before a stop
     lock: Lock | None = None
 
     @property
-    def plan(self) -> StepCounts:
+    def recipe(self) -> Recipe:
+        """The recipe that it trains."""
+        return self.setup.recipe
+
+    @property
+    def device(self) -> Device:
+        """Where it trains."""
+        return self.setup.device
+
+    @property
+    def counts(self) -> StepCounts:
         """The recipe in steps."""
-        return StepCounts(self.recipe, len(self.train))
+        return self.setup.counts
 
     @property
     def config(self) -> ModelConfig:
         """The network's shape."""
-        return network_config(self.recipe, self.train.classes)
+        return network_config(self.recipe, self.setup.train.classes)
 
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended the work between two steps, and all is saved; `number` says which."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-class Stop:
-    """While entered, the first Ctrl-C or SIGTERM is remembered instead of raised.
-
-    `signal` is its number, 0 if none came; `check` raises Stopped if one came. A second Ctrl-C
-    interrupts at once.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> Stop:
-        main = threading.current_thread() is threading.main_thread()  # others get no signals
-        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise Stopped if a signal came."""
-        if self.signal:
-            raise Stopped(self.signal)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self.lock is not None:
+            self.lock.release()
 
 
 def create(
     folder: Path,
     recipe: Recipe,
     dataset: Dataset,
-    engine: Engine,
+    device: Device,
     origin: dict[str, Any] | None = None,
 ) -> Run:
     """Start a run in a folder that does not exist yet, or is empty.
@@ -153,77 +122,92 @@ def create(
     `origin` goes into run.json as it is: what `reopen`'s loader needs to find the data again.
     """
     check_free(folder)
-    run = prepare(folder, recipe, dataset, engine)
-    run.info = _describe(run) | {"origin": origin or {}}
+    run = prepare(recipe, dataset, device, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror}") from None
     check_free(folder)  # another process may have been quicker
     run.lock = Lock(folder)
-    try:  # step 0, and run.json last: a folder that has one is one that `resume` goes on with
-        _save(run)
-        _write_info(run)
+    try:
+        _begin(run, origin or {})
     except BaseException:  # a full disk, Ctrl-C: the same command may be given again
-        run.lock.release()
+        run.release()
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return run
 
 
-def check_free(folder: Path) -> None:
-    """Refuse a folder that holds something already, with a UserError."""
-    if folder.exists() and (not folder.is_dir() or any(f.name != LOCK for f in folder.iterdir())):
-        raise UserError(
-            f"{folder} exists already: `leanres resume {folder}` goes on with it, --out names"
-            " another folder"
-        )
+def enqueue(folder: Path, recipe: Recipe, origin: dict[str, Any]) -> None:
+    """Write a run folder that `reopen`, so `leanres resume FOLDER`, will begin.
+
+    `origin` says where the data is (`data.sources.locate`) and may name `device`, `threads`,
+    `measure`, `tta` and `validate`.
+    """
+    check_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    info = {"leanres": __version__, "recipe": recipe.to_dict(), "origin": origin}
+    write_bytes(folder / INFO, json.dumps(info, indent=1).encode())
 
 
 def reopen(
     folder: Path,
     load: Callable[[dict[str, Any]], Dataset],
-    engine: Callable[[dict[str, Any]], Engine],
+    device: Callable[[dict[str, Any]], Device],
     epochs: int | None = None,
 ) -> Run:
-    """A run as its newest sound checkpoint left it; `epochs` extends (or shortens) its recipe.
+    """A run as its newest intact checkpoint left it; `epochs` extends (or shortens) its recipe.
 
-    Nothing is written before it goes on. `load` and `engine` get run.json's content and give data
-    and engine. UserError where the data is not what the run was trained on.
+    A queued one begins. Nothing is written before it continues. `load` and `device` get run.json's
+    content and give data and device. UserError where the data is not what the run was trained on.
     """
-    info = read_info(folder)
+    info = read_info(folder, queued=True)
     lock = Lock(folder)
-    recipe, renamed = recipe_as_started(info)
+    recipe, notes = recipe_as_started(info)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    run = prepare(folder, recipe, load(info), engine(info))
-    run.notes += renamed
-    if not check_data(folder, info, run.dataset):
-        run.notes.append(
-            "the images come in another order than before: the run goes on, not bit"
-            " for bit as it would have"
-        )
+    run = prepare(recipe, load(info), device(info), folder)
+    run.lock, run.notes = lock, run.notes + notes
+    if is_queued(info):
+        _begin(run, info["origin"])
+        return run
+    _check_same_data(run, info)
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
-    if run.recipe.teacher and _sha256(run.recipe.teacher) != info["teacher"]:
+    if recipe.teacher and _sha256(recipe.teacher) != info["teacher"]:
         raise UserError(
-            f"teacher = {run.recipe.teacher!r} is another one than {folder} has learnt from"
+            f"teacher = {recipe.teacher!r} is not the one that {folder} was trained with"
         )
-    if run.state.step > run.plan.total:
+    if run.state.step > run.counts.total:
         raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
-    run.lock = lock
+    now = hardware(run.device)
+    run.notes += _not_exact(info["hardware"], now)
     run.info = info | {"recipe": recipe.to_dict()}
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
-    if run.state.step < run.plan.total:
+    if run.state.step < run.counts.total:
         run.info.pop("result", None)
     run.times = [t for t in read_times(folder / TIMES) if t["step"] <= run.state.step]
-    run.info["resumed"] = [
-        *info.get("resumed", []),
-        {"step": run.state.step, "commit": commit(), "hardware": hardware(run.engine)},
-    ]
+    resumed = {"step": run.state.step, "commit": commit(), "hardware": now}
+    run.info["resumed"] = [*info.get("resumed", []), resumed]
     return run
 
 
-def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> Run:
+def _check_same_data(run: Run, info: dict[str, Any]) -> None:
+    if not check_data(run.folder, info, run.dataset):
+        run.notes.append(
+            "the images come in another order than before: the run continues, but not bit for bit"
+        )
+
+
+def _not_exact(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A note for what makes a resumed run differ in the last bits from the uninterrupted one."""
+    keys = ("kernels", "precision", "compiled", "threads", "torch", "device")
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]]
+    if not changed:
+        return []
+    return [f"the run continues, but not bit for bit as it would have: {', '.join(changed)}"]
+
+
+def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Path()) -> Run:
     """A run at step 0, in memory alone; `create` also makes its folder.
 
     UserError where recipe and images do not fit each other.
@@ -234,42 +218,69 @@ def prepare(folder: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> R
     mean, std = recipe.mean or own_mean, recipe.std or own_std
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
     preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes)
-    normalize = Normalize(mean, std)
-    engine.reset_compile_cache()
-    state = start(recipe, split, normalize, engine)
-    preflight_check(StepCounts(recipe, len(split)), split.subset([0, len(split) - 1]), state, normalize)
-    val = None if val is None else val.to(engine.device)
-    split = split.to(engine.device)
-    return Run(folder, recipe, dataset, engine, split, val, state, preprocess, normalize, info={})
+    device.reset_compile_cache()
+    setup = Setup(recipe, split.to(device.name), Normalize(mean, std), device)
+    state = start(setup, load_teacher(recipe.teacher, split, device) if recipe.teacher else None)
+    preflight_check(setup, state)
+    val = None if val is None else val.to(device.name)
+    return Run(folder, setup, dataset, val, state, preprocess)
 
 
-def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterator[Row]:
-    """Train to the end or to the stop, saving after epochs and at the stop.
+def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
+    """The network of a run folder or weights file. UserError for other classes or image sizes."""
+    try:
+        teacher = load_classifier(weights_file(path))[0]
+    except UserError as error:
+        raise UserError(f"teacher = {path!r}: {error}") from None
+    known = teacher.preprocess
+    if known.classes != train.classes or known.size != train.images.shape[-1]:
+        raise UserError(
+            f"teacher = {path!r} knows {', '.join(known.classes)} in images of {known.size} px,"
+            f" the data has {', '.join(train.classes)} in images of {train.images.shape[-1]} px:"
+            " give one that was trained on this data"
+        )
+    placed: ImageClassifier = device.place(teacher)  # type: ignore[assignment]
+    placed.model = device.accelerate(placed.model)
+    return placed
 
-    After each epoch, but no sooner than after `REST` times what the last save took: on a GPU an
-    epoch of a second is not followed by half a second of writing. Yields each epoch's row with
-    its `seconds` and `images_per_s`. A loss that is not finite is a UserError that names the step;
-    the checkpoint before it stays the newest.
+
+def epochs(
+    run: Run,
+    stop: Stop,
+    watch: Callable[[TrainState], None] = lambda state: None,
+    *,
+    until_epoch: int | None = None,
+    validate: bool = True,
+) -> Iterator[MetricsRow]:
+    """Train to the end, to `until_epoch` or to the stop, saving after epochs and at the stop.
+
+    After each epoch, but no sooner than after `SAVE_SHARE` times what the last save took: on a GPU
+    an epoch of a second is not followed by half a second of writing. Yields each epoch's row with
+    its `seconds` and `images_per_s`; without `validate` val is not measured. A loss that is not
+    finite is a UserError that names the step; the checkpoint before it stays the newest.
     """
+    last = math.inf if until_epoch is None else until_epoch * run.counts.steps_per_epoch
 
-    def go_on(state: TrainState) -> bool:
+    def keep_going(state: TrainState) -> bool:
         watch(state)
-        return not stop.signal
+        return not stop.signal and state.step < last
 
+    if run.state.step >= last:
+        return
     _write_info(run)  # what a resumed run has changed is so from its first step on, not before
     clock = time.perf_counter() - run.carried_s
     due = 0.0
-    rows = train(run.state, run.train, run.recipe, run.normalize, run.engine, run.val, watch=go_on)
+    rows = train(run.state, run.setup, run.val if validate else None, watch=keep_going)
     try:
         for row in rows:
             now = time.perf_counter()
             seconds, clock = now - clock, now
             run.times.append(_time(run, row, seconds))
-            if now >= due or run.state.step == run.plan.total:
+            if now >= due or run.state.step == run.counts.total:
                 _save(run)
-                due = time.perf_counter() + REST * (time.perf_counter() - now)
+                due = time.perf_counter() + SAVE_SHARE * (time.perf_counter() - now)
             yield row | run.times[-1]
-        if run.state.step < run.plan.total:  # stopped
+        if run.state.step < run.counts.total:  # stopped
             check_finite(run.state)
             if run.state.losses:  # within an epoch
                 run.info["unfinished_seconds"] = time.perf_counter() - clock
@@ -284,29 +295,124 @@ def epochs(run: Run, stop: Stop, watch: Callable[[TrainState], None]) -> Iterato
 
 
 def fit(
-    folder: Path | str, recipe: Recipe, dataset: Dataset, engine: Engine | None = None
+    folder: Path | str, recipe: Recipe, dataset: Dataset, device: Device | None = None
 ) -> dict[str, Any]:
     """Train `recipe` on `dataset` into a new run folder, measure it once, return the result.
 
     The result is run.json's: accuracy, accuracy_tta, nll, ece, per_class, confusion, n and more.
-    Ctrl-C saves and raises Stopped, a KeyboardInterrupt; `leanres resume FOLDER` goes on.
+    Ctrl-C saves and raises Stopped, a KeyboardInterrupt; `resume(FOLDER)` continues.
     """
-    engine = engine or detect("auto", recipe.precision, recipe.compiled)
-    engine.tune()
-    run = create(Path(folder), recipe, dataset, engine)
+    device = device or detect("auto", recipe.precision, recipe.compiled)
+    device.tune()
+    return complete(create(Path(folder), recipe, dataset, device))
+
+
+def resume(
+    folder: Path | str,
+    epochs: int | None = None,
+    *,
+    dataset: Dataset | None = None,
+    device: Device | None = None,
+) -> dict[str, Any]:
+    """Continue a run that was stopped, killed or queued, to its end; its result, as `fit`'s.
+
+    `epochs` extends a finished one. The data is loaded from where the run had it, unless it is
+    given; UserError where it is not the data that the run was trained on.
+    """
+
+    def on(info: dict[str, Any]) -> Device:
+        known = device or device_of(info)
+        known.tune()
+        return known
+
+    return complete(reopen(Path(folder), lambda info: dataset or load_data_of(info), on, epochs))
+
+
+def device_of(info: dict[str, Any], name: str = "auto") -> Device:
+    """The device that a run had, or the one named, with the precision that the run had there."""
+    known, recipe = info.get("hardware", {}), info["recipe"]
+    before = known.get("device", info["origin"].get("device", "auto"))
+    chosen = before if name == "auto" else name
+    if known and chosen.partition(":")[0] == before.partition(":")[0]:
+        return detect(chosen, known["precision"], known["compiled"])
+    return detect(chosen, recipe["precision"], recipe["compiled"])
+
+
+def complete(
+    run: Run,
+    watch: Callable[[TrainState], None] = lambda state: None,
+    on_epoch: Callable[[MetricsRow], None] = lambda row: None,
+    until_epoch: int | None = None,
+) -> dict[str, Any]:
+    """Train to the recipe's end, or to `until_epoch`, and measure once at the end: the result.
+
+    What to measure, and how, is in the run's origin. Empty where `until_epoch` came first. Raises
+    Stopped, with all saved, where Ctrl-C or SIGTERM came.
+    """
+    origin = run.info["origin"]
+    validate = origin.get("validate", True)
     try:
         with Stop() as stop:
-            for _ in epochs(run, stop, lambda state: None):
-                pass
+            for row in epochs(run, stop, watch, until_epoch=until_epoch, validate=validate):
+                on_epoch(row)
         stop.check()
-        return finish(run)
+        if run.state.step < run.counts.total:
+            return {}
+        return finish(run, origin.get("tta", "flip-shift"), origin.get("measure", "test"))
     finally:  # a notebook keeps the frame of what was interrupted, and the lock with it
-        if run.lock is not None:
-            run.lock.release()
+        run.release()
 
 
-def _time(run: Run, row: Row, seconds: float) -> Row:
-    images = run.plan.steps_per_epoch * run.plan.images_per_step
+def finish(run: Run, tta: str = "flip-shift", measure: str = "test") -> dict[str, Any]:
+    """Write the weights, measure them once, and record the result.
+
+    `measure` is "test", or "val" while one is still choosing; without a test split it is val, and
+    the result says so. Returns run.json's `result`.
+    """
+    network = run.state.averaged
+    save_weights(run.folder / WEIGHTS, network, run.config, run.preprocess)
+    test = run.dataset.test if measure == "test" else None
+    name, split = ("val", run.val) if test is None else ("test", test)
+    result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
+    if split is not None:
+        both = predict_both(
+            run.device.accelerate(network),
+            split.images,
+            normalize=run.setup.normalize,
+            tta=tta,
+            autocast=run.device.autocast(),
+        )
+        logits, logits_tta = (logits.cpu() for logits in both)
+        result |= score(logits, logits_tta, split, tta) | {"split": name}
+        write_predictions(run.folder / PREDICTIONS, logits, split)
+    result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
+    if result["train_seconds"] > LONG_S:
+        # A timing means nothing without it where machines are shared: it may halve within an hour.
+        result["matrix_tflops"] = round(matrix_rate(run.device), 3)
+    run.info["result"] = result
+    run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
+    _write_info(run)
+    return result
+
+
+def score(logits: Tensor, logits_tta: Tensor, split: Split, tta: str) -> dict[str, Any]:
+    """The figures of an evaluation: everything without augmentation, accuracy also with it."""
+    labels = split.labels.cpu()
+    return measure_logits(logits, labels).to_dict() | {
+        "accuracy_tta": measure_logits(logits_tta, labels).accuracy,
+        "tta": tta,
+    }
+
+
+def _begin(run: Run, origin: dict[str, Any]) -> None:
+    """Write step 0, and run.json last: a folder that has one is one that `resume` continues."""
+    run.info = _describe(run) | {"origin": origin}
+    _save(run)
+    _write_info(run)
+
+
+def _time(run: Run, row: MetricsRow, seconds: float) -> MetricsRow:
+    images = run.counts.steps_per_epoch * run.counts.images_per_step
     return {
         "epoch": row["epoch"],
         "step": row["step"],
@@ -323,47 +429,6 @@ def _save(run: Run) -> None:
     write_bytes(run.folder / TABLE, csv_table(run.state.history, run.times))
 
 
-def finish(run: Run, tta: str = "flip-shift", measure_on: str = "test") -> dict[str, Any]:
-    """Write the weights, measure them once, and record the result.
-
-    `measure_on` is "test", or "val" while one is still choosing; without a test split it is val,
-    and the result says so. Returns run.json's `result`.
-    """
-    network = run.state.averaged
-    save_weights(run.folder / WEIGHTS, network, run.config, run.preprocess)
-    test = run.dataset.test if measure_on == "test" else None
-    name, split = ("val", run.val) if test is None else ("test", test)
-    result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
-    if split is not None:
-        both = predict_both(
-            network,
-            split.images,
-            normalize=run.normalize,
-            tta=tta,
-            autocast=run.engine.autocast(),
-        )
-        logits, logits_tta = (logits.cpu() for logits in both)
-        result |= score(logits, logits_tta, split, tta) | {"split": name}
-        write_predictions(run.folder / PREDICTIONS, logits, split)
-    result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
-    if result["train_seconds"] > LONG_S:
-        # A timing means nothing without it where machines are shared: it may halve within an hour.
-        result["matrix_tflops"] = round(matrix_rate(run.engine), 3)
-    run.info["result"] = result
-    run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
-    _write_info(run)
-    return result
-
-
-def score(logits: Tensor, logits_tta: Tensor, split: Split, tta: str) -> dict[str, Any]:
-    """The figures of an evaluation: everything without augmentation, accuracy also with it."""
-    measured = measure(logits, split.labels.cpu())
-    return measured.to_dict() | {
-        "accuracy_tta": measure(logits_tta, split.labels.cpu()).accuracy,
-        "tta": tta,
-    }
-
-
 def _describe(run: Run) -> dict[str, Any]:
     return {
         "leanres": __version__,
@@ -376,12 +441,12 @@ def _describe(run: Run) -> dict[str, Any]:
         "data": {
             "name": run.dataset.name,
             "source": run.dataset.source,
-            "train": len(run.train),
+            "train": len(run.setup.train),
             "val": 0 if run.val is None else len(run.val),
             "test": 0 if run.dataset.test is None else len(run.dataset.test),
             "fingerprints": fingerprints(run.dataset),
         },
-        "hardware": hardware(run.engine),
+        "hardware": hardware(run.device),
     }
 
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.registry import Table
 
 Row = dict[str, Any]
@@ -197,7 +197,7 @@ class Trackers:
                 call(member)
             except Exception as error:  # a server that is away must not end a training
                 del self.members[name]
-                self.tell(f"{name} is told nothing more ({_one_line(error)}); the run goes on")
+                self.tell(f"logging to {name} is disabled ({first_line(error)}); the run continues")
 
 
 @contextmanager
@@ -219,11 +219,8 @@ def open_trackers(
                 trackers.members[name] = TRACKERS[name](folder, info, history)
             except Exception as error:
                 raise UserError(
-                    f"--track {name}: {_one_line(error)} (the run waits: leanres resume {folder})"
+                    f"--track {name}: {first_line(error)} (the run waits: leanres resume {folder})"
                 ) from error
             stack.callback(trackers.members[name].close)
         yield trackers
 
-
-def _one_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

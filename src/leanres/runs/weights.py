@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,13 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
 from leanres.errors import UserError
+from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
 from leanres.io import CheckpointError, write_bytes
 from leanres.version import __version__
 
 WEIGHTS = "model.safetensors"  # of a run folder
 KEY = "leanres"
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How an image becomes a network's input, and what its outputs mean."""
-
-    size: int  # pixels a side
-    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
 
 
 def save_weights(
@@ -95,6 +86,12 @@ def load_weights(path: Path) -> tuple[nn.Module, Any, Preprocess]:
             "give a file that leanres wrote"
         )
     return _rebuild(path, about, tensors)
+
+
+def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
+    """The network of a weights file with its normalisation, and its config; as `load_weights`."""
+    model, config, preprocess = load_weights(path)
+    return ImageClassifier(model, preprocess).eval(), config
 
 
 def _rebuild(

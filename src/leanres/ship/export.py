@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from leanres.errors import UserError
 from leanres.io import write_bytes
 from leanres.metrics.inference import predict_logits
+from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
 from leanres.registry import Table
-from leanres.runs.weights import Preprocess, load_weights, save_weights, weights_file
-from leanres.training.device import Normalize
+from leanres.runs.weights import load_weights, save_weights, weights_file
 from leanres.version import __version__
 
 IMAGES = 1000  # that an export is checked on
@@ -44,18 +44,6 @@ class Exported:
     images: int
     agreement: float
     drift: float
-
-
-class Whole(nn.Module):
-    """uint8 (N, 3, size, size), as images are stored -> probabilities (N, K)."""
-
-    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
-        super().__init__()
-        self.model, self.normalize = model, Normalize(preprocess.mean, preprocess.std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(self.normalize(images))
-        return logits.softmax(1)
 
 
 class DriftError(UserError):
@@ -127,7 +115,7 @@ def _write_onnx(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                Whole(model, preprocess).eval(),
+                nn.Sequential(ImageClassifier(model, preprocess), nn.Softmax(1)).eval(),
                 (example,),
                 dynamo=True,
                 input_names=["images"],

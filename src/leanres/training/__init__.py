@@ -1,1 +1,1 @@
-"""Training: recipe, optimizers, engine, the loop, and what keeps a run safe."""
+"""Training: recipe, optimizers, device, the loop, and what keeps a run safe."""

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanres.augment.mix import MIXES
-from leanres.augment.registry import Draw, augment, generator
+from leanres.augment.registry import augment
+from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split
 from leanres.training.recipe import Recipe, StepCounts
 
 # Pixels augmented at once, those of 2,048 images of 32 px: for a small batch's few images a GPU
 # would wait for each kernel.
-AHEAD = 2048 * 32**2
+PIXELS_AHEAD = 2048 * 32**2
 
 
 class Batch(NamedTuple):
@@ -43,35 +44,35 @@ def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
     return order.to(train.images.device)
 
 
-def batches(train: Split, plan: StepCounts, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(train: Split, counts: StepCounts, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """What the steps of a training train on, from step `first` on: images and their targets.
 
     Images (N, C, H, W) are repeated, augmented, and mixed where the recipe says so: targets are
     then probabilities (N, K), and else the labels (N,). All follows from the seed and the step.
     """
-    for epoch in range(first // plan.steps_per_epoch, plan.recipe.epochs):
-        yield from _of_epoch(train, plan, epoch, max(0, first - epoch * plan.steps_per_epoch))
+    for epoch in range(first // counts.steps_per_epoch, counts.recipe.epochs):
+        yield from _of_epoch(train, counts, epoch, max(0, first - epoch * counts.steps_per_epoch))
 
 
-def ahead(train: Split, plan: StepCounts) -> int:
+def steps_augmented_together(train: Split, counts: StepCounts) -> int:
     """The number of steps whose images are augmented at once."""
-    pixels = max(32**2, train.images[0, 0].numel())  # smaller ones go as if they were of 32 px
-    return max(1, AHEAD // (plan.images_per_step * pixels))
+    pixels = max(32**2, train.images[0, 0].numel())  # smaller images count as 32 px
+    return max(1, PIXELS_AHEAD // (counts.images_per_step * pixels))
 
 
 def _of_epoch(
-    train: Split, plan: StepCounts, epoch: int, first: int
+    train: Split, counts: StepCounts, epoch: int, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    recipe, size = plan.recipe, plan.batch_size
-    order = epoch_order(train, recipe.seed, epoch)[: plan.steps_per_epoch * size]
-    together = ahead(train, plan)
-    for begin in range(first // together * together, plan.steps_per_epoch, together):
-        part = order[begin * size : (begin + together) * size].repeat_interleave(
+    recipe, size = counts.recipe, counts.batch_size
+    order = epoch_order(train, recipe.seed, epoch)[: counts.steps_per_epoch * size]
+    block = steps_augmented_together(train, counts)
+    for begin in range(first // block * block, counts.steps_per_epoch, block):
+        part = order[begin * size : (begin + block) * size].repeat_interleave(
             recipe.augment_repeats
         )
         rng = generator(recipe.seed, epoch, begin + 1, device=train.images.device)
         images = augment(train.images[part], recipe.augment, Draw(rng, part, epoch, recipe.seed))
-        pieces = (torch.split(x, plan.images_per_step) for x in (images, train.labels[part]))
+        pieces = (torch.split(x, counts.images_per_step) for x in (images, train.labels[part]))
         for step, (inputs, labels) in enumerate(zip(*pieces, strict=True), begin):
             if step >= first:
                 yield _mixed(inputs, labels, len(train.classes), recipe, epoch, step)

@@ -1,4 +1,4 @@
-"""What the hardware offers: device, precision, memory format, compilation, a warm allocator."""
+"""Device: what the hardware offers. A new kind of device is one class and one entry of DEVICES."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.profiler import ProfilerActivity
 
 from leanres.errors import UserError
-from leanres.kernels.fuse import fused
-from leanres.kernels.pad_channels import pad_channels
-from leanres.kernels.tiled_conv import TiledConv
-from leanres.kernels.winograd import WinogradMode
+from leanres.registry import Table
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 _MMAP_MAX, _TRIM_THRESHOLD, _HUGE_PAGE_ADVICE = -4, -1, 14  # malloc.h, mman.h
@@ -29,39 +28,55 @@ _HUGE_PAGE = 2 << 20
 
 
 @dataclass(frozen=True)
-class Engine:
+class Device:
     """Where and how arithmetic happens; every field is resolved, none is "auto"."""
 
-    device: str
+    name: str  # as PyTorch names it: cpu, cuda, cuda:1
     precision: str  # of convolutions and matrix products; weights stay float32
-    compiled: bool  # kernels by torch.compile and, on a GPU, each step's as one CUDA graph
+    compiled: bool  # torch.compile makes the kernels
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass: its precision and, in float32 on a CPU, its convolutions.
+    kind: ClassVar[str]
+    captures_steps: ClassVar[bool] = False  # a compiled step is replayed as one graph
+    fused_optimizers: ClassVar[bool] = False  # one kernel updates all parameters
+    profiled: ClassVar[ProfilerActivity] = ProfilerActivity.CPU
 
-        Good for one use.
-        """
-        kind = torch.device(self.device).type
-        if kind == "cpu" and self.precision == "float32" and not self.compiled:
-            return WinogradMode()
-        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
+    @classmethod
+    def names(cls) -> list[str]:
+        """The devices of this kind that are usable here, the default one first."""
+        raise NotImplementedError
+
+    @classmethod
+    def multiplies_bfloat16(cls) -> bool:
+        """Whether the hardware multiplies bfloat16: emulated it is slower than float32."""
+        return False
+
+    @classmethod
+    def compiles(cls) -> bool:
+        """Whether to compile where a recipe does not say."""
+        return False
 
     def place(self, module: nn.Module) -> nn.Module:
         """The module on the device, channels last (in place, as nn.Module.to is)."""
-        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return module.to(self.name, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    def forward(self, model: nn.Module) -> nn.Module:
-        """What to call for a training step: the model, compiled or by other kernels as it pays."""
-        kind, half = torch.device(self.device).type, self.precision == "bfloat16"
-        if self.compiled:
-            network = pad_channels(model) if kind == "cuda" and half else model
-            # A kernel per image size: a general one is slower at each of a recipe's few.
-            return torch.compile(network, dynamic=False)  # type: ignore[return-value]
-        return TiledConv(fused(model)) if kind == "cpu" and half else model
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass: its precision. Good for one use."""
+        return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def captures(self) -> bool:
-        """Whether a step's kernels are captured and replayed (`training.graphs`)."""
-        return self.compiled and torch.device(self.device).type == "cuda"
+    def accelerate(self, model: nn.Module) -> nn.Module:
+        """What to call in place of `model`, uncompiled: the same parameters, by faster kernels."""
+        return _accelerate(model, replace(self, compiled=False))[0]
+
+    @property
+    def kernels(self) -> str:
+        """Which kernels compute a network: "own, AMX", or PyTorch's and why."""
+        return _accelerate(nn.Identity(), self)[1]
+
+    def training_forward(self, model: nn.Module) -> nn.Module:
+        """What to call for a training step: by faster kernels, compiled where it is to be."""
+        network = _accelerate(model, self)[0]
+        # A kernel per image size: a general one is slower at each of a recipe's few.
+        return torch.compile(network, dynamic=False) if self.compiled else network  # type: ignore[return-value]
 
     def reset_compile_cache(self) -> None:
         """Drop the kernels of earlier networks: PyTorch compiles eight of one class at most."""
@@ -69,74 +84,135 @@ class Engine:
             torch.compiler.reset()
 
     def tune(self) -> None:
-        """Set this process up for it: a warm allocator on a CPU, the fastest kernels on a GPU."""
-        kind = torch.device(self.device).type
-        if kind == "cpu":
-            keep_freed_memory()
-        elif kind == "cuda":
-            torch.backends.cudnn.benchmark = True  # shapes repeat: each is tried out once
-            torch.set_float32_matmul_precision("high")  # Muon's products need no 24 bits
+        """Set this process up for the device: its allocator, or how it chooses kernels."""
+
+    def low_precision_matmul(self) -> AbstractContextManager[object]:
+        """Products of float32 matrices in lower precision, where that is fast: for optimizers."""
+        return contextlib.nullcontext()
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock reads finished work."""
+
+    def fork_rng(self) -> AbstractContextManager[object]:
+        """Within it, PyTorch's global generators may be seeded; they are put back after."""
+        return torch.random.fork_rng(devices=[])
+
+    def peak_memory(self) -> int:
+        """Bytes in use at their most, so far; 0 where the system does not say."""
+        return 0
+
+    def model_name(self) -> str | None:
+        """The accelerator's own name; None for a CPU, which `describe_hardware` names anyway."""
+        return None
+
+
+class CPU(Device):
+    """The processor: bfloat16 with AMX or AVX512-BF16, freed memory kept for the next tensor.
+
+    Not compiled by default: on two cores the eager speed network is faster (docs/log.md).
+    """
+
+    kind = "cpu"
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return ["cpu"]
+
+    @classmethod
+    def multiplies_bfloat16(cls) -> bool:
+        return bool({"amx_bf16", "avx512_bf16"} & set(cpu_info("flags").split()))
+
+    def tune(self) -> None:
+        keep_freed_memory()
 
     @contextlib.contextmanager
     def low_precision_matmul(self) -> Iterator[None]:
-        """Products of float32 matrices by bfloat16 where a CPU is fast at it: for the optimizer.
-
-        PyTorch's setting is the process's, so it is put back.
-        """
-        if torch.device(self.device).type != "cpu" or self.precision != "bfloat16":
-            yield
-            return
+        # PyTorch's setting is the process's, so it is put back.
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium")
+        if self.precision == "bfloat16":
+            torch.set_float32_matmul_precision("medium")
         try:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
 
+    def peak_memory(self) -> int:
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+class CUDA(Device):
+    """An NVIDIA GPU: compiled kernels, each step captured as one CUDA graph."""
+
+    kind = "cuda"
+    captures_steps = True
+    fused_optimizers = True
+    profiled = ProfilerActivity.CUDA
+
+    @classmethod
+    def names(cls) -> list[str]:
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return [*["cuda"] * bool(cards), *(f"cuda:{i}" for i in range(cards))]
+
+    @classmethod
+    def multiplies_bfloat16(cls) -> bool:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+    @classmethod
+    def compiles(cls) -> bool:
+        return any(map(shutil.which, ("cc", "gcc", "clang")))  # Triton's launcher needs one
+
+    def tune(self) -> None:
+        torch.backends.cudnn.benchmark = True  # shapes repeat: each is tried out once
+        torch.set_float32_matmul_precision("high")  # Muon's products need no 24 bits
+
     def synchronize(self) -> None:
-        """Wait for the device, so that a clock reads finished work."""
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
+        torch.cuda.synchronize(self.name)
+
+    def fork_rng(self) -> AbstractContextManager[object]:
+        return torch.random.fork_rng(devices=[self.name])
+
+    def peak_memory(self) -> int:
+        return torch.cuda.max_memory_allocated(self.name)
+
+    def model_name(self) -> str | None:
+        return torch.cuda.get_device_name(self.name)
 
 
-def detect(device: str = "auto", precision: str = "auto", compiled: bool | None = None) -> Engine:
-    """The engine for this machine; arguments that are not "auto" or None are kept as given.
+DEVICES: Table[type[Device]] = Table("device", {"cuda": CUDA, "cpu": CPU})  # the best one first
 
-    bfloat16 where the hardware multiplies it (CUDA from Ampere on, AMX, AVX512-BF16): elsewhere
-    its emulation is slower than float32 (four times on an AVX-512 Xeon). Compilation on CUDA only:
-    on two cores the eager speed network was the faster one (docs/log.md).
+
+def detect(device: str = "auto", precision: str = "auto", compiled: bool | None = None) -> Device:
+    """The device to use; arguments that are not "auto" or None are kept as given.
+
+    "auto" is a GPU where there is one, and bfloat16 where the hardware multiplies it. UserError
+    for a device that is not usable here.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
-    kind = _resolve_device(device)
-    if precision == "auto":
-        precision = "bfloat16" if _multiplies_bfloat16(kind) else "float32"
-    if compiled is None:  # the compiler of kernels needs one of C for its launcher
-        compiled = kind.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
-    return Engine(str(kind), precision, compiled)
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and cpu_multiplies_bfloat16()
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    known = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{i}" for i in range(cards))]
-    if device not in known:
+    known = [name for kind in DEVICES.values() for name in kind.names()]
+    if device not in ("auto", *known):
         raise UserError(
             f"device {device!r} is not usable here: give one of auto, {', '.join(known)}"
         )
-    return torch.device(device)
+    name = known[0] if device == "auto" else device
+    kind = DEVICES[name.partition(":")[0]]
+    if precision == "auto":
+        precision = "bfloat16" if kind.multiplies_bfloat16() else "float32"
+    return kind(name, precision, kind.compiles() if compiled is None else compiled)
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU says that it has AMX tiles or AVX512-BF16 (Linux; elsewhere False)."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(_cpu_line("flags").split()))
+def _accelerate(model: nn.Module, device: Device) -> tuple[nn.Module, str]:
+    """The one place that knows of `leanres.kernels`; without that folder PyTorch computes."""
+    try:
+        from leanres.kernels import accelerate
+    except ImportError:
+        return model, "PyTorch's: leanres.kernels is not installed"
+    return accelerate(model, device.name, device.precision, device.compiled)
 
 
 def keep_freed_memory(reserve_gib: float = 6.0) -> str:
@@ -171,77 +247,81 @@ def _reserve_huge_pages(libc: ctypes.CDLL, gib: float) -> bool:
     return bool(done == 0)
 
 
-def matrix_rate(engine: Engine, n: int = 4096) -> float:
-    """TFLOP/s of an n x n x n product in the engine's precision: best of two after a small warm-up.
+class Stopwatch:
+    """Seconds between calls by name, the device idle at each; those of one name add up."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self.parts: dict[str, float] = {}
+        self.device.synchronize()
+        self.since = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        self.device.synchronize()
+        now = time.perf_counter()
+        self.parts[name] = self.parts.get(name, 0.0) + now - self.since
+        self.since = now
+
+
+def matrix_rate(device: Device, n: int = 4096) -> float:
+    """TFLOP/s of an n x n x n product in the device's precision: best of two after a warm-up.
 
     In another precision it would take minutes where that is emulated.
     """
-    a = torch.ones(n, n, dtype=getattr(torch, engine.precision), device=engine.device)
+    a = torch.ones(n, n, dtype=getattr(torch, device.precision), device=device.name)
     a[:64] @ a
     best = 0.0
     for _ in range(2):
-        engine.synchronize()
+        device.synchronize()
         start = time.perf_counter()
         a @ a
-        engine.synchronize()
+        device.synchronize()
         best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e12)
     return best
 
 
-def memory_rate(engine: Engine, mib: int = 512) -> float:
+def memory_rate(device: Device, mib: int = 512) -> float:
     """Bytes per second that a copy reads and writes together: best of three, far beyond caches."""
-    source = torch.zeros(mib << 18, device=engine.device)
+    source = torch.zeros(mib << 18, device=device.name)
     target = torch.ones_like(source)
     best = 0.0
     for _ in range(3):
-        engine.synchronize()
+        device.synchronize()
         start = time.perf_counter()
         target.copy_(source)
-        engine.synchronize()
+        device.synchronize()
         best = max(best, 2 * (mib << 20) / (time.perf_counter() - start))
     return best
 
 
-def hardware(engine: Engine) -> dict[str, object]:
-    """What a claim about speed must name: processor, cores, memory, versions, engine."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    cuda = torch.device(engine.device).type == "cuda"
+def hardware(device: Device) -> dict[str, Any]:
+    """What a claim about speed must name: processor, cores, memory, versions, kernels."""
+    memory = None  # Windows has no sysconf
+    if hasattr(os, "sysconf"):
+        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     return {
-        "cpu": _cpu_line("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(memory, 1),
-        "gpu": torch.cuda.get_device_name(engine.device) if cuda else None,
+        "memory_gib": memory,
+        "gpu": device.model_name(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        **asdict(engine),
+        "device": device.name,
+        "precision": device.precision,
+        "compiled": device.compiled,
+        "kernels": device.kernels,
     }
 
 
-def _cpu_line(key: str) -> str:
-    """The first line of /proc/cpuinfo with that key; "" where there is none."""
+def cpu_info(key: str) -> str:
+    """The first line of /proc/cpuinfo with that key; "" where there is none, as off Linux."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name.strip() == key:
                 return value.strip()
     return ""
-
-
-class Normalize(nn.Module):
-    """Bytes to what a network reads: (x / 255 - mean) / std per channel.
-
-    (N, C, H, W) uint8, or float in [0, 255] -> float32 of the same shape, channels last.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("shift", 255 * torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        # Channel by channel, then moved: three numbers in a row are too few for vector arithmetic.
-        floats = (images.to(torch.float32) - self.shift) * self.scale
-        return floats.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""A small network that is trained along and picks what the large one trains on."""
+"""Selective backpropagation: a small network selects the hard examples to train on."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanres.training.batch import Batch
-from leanres.training.device import Engine
-from leanres.training.recipe import StepCounts
+from leanres.training.setup import Setup
 
 
-def hardest(selector: nn.Module, batch: Batch, plan: StepCounts, engine: Engine) -> Tensor:
-    """The positions, rising, of the images that the selector has the largest losses on: int64.
+def hardest(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
+    """The positions, rising, of the images with the selector's largest losses: int64.
 
-    As many as the plan's `kept_per_step`. The selector's gradients of the whole batch are added on
-    the way, so that it learns from all images, and at no other cost than its own. The speed
-    records for 96 % pick half of each batch so (arXiv:2404.00498, section 5).
+    As many as the recipe's `selected_per_step`. The selector's gradients of the whole batch are
+    added on the way, so that it learns from all images. The speed records for 96 % select half of
+    each batch so (arXiv:2404.00498, section 5).
     """
-    recipe, whole = plan.recipe, len(batch.targets)
+    recipe, whole = setup.recipe, len(batch.targets)
     found = []
     for part in batch.parts(recipe.accumulate):
-        with engine.autocast():
+        with setup.device.autocast():
             logits = selector(part.inputs)
         losses = F.cross_entropy(
             logits.float(), part.targets, label_smoothing=recipe.label_smoothing, reduction="none"
         )
         (losses.sum() / whole).backward()  # type: ignore[no-untyped-call]
         found.append(losses.detach())
-    return torch.cat(found).topk(plan.kept_per_step).indices.sort().values
+    return torch.cat(found).topk(setup.counts.selected_per_step).indices.sort().values

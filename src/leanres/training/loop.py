@@ -15,25 +15,27 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from leanres.augment.registry import generator
+from leanres.augment.rng import generator
 from leanres.data.split import Split
 from leanres.metrics.inference import predict_logits
-from leanres.models.branch_layers import draws
+from leanres.models.branch_layers import is_random
 from leanres.models.config import ModelConfig
-from leanres.models.speednet import SpeedNet
+from leanres.models.preprocess import ImageClassifier
 from leanres.models.zoo import resolve
 from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.cuda_graph import Replay
-from leanres.training.device import Engine, Normalize
-from leanres.training.distill import Teacher, load_teacher, teach
+from leanres.training.device import Device
+from leanres.training.distill import teacher_logits
 from leanres.training.hard_examples import hardest
 from leanres.training.optim import OPTIMIZERS, classifier, set_lr_
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
+from leanres.training.setup import Setup
 
 CHANNELS_LAST = torch.channels_last
 CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
+Mark = Callable[[str], None]  # told the name of each part of a step when it is done
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -41,7 +43,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class StepResult(NamedTuple):
-    """What a step found, still on the device: mean loss (), correct predictions ().
+    """What a step measured, still on the device: mean loss (), correct predictions ().
 
     `gradient_norm` () of all gradients together is there at an epoch's last step; elsewhere it may
     be None.
@@ -53,22 +55,23 @@ class StepResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Compute:
-    """What computes a recipe's steps on an engine; nothing in it depends on the recipe's seed."""
+class StepFunction:
+    """The compiled forward passes of a recipe on a device; independent of the recipe's seed."""
 
     recipe: Recipe
-    engine: Engine
+    device: Device
     update: Callable[[Batch, bool], StepResult]  # a batch, and whether to measure the gradient
-    pick: nn.Module | None  # the selector's forward pass
+    select: nn.Module | None  # the selector's forward pass
 
-    def fits(self, recipe: Recipe, engine: Engine) -> bool:
-        """Whether it is of the same recipe, but for the seed, and engine."""
-        return (replace(self.recipe, seed=recipe.seed), self.engine) == (recipe, engine)
+    def fits(self, setup: Setup) -> bool:
+        """Whether it is of the same recipe, but for the seed, and the same device."""
+        same = replace(self.recipe, seed=setup.recipe.seed)
+        return (same, self.device) == (setup.recipe, setup.device)
 
 
 @dataclass
 class TrainState:
-    """All that changes while training; with the recipe and the data it decides what follows.
+    """All that changes while training; with the setup it decides what follows.
 
     The teacher is here because it is as the recipe says; it does not change.
     """
@@ -76,18 +79,23 @@ class TrainState:
     model: nn.Module
     optimizers: list[Optimizer]
     ema: nn.Module | None
-    teacher: Teacher | None = None
+    teacher: ImageClassifier | None = None
     selector: nn.Module | None = None  # its optimizers are the last of `optimizers`
     step: int = 0
-    history: list[Row] = field(default_factory=list)  # one row per finished epoch
+    history: list[MetricsRow] = field(default_factory=list)  # one row per finished epoch
     losses: list[Tensor] = field(default_factory=list)  # of the running epoch, one per step
     correct: list[Tensor] = field(default_factory=list)
-    compute: Compute | None = None  # made by `steps`, and kept: kernels and captures are dear
+    function: StepFunction | None = None  # cached: compiling and capturing are expensive
 
     @property
     def averaged(self) -> nn.Module:
         """The network to evaluate: the averaged one where there is one."""
         return self.model if self.ema is None else self.ema
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """What is trained: the model, and the selector where there is one."""
+        return [self.model] if self.selector is None else [self.model, self.selector]
 
 
 def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
@@ -95,117 +103,130 @@ def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
     return replace(resolve(recipe.model), num_classes=len(classes))
 
 
-def start(recipe: Recipe, train: Split, normalize: Normalize, engine: Engine) -> TrainState:
-    """A fresh state: network (its stem whitened, if it has such), optimizers, average, helpers.
-
-    UserError where the recipe's teacher is not there, or knows other classes or image sizes.
-    """
-    model = engine.place(_fresh(recipe.model, recipe, train, normalize))
+def start(setup: Setup, teacher: ImageClassifier | None = None) -> TrainState:
+    """A fresh state: networks with initial weights, their optimizers, the weight average."""
+    recipe = setup.recipe
+    model = initial_network(recipe.model, setup)
     optimizers = OPTIMIZERS[recipe.optimizer](model, recipe)
     selector = None
     if recipe.selector:
-        selector = engine.place(_fresh(recipe.selector, recipe, train, normalize))
+        selector = initial_network(recipe.selector, setup)
         optimizers += OPTIMIZERS[recipe.optimizer](selector, recipe)
-    normalize.to(engine.device)
+    setup.normalize.to(setup.device.name)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
-    teacher = load_teacher(recipe.teacher, train, engine) if recipe.teacher else None
     return TrainState(model, optimizers, ema, teacher, selector)
 
 
-def _fresh(
-    shape: str | ModelConfig, recipe: Recipe, train: Split, normalize: Normalize
-) -> nn.Module:
+def initial_network(shape: str | ModelConfig, setup: Setup) -> nn.Module:
+    """A network for the setup's classes on its device, its weights drawn from the recipe's seed.
+
+    One that has `init_from_data_` gets a sample of normalised images (N, C, H, W) to start from.
+    """
+    recipe = setup.recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = replace(resolve(shape), num_classes=len(train.classes)).build()
-    if isinstance(model, SpeedNet):
-        model.whiten_(normalize.cpu()(whitening_sample(train, recipe.seed)))
+        model = replace(resolve(shape), num_classes=len(setup.train.classes)).build()
+    init: Callable[[Tensor], None] | None = getattr(model, "init_from_data_", None)
+    if init is not None:
+        init(setup.normalize.cpu()(whitening_sample(setup.train, recipe.seed)))
     if recipe.optimizer == "sgd":
         with torch.no_grad():
             for p in classifier(model):
                 p.mul_(recipe.head_scale)
-    return model
+    return setup.device.place(model)
 
 
 def steps(
     state: TrainState,
-    train: Split,
-    recipe: Recipe,
-    normalize: Normalize,
-    engine: Engine,
-    factor: Callable[[int], float] | None = None,
+    setup: Setup,
+    lr_factor: Callable[[int], float] | None = None,
+    mark: Mark | None = None,
 ) -> Iterator[StepResult]:
-    """Run optimizer steps from `state.step` to the plan's end, yielding after each.
+    """Run optimizer steps from `state.step` to the recipe's end, yielding after each.
 
-    `factor(step)` is the share of each group's peak lr; None: as the recipe's schedule has it.
+    `lr_factor(step)` is the share of each group's peak lr; by default the recipe's schedule.
+    `mark` is called with the name of each part of a step when it is done; steps are then not
+    captured as graphs.
 
-    `train` lies on the engine's device. Order, augmentation and dropout are drawn from (seed,
-    epoch, step), so where one starts does not matter. No step waits for the device, but those of
-    a network that draws (dropout, stochastic depth, shake-shake).
+    Order, augmentation and dropout are drawn from (seed, epoch, step), so where one starts does
+    not matter. No step waits for the device, but those of a network that draws random numbers
+    itself (dropout, stochastic depth, shake-shake).
     """
-    plan = StepCounts(recipe, len(train))
-    if factor is None:
-        factor = plan.lr_factor
-    if state.compute is None or not state.compute.fits(recipe, engine):
-        state.compute = _compute(state, recipe, engine)
-    compute, pick = state.compute, state.compute.pick
-    networks = [model for model in (state.model, state.selector) if model is not None]
-    drawing = any(draws(module) for model in networks for module in model.modules())
-    for model in networks:
+    recipe, counts, device = setup.recipe, setup.counts, setup.device
+    lr_factor, done = lr_factor or counts.lr_factor, mark or _ignore
+    function = _step_function(state, setup, mark)
+    random = any(is_random(module) for model in state.networks for module in model.modules())
+    for model in state.networks:
         model.train()
-    for images, targets in batches(train, plan, state.step):
-        epoch, position = divmod(state.step, plan.steps_per_epoch)
-        inputs = shrink(normalize(images), plan.scale(state.step))
-        if state.step >= plan.freeze_stem:
-            for model in networks:
+    for images, targets in batches(setup.train, counts, state.step):
+        done("data and augmentation")
+        epoch, position = divmod(state.step, counts.steps_per_epoch)
+        inputs = shrink(setup.normalize(images), counts.scale(state.step))
+        done("normalise and resize")
+        if state.step >= counts.freeze_stem:
+            for model in state.networks:
                 freeze_stem_(model)
-        set_lr_(state.optimizers, factor(state.step))
-        last = position == plan.steps_per_epoch - 1
-        with _own_draws(drawing, recipe.seed, epoch, position, inputs.device):
-            if pick is not None:
-                kept = hardest(pick, Batch(inputs, targets), plan, engine)
+        set_lr_(state.optimizers, lr_factor(state.step))
+        with _seeded(random, device, recipe.seed, epoch, position):
+            if function.select is not None:
+                kept = hardest(function.select, Batch(inputs, targets), setup)
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
-            taught = teach(state.teacher, images, plan, engine)
+                done("selector")
+            taught = teacher_logits(state.teacher, images, setup)
             batch = Batch(inputs.contiguous(memory_format=CHANNELS_LAST), targets, taught)
             # Once an epoch is enough: the norm is read beside the losses, and costs a little.
-            result = compute.update(batch, last)
+            result = function.update(batch, position == counts.steps_per_epoch - 1)
         if state.ema is not None:
             average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
+            done("average of the weights")
         state.step += 1
         yield result
 
 
-def _compute(state: TrainState, recipe: Recipe, engine: Engine) -> Compute:
-    forward = engine.forward(state.model)
+def _ignore(part: str) -> None:
+    pass
+
+
+def _step_function(state: TrainState, setup: Setup, mark: Mark | None) -> StepFunction:
+    """The state's own, made and kept where it has none that fits; a new one with a `mark`."""
+    if mark is not None:
+        return _compile_step(state, setup, mark, capture=False)
+    if state.function is None or not state.function.fits(setup):
+        state.function = _compile_step(state, setup, _ignore, setup.device.captures_steps)
+    return state.function
+
+
+def _compile_step(state: TrainState, setup: Setup, mark: Mark, capture: bool) -> StepFunction:
+    recipe, device = setup.recipe, setup.device
+    forward = device.training_forward(state.model)
 
     def update(batch: Batch, measured: bool = True) -> StepResult:
-        loss, correct = backward(forward, batch, recipe, engine)
+        loss, correct = backward(forward, batch, recipe, device, mark)
         if recipe.sam_rho:
             with sam_perturbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
-                backward(forward, batch, recipe, engine)
+                backward(forward, batch, recipe, device, mark)
         norm = _gradient_norm(state.model) if measured else None
-        with engine.low_precision_matmul():
+        with device.low_precision_matmul():
             for optimizer in state.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+        mark("optimizer")
         return StepResult(loss, correct, norm)
 
-    if state.selector is not None:  # whose gradients come from outside of the update: no capture
-        return Compute(recipe, engine, update, engine.forward(state.selector))
-    if not engine.captures():
-        return Compute(recipe, engine, update, None)
+    if state.selector is not None:  # its gradients come from outside of the update: no capture
+        return StepFunction(recipe, device, update, device.training_forward(state.selector))
+    if not (capture and device.compiled):
+        return StepFunction(recipe, device, update, None)
     replay = Replay(update, state.model, state.optimizers)
-    return Compute(recipe, engine, lambda batch, _: replay(batch), None)
+    return StepFunction(recipe, device, lambda batch, _: replay(batch), None)
 
 
-def restart_(
-    state: TrainState, recipe: Recipe, train: Split, normalize: Normalize, engine: Engine
-) -> None:
+def restart_(state: TrainState, setup: Setup) -> None:
     """Bring a state to what `start` gives for the same recipe, its seed aside, in its own memory.
 
     So what has been compiled and captured for it is used again.
     """
-    fresh = start(recipe, train, normalize, engine)
+    fresh = start(setup, state.teacher)
     for name in ("model", "ema", "selector"):
         own, new = getattr(state, name), getattr(fresh, name)
         if own is None:
@@ -223,14 +244,12 @@ def restart_(
 
 
 @contextmanager
-def _own_draws(
-    drawing: bool, seed: int, epoch: int, step: int, device: torch.device
-) -> Iterator[None]:
+def _seeded(random: bool, device: Device, seed: int, epoch: int, step: int) -> Iterator[None]:
     """Seed the global generator, which a network draws from, for one step; then put it back."""
-    if not drawing:
+    if not random:
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with device.fork_rng():
         torch.manual_seed(generator(seed, epoch, step + 1, 1).initial_seed())
         yield
 
@@ -245,7 +264,7 @@ def freeze_stem_(model: nn.Module) -> None:
 
 
 def backward(
-    forward: nn.Module, batch: Batch, recipe: Recipe, engine: Engine
+    forward: nn.Module, batch: Batch, recipe: Recipe, device: Device, mark: Mark = _ignore
 ) -> tuple[Tensor, Tensor]:
     """Add a batch's gradients; its mean loss (), and its correct predictions ().
 
@@ -254,12 +273,14 @@ def backward(
     whole = len(batch.targets)
     results = []
     for part in batch.parts(recipe.accumulate):
-        with engine.autocast():
+        with device.autocast():
             logits = forward(part.inputs)
+        mark("forward")
         loss = loss_of(logits.float(), part, recipe) * (len(part.targets) / whole)
         loss.backward()  # type: ignore[no-untyped-call]
         labels = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
         results.append((loss.detach(), (logits.detach().argmax(1) == labels).sum()))
+        mark("backward")
     loss, correct = (torch.stack(column).sum(0) for column in zip(*results, strict=True))
     return loss, correct
 
@@ -276,12 +297,12 @@ def loss_of(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
         return loss
     t = recipe.distill_temperature
     own, theirs = ((x / t).log_softmax(1) for x in (logits, batch.taught))
-    apart = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
-    return (1 - weight) * loss + weight * t**2 * apart
+    divergence = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
+    return (1 - weight) * loss + weight * t**2 * divergence
 
 
 def ema_decay(decay: float, step: int) -> float:
-    """The average's decay at a step from 0 on: so far that it reaches over a tenth of the steps.
+    """The average's decay at a step from 0 on: rising, so that it spans a tenth of the steps.
 
     `decay` is the most: a short training's average is not of its first steps.
     Shamir & Zhang 2013, arXiv:1212.1824 (polynomial-decay averaging).
@@ -313,27 +334,24 @@ def _gradient_norm(model: nn.Module) -> Tensor:
 
 def train(
     state: TrainState,
-    data: Split,
-    recipe: Recipe,
-    normalize: Normalize,
-    engine: Engine,
+    setup: Setup,
     val: Split | None = None,
     watch: Callable[[TrainState], bool] = lambda state: True,
-) -> Iterator[Row]:
+) -> Iterator[MetricsRow]:
     """Train from `state` to the recipe's end, yielding one row of metrics per epoch.
 
     `watch(state)` is called after each step; False ends the generator there, between two steps,
     with everything in `state`. Raises NonFiniteLossError.
     """
-    plan = StepCounts(recipe, len(data))
-    for result in steps(state, data, recipe, normalize, engine):
+    per_epoch = setup.counts.steps_per_epoch
+    for result in steps(state, setup):
         state.losses.append(result.loss)
         state.correct.append(result.correct)
-        ended = state.step % plan.steps_per_epoch == 0
+        ended = state.step % per_epoch == 0
         if ended or state.step % CHECK_EVERY == 0:
             check_finite(state)
         if ended:
-            state.history.append(_row(state, result, plan, normalize, engine, val))
+            state.history.append(_row(state, result, setup, val))
             yield state.history[-1]
         if not watch(state):
             return
@@ -352,18 +370,11 @@ def check_finite(state: TrainState) -> None:
         raise NonFiniteLossError(f"the weights are not finite after step {state.step}")
 
 
-def _row(
-    state: TrainState,
-    last: StepResult,
-    plan: StepCounts,
-    normalize: Normalize,
-    engine: Engine,
-    val: Split | None,
-) -> Row:
+def _row(state: TrainState, last: StepResult, setup: Setup, val: Split | None) -> MetricsRow:
     assert last.gradient_norm is not None, "an epoch's last step has a gradient norm"
-    seen = len(state.losses) * plan.kept_per_step
-    row: Row = {
-        "epoch": state.step // plan.steps_per_epoch,
+    seen = len(state.losses) * setup.counts.selected_per_step
+    row: MetricsRow = {
+        "epoch": state.step // setup.counts.steps_per_epoch,
         "step": state.step,
         "lr": state.optimizers[0].param_groups[0]["lr"],
         "train_loss": float(torch.stack(state.losses).mean()),
@@ -372,10 +383,8 @@ def _row(
     }
     state.losses, state.correct = [], []
     if val is not None:
-        logits = predict_logits(
-            state.averaged, val.images, normalize=normalize, autocast=engine.autocast()
-        )
+        network, autocast = setup.device.accelerate(state.averaged), setup.device.autocast()
+        logits = predict_logits(network, val.images, normalize=setup.normalize, autocast=autocast)
         row["val_loss"] = float(F.cross_entropy(logits, val.labels))
         row["val_accuracy"] = float((logits.argmax(1) == val.labels).float().mean())
-        state.model.train()
     return row

@@ -1,4 +1,4 @@
-"""Recipe: every setting of a training run, its check, its JSON; StepCounts: the same in steps."""
+"""Recipe: every setting of a training, with its range; StepCounts: the same in optimizer steps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,93 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from functools import cache
+from typing import Annotated, Any
 
-from leanres.augment.mix import check_mix
-from leanres.augment.registry import Step, check_augment
+from leanres.augment.mix import MIXES
+from leanres.augment.registry import AUGMENTS
 from leanres.errors import UserError
 from leanres.models.config import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
-from leanres.registry import Table, unknown
-from leanres.settings import check_settings
+from leanres.registry import Convert, Range, Spec, Table, check_settings, checked, notes_of, unknown
+from leanres.registry import setting_types as types_of
 from leanres.training.device import PRECISIONS
-from leanres.training.optim import OPTIMIZERS, SCHEDULES, Clock, lr_factor
+from leanres.training.optim import OPTIMIZERS
+from leanres.training.schedules import SCHEDULES, SchedulePoint, lr_factor
 
-SPEED_AUGMENT: tuple[Step, ...] = (
+RATE, MUON_RATE = Range(1e-12, 1e3), Range(1e-12, 1e3)
+
+
+def _network(label: str, value: Any) -> str | ModelConfig:
+    if isinstance(value, Mapping):
+        return config_from_dict(value)
+    if isinstance(value, str):
+        if value:
+            MODELS[value]  # an unknown name raises
+        return value
+    if type(value) in FAMILIES.values():
+        config: ModelConfig = value
+        return config
+    raise UserError(f"{label} = {value!r}: give a name or {{family = ..., widths = ...}}")
+
+
+def _spec(table: Table[Any], label: str, value: Any) -> Spec:
+    """An entry of `table` with its settings, from "name" or [name, {setting = value}]."""
+    spec = [value, {}] if isinstance(value, str) else value
+    match list(spec) if isinstance(spec, list | tuple) else spec:
+        case [str(name), dict(settings)]:
+            prefix = f"{table.kind} {name}" if table is SCHEDULES else name
+            return (name, check_settings(table[name], prefix, settings))
+    raise UserError(f"{label} {value!r}: give a name or [name, {{setting = value}}]")
+
+
+def _specs(table: Table[Any], label: str, value: Any) -> tuple[Spec, ...]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{label} = {value!r}: give a list")
+    return tuple(_spec(table, f"{label} step", one) for one in value)
+
+
+def _one_of(known: tuple[str, ...], label: str, value: Any) -> str:
+    if value not in known:
+        raise UserError(f"{label} = {value!r}: give one of {', '.join(known)}")
+    return str(value)
+
+
+def _optimizer(label: str, value: Any) -> str:
+    OPTIMIZERS[checked(label, value, str)]
+    return str(value)
+
+
+def _channels(label: str, value: Any) -> tuple[float, ...]:
+    values: tuple[float, ...] = checked(label, value, Annotated[tuple[float, ...], Range(0, 1)])
+    if len(values) not in (0, 3):
+        raise UserError(f"{label} = {value!r}: give one number from 0 to 1 per channel, or none")
+    return values
+
+
+def _resizing(label: str, value: Any) -> tuple[tuple[float, float], ...]:
+    pairs: tuple[tuple[float, float], ...] = checked(label, value, tuple[tuple[float, float], ...])
+    shares = [share for share, _ in pairs]
+    fits = all(0 <= share < 1 and 0.25 <= scale <= 1 for share, scale in pairs)
+    if shares != sorted(shares) or not fits:
+        raise UserError(
+            f"{label} = {value}: give [share, scale] pairs, shares rising from 0 to below 1,"
+            " scales from 0.25 to 1"
+        )
+    return pairs
+
+
+Network = Annotated[str | ModelConfig, Convert(_network)]
+Augments = Annotated[tuple[Spec, ...], Convert(lambda *given: _specs(AUGMENTS, *given))]
+Mixes = Annotated[tuple[Spec, ...], Convert(lambda *given: _specs(MIXES, *given))]
+Schedule = Annotated[Spec, Convert(lambda *given: _spec(SCHEDULES, *given))]
+Optimizer = Annotated[str, Convert(_optimizer)]
+Precision = Annotated[str, Convert(lambda *given: _one_of(PRECISIONS, *given))]
+Channels = Annotated[tuple[float, ...], Convert(_channels)]
+Resizing = Annotated[tuple[tuple[float, float], ...], Convert(_resizing)]
+Share = Annotated[float, Range(0, 1)]
+
+SPEED_AUGMENT: tuple[Spec, ...] = (
     ("alternating_flip", {}),
     ("crop", {"padding": 2, "mode": "reflect"}),
 )
@@ -26,81 +100,128 @@ SPEED_AUGMENT: tuple[Step, ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run's outcome. Rates are for the mean loss of a batch.
+    """All that decides a training's outcome. Rates are for the mean loss of a batch.
 
-    Epochs and shares of training are converted to optimizer steps once, in `StepCounts`.
+    Epochs and shares of training are converted to optimizer steps once, in `StepCounts`. The text
+    beside each type is what `leanres recipes NAME` prints.
     """
 
-    model: str | ModelConfig = "speednet"  # a name of `leanres models`, or {family = ..., ...}
-    epochs: int = 9  # passes over the training images
-    batch_size: int = 2000  # images of an optimizer step
-    accumulate: int = 4  # parts that a batch goes through the network in, one after the other
-    augment: tuple[Step, ...] = SPEED_AUGMENT  # in this order: a name, or [name, {setting = x}]
-    augment_repeats: int = (
-        1  # copies of each image in a batch, augmented independently; arXiv:1901.09335
+    model: Annotated[Network, "a name of `leanres models`, or {family = ..., widths = ...}"] = (
+        "speednet"
     )
-    mix: tuple[Step, ...] = ()  # one of those named, drawn for each batch
-    selector: str | ModelConfig = ""  # small network that selects hard examples; "": none
-    select_fraction: float = (
-        0.5  # share of a batch, the selector's hardest, that the network trains on
+    epochs: Annotated[int, Range(1, 100_000), "passes over the training images"] = 9
+    batch_size: Annotated[int, Range(1, 65_536), "images of an optimizer step"] = 2000
+    accumulate: Annotated[
+        int, Range(1, 65_536), "gradient accumulation: parts that a batch is computed in"
+    ] = 4
+    augment: Annotated[
+        Augments, "augmentations, in this order: a name, or [name, {setting = x}]"
+    ] = SPEED_AUGMENT
+    augment_repeats: Annotated[
+        int,
+        Range(1, 256),
+        "repeated augmentation: copies of each image in a batch, augmented independently;"
+        " arXiv:1901.09335",
+    ] = 1
+    mix: Annotated[Mixes, "mixes of images and labels, one of them drawn for each batch"] = ()
+    selector: Annotated[
+        Network,
+        "selective backpropagation: a small network, trained along, that selects the hardest"
+        ' images of each batch; "": none',
+    ] = ""
+    select_fraction: Annotated[
+        float, Range(0.01, 1), "share of a batch that the selector leaves to train on"
+    ] = 0.5
+    progressive_resizing: Annotated[
+        Resizing,
+        "(share of training, scale) pairs: from that share on, images are resized to that scale of"
+        " their side. [[0, 0.75], [0.4, 1]] makes the first 40 % of the steps cost half; []: full"
+        " size",
+    ] = ()
+    label_smoothing: Annotated[
+        float, Range(0, 0.99), "share of the target that is spread over all classes"
+    ] = 0.2
+    teacher: Annotated[
+        str, 'knowledge distillation: a run folder or weights file to learn from; "": none'
+    ] = ""
+    distill_weight: Annotated[
+        Share, "the teacher's share of the loss, the labels have the rest"
+    ] = 0.7
+    distill_temperature: Annotated[
+        float, Range(0.01, 1000), "divides both networks' logits; arXiv:1503.02531"
+    ] = 2.0
+    optimizer: Annotated[
+        Optimizer, "the optimizer; muon updates the filters, AdamW all other parameters"
+    ] = "muon"
+    lr: Annotated[float, RATE, "peak learning rate: of the filters (muon), or of everything"] = 0.24
+    momentum: Annotated[float, Range(0, 0.9999), "of sgd and muon"] = 0.6
+    nesterov: Annotated[bool, "of sgd (muon always is)"] = True
+    betas: Annotated[
+        tuple[float, float],
+        Range(0, 0.999999),
+        "of adam, adamw, and of muon's AdamW for all other parameters",
+    ] = (0.85, 0.95)
+    weight_decay: Annotated[
+        float, Range(0, 10), "unused by muon, which resets the filters' norm at each step"
+    ] = 0.0
+    decay_all: Annotated[bool, "false: biases and norm scales are not decayed"] = True
+    head_scale: Annotated[
+        float,
+        Range(0.001, 1000),
+        "sgd only: the classifier learns as if its logits were multiplied by it",
+    ] = 1.0
+    bias_lr: Annotated[float, MUON_RATE, "muon only: AdamW's rate for biases and norms"] = 0.03
+    head_lr: Annotated[
+        float, MUON_RATE, "muon only: AdamW's rate for the classifier, divided by its inputs"
+    ] = 0.768
+    adamw_weight_decay: Annotated[
+        float, Range(0, 10), "muon only: AdamW's weight decay of biases, norms and classifier"
+    ] = 0.5
+    sam_rho: Annotated[
+        float, Range(0, 100), "radius of sharpness-aware minimisation, at twice the cost; 0: none"
+    ] = 0.0
+    sam_adaptive: Annotated[bool, "ASAM: the radius in units of each weight's own size"] = False
+    schedule: Annotated[Schedule, "of the learning rate: a name, or [name, {setting = x}]"] = (
+        "linear",
+        {},
     )
-    # (share of training, scale): from that share on, images are shrunk to that scale of their
-    # side. [[0, 0.75], [0.4, 1]] makes the first 40 % of the steps cost half; (): full size.
-    progressive_resizing: tuple[tuple[float, float], ...] = ()
-    label_smoothing: float = 0.2  # share of the target that is spread over all classes
-    teacher: str = ""  # a run folder or weights file to learn from; "": none
-    distill_weight: float = 0.7  # the teacher's share in the loss, the labels have the rest
-    distill_temperature: float = 2.0  # by which both networks' logits are divided; arXiv:1503.02531
-    optimizer: str = "muon"  # of the filters; AdamW has the rest then
-    lr: float = 0.24  # of the filters (muon), or of everything
-    momentum: float = 0.6  # sgd, muon
-    nesterov: bool = True  # sgd (muon always is)
-    betas: tuple[float, float] = (0.85, 0.95)  # adam, adamw, and muon's biases and classifier
-    weight_decay: float = 0.0  # unused by muon, which resets the filters' norm at each step
-    decay_all: bool = True  # false: biases and norm scales are not decayed
-    head_scale: float = 1.0  # sgd only: the classifier learns as if logits were multiplied by it
-    bias_lr: float = 0.03  # muon only: biases and norms, by AdamW
-    head_lr: float = 0.768  # muon only: the classifier, by AdamW; divided by its inputs
-    adamw_weight_decay: float = 0.5  # muon only: of biases, norms and classifier, as AdamW's
-    sam_rho: float = 0.0  # radius of sharpness-aware minimisation, at twice the cost; 0: none
-    sam_adaptive: bool = False  # every weight's own size as the unit of that radius
-    schedule: Step = ("linear", {})  # a name, or [name, {setting = value}]
-    warmup: float = 0.0  # share of training in which the lr rises from 0
-    freeze_stem_at: float = 1 / 3  # share of training after which `model.stem` is fixed; 1: never
-    ema: float = 0.0  # decay per step of the averaged weights, less in the first steps; 0: none
-    mean: tuple[float, ...] = ()  # of channels, in [0, 1]; []: the training images' own
-    std: tuple[float, ...] = ()  # the same, divided by
-    val: int = 0  # images held out of train, stratified, to choose by; 0: train on all
-    precision: str = "auto"  # of convolutions and products; auto: bfloat16 where it is fast
-    compiled: bool | None = None  # whether kernels are compiled; not given: where it pays
-    seed: int = 0  # of weights, order and augmentation
+    warmup: Annotated[
+        float, Range(0, 0.99), "share of training in which the lr rises linearly from 0"
+    ] = 0.0
+    freeze_stem_at: Annotated[
+        Share, "layer freezing: share of training after which `model.stem` is fixed; 1: never"
+    ] = 1 / 3
+    ema: Annotated[
+        float,
+        Range(0, 0.999999),
+        "exponential moving average of the weights: its decay per step, less in the first steps;"
+        " 0: none",
+    ] = 0.0
+    mean: Annotated[
+        Channels, "of each channel, in [0, 1], subtracted; []: the training images' own"
+    ] = ()
+    std: Annotated[Channels, "the same, divided by"] = ()
+    val: Annotated[
+        int,
+        Range(0, 10**9),
+        "training images held out, stratified by class, to choose by; 0: train on all",
+    ] = 0
+    precision: Annotated[
+        Precision, "of convolutions and matrix products; auto: bfloat16 where it is fast"
+    ] = "auto"
+    compiled: Annotated[
+        bool | None, "whether torch.compile makes the kernels; not given: where it is faster"
+    ] = None
+    seed: Annotated[int, Range(0, 2**63 - 1), "of weights, order and augmentation"] = 0
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Recipe)
-        for f in fields(self):
-            object.__setattr__(self, f.name, _as(hints[f.name], f.name, getattr(self, f.name)))
-        _check_names(self)
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"{name} = {value}: give a value from {low:g} to {high:g}")
-        name, settings = self.schedule
-        check_settings(SCHEDULES[name], f"schedule {name}", settings)
-        lr_factor(self.schedule, Clock(0, 100 * self.epochs, 100, self.lr))  # refuses wrong values
-        if name == "one-cycle" and self.warmup:
+        for name, hint in setting_types().items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
+        # One step of it refuses settings that do not fit each other.
+        lr_factor(self.schedule, SchedulePoint(0, 100 * self.epochs, 100, self.lr))
+        if self.schedule[0] == "one-cycle" and self.warmup:
             raise UserError(
                 f"schedule one-cycle rises by itself: set warmup = 0, not {self.warmup}"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas = {self.betas}: give two numbers from 0 to below 1")
-        shares = [share for share, _ in self.progressive_resizing]
-        fits = all(
-            0 <= share < 1 and 0.25 <= scale <= 1 for share, scale in self.progressive_resizing
-        )
-        if shares != sorted(shares) or not fits:
-            raise UserError(
-                f"progressive_resizing = {self.progressive_resizing}: give [share, scale] pairs,"
-                " shares rising from 0 to below 1, scales from 0.25 to 1"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,155 +232,61 @@ class Recipe:
         return plain
 
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, 100_000),
-    "batch_size": (1, 65_536),
-    "accumulate": (1, 65_536),
-    "augment_repeats": (1, 256),
-    "select_fraction": (0.01, 1),
-    "label_smoothing": (0, 0.99),
-    "head_scale": (0.001, 1000),
-    "distill_weight": (0, 1),
-    "distill_temperature": (0.01, 1000),
-    "sam_rho": (0, 100),
-    "lr": (1e-12, 1e3),
-    "momentum": (0, 0.9999),
-    "weight_decay": (0, 10),
-    "adamw_weight_decay": (0, 10),
-    "bias_lr": (1e-12, 1e3),
-    "head_lr": (1e-12, 1e3),
-    "warmup": (0, 0.99),
-    "freeze_stem_at": (0, 1),
-    "ema": (0, 0.999999),
-    "val": (0, 10**9),
-    "seed": (0, 2**63 - 1),
-}
+@cache
+def setting_types() -> dict[str, Any]:
+    """The type of each setting, its range and its description beside it."""
+    return types_of(Recipe)
 
 
-def _check_names(recipe: Recipe) -> None:
-    tables: tuple[tuple[Table[Any], str], ...] = (
-        *((MODELS, name) for name in (recipe.model, recipe.selector) if name and type(name) is str),
-        (OPTIMIZERS, recipe.optimizer),
-        (SCHEDULES, recipe.schedule[0]),
-    )
-    for table, name in tables:
-        table[name]  # an unknown name raises
-    for name, settings in recipe.augment:
-        check_augment(name, settings)
-    for name, settings in recipe.mix:
-        check_mix(name, settings)
-    if recipe.precision not in PRECISIONS:
-        raise UserError(f"precision = {recipe.precision!r}: give one of {', '.join(PRECISIONS)}")
+def describe_settings() -> dict[str, str]:
+    """What each setting means, and the entries to choose from where a table holds them."""
+    notes = {
+        name: next(note for note in notes_of(hint) if isinstance(note, str))
+        for name, hint in setting_types().items()
+    }
+    tables: dict[str, Table[Any]] = {
+        "augment": AUGMENTS,
+        "mix": MIXES,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+    }
+    return notes | {
+        name: f"{notes[name]}; there are: {', '.join(sorted(table))}"
+        for name, table in tables.items()
+    }
 
 
 def from_dict(settings: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
     """A recipe from plain settings over `base`; unknown keys and wrong types are errors."""
-    base = Recipe() if base is None else base
     known = [f.name for f in fields(Recipe)]
     for key in settings:
         if key not in known:
             raise UserError(unknown("setting", key, known))
-    return replace(base, **settings)
+    return replace(base or Recipe(), **settings)
 
 
 def matches_run(info: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether what run.json or a lap of a race says is a training of `recipe`, network included."""
-    begun = _network(info)
-    same = begun is None or begun == _sized_as(begun, recipe)
-    return same and from_dict(info["recipe"]) == recipe
+    """Whether a run.json, or a run in a ledger entry, is a training of `recipe`."""
+    return same_network(info, recipe) and from_dict(info["recipe"]) == recipe
+
+
+def same_network(info: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether the run's network is the one that the recipe names, but for the classes."""
+    network = info.get("network")  # a run that has not begun has none
+    if network is None:
+        return True
+    begun = config_from_dict(network)
+    return begun == replace(resolve(recipe.model), num_classes=begun.num_classes)
 
 
 def recipe_as_started(info: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """The recipe that run.json holds with the network it meant then, and a note if that differs."""
+    """The recipe of run.json with the network it meant then, and a note if that differs now."""
     # A name may mean another network in a later version, and its weights may even fit.
     recipe = from_dict(info["recipe"])
-    begun = _network(info)
-    if begun is None or begun == _sized_as(begun, recipe):
+    if same_network(info, recipe):
         return recipe, []
-    note = f"{recipe.model} is another network by now: the run goes on with the one it began with"
-    return replace(recipe, model=begun), [note]
-
-
-def _network(info: Mapping[str, Any]) -> ModelConfig | None:
-    network = info.get("network")  # folders older than this entry have none
-    return None if network is None else config_from_dict(network)
-
-
-def _sized_as(other: ModelConfig, recipe: Recipe) -> ModelConfig:
-    return replace(resolve(recipe.model), num_classes=other.num_classes)
-
-
-def _as(kind: Any, key: str, value: Any) -> Any:
-    if key in ("model", "selector"):
-        return _model(key, value)
-    if key == "schedule":
-        return _step(key, value)
-    if key in ("mean", "std"):
-        return _channels(key, value)
-    if key in ("augment", "mix"):
-        return tuple(_step(f"{key} step", step) for step in _sequence(key, value))
-    if key == "progressive_resizing":
-        return tuple(_pair(key, pair) for pair in _sequence(key, value))
-    if key == "betas":
-        return _pair(key, value)
-    if key == "compiled" and value is None:
-        return None
-    kind = bool if key == "compiled" else kind
-    whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
-    if whole or (kind is int and isinstance(value, float) and value.is_integer()):
-        return kind(value)
-    if type(value) is not kind:
-        raise UserError(f"{key} = {value!r}: give {_ARTICLES[kind]}")
-    return value
-
-
-_ARTICLES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a name",
-}
-
-
-def _model(key: str, value: Any) -> str | ModelConfig:
-    if isinstance(value, Mapping):
-        return config_from_dict(value)
-    if isinstance(value, str) or type(value) in FAMILIES.values():
-        own: str | ModelConfig = value
-        return own
-    raise UserError(f"{key} = {value!r}: give a name or {{family = ..., widths = ...}}")
-
-
-def _sequence(key: str, value: Any) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise UserError(f"{key} = {value!r}: give a list")
-    return list(value)
-
-
-def _pair(key: str, value: Any) -> tuple[float, float]:
-    match _sequence(key, value):
-        case [int() | float() as a, int() | float() as b] if bool not in (type(a), type(b)):
-            return (float(a), float(b))
-    raise UserError(f"{key}: {value!r} is not a pair of numbers")
-
-
-def _step(key: str, step: Any) -> Step:
-    if isinstance(step, str):
-        return (step, {})
-    match list(step) if isinstance(step, (list, tuple)) else step:
-        case [str(name), dict(settings)]:
-            return (name, settings)
-    raise UserError(f"{key} {step!r}: give a name or [name, {{setting = value}}]")
-
-
-def _channels(key: str, value: Any) -> tuple[float, ...]:
-    values = _sequence(key, value)
-    if not all(type(v) in (int, float) and 0 <= v <= 1 for v in values) or len(values) not in (
-        0,
-        3,
-    ):
-        raise UserError(f"{key} = {value!r}: give one number from 0 to 1 per channel, or none")
-    return tuple(map(float, values))
+    note = f"{recipe.model} is another network by now: the run continues with the original one"
+    return replace(recipe, model=config_from_dict(info["network"])), [note]
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -305,18 +332,18 @@ class StepCounts:
 
     @property
     def images_per_step(self) -> int:
-        """What is augmented for a step: a batch, times its copies."""
+        """Images augmented for a step: a batch, times its repeats."""
         return self.batch_size * self.recipe.augment_repeats
 
     @property
-    def kept_per_step(self) -> int:
-        """What the network trains on in a step: all of it, or what the selector picks."""
+    def selected_per_step(self) -> int:
+        """Images that the network trains on in a step: all of them, or what the selector leaves."""
         share = self.recipe.select_fraction if self.recipe.selector else 1.0
         return max(1, round(share * self.images_per_step))
 
     @property
     def warmup(self) -> int:
-        """Steps of the lr's rise."""
+        """Steps of the lr's linear rise."""
         return round(self.recipe.warmup * self.total)
 
     @property
@@ -326,13 +353,13 @@ class StepCounts:
 
     def lr_factor(self, step: int) -> float:
         """The share of the peak lr at `step`."""
-        at = Clock(step, self.total, self.steps_per_epoch, self.recipe.lr)
-        return lr_factor(self.recipe.schedule, at, self.warmup)
+        point = SchedulePoint(step, self.total, self.steps_per_epoch, self.recipe.lr)
+        return lr_factor(self.recipe.schedule, point, self.warmup)
 
     def scale(self, step: int) -> float:
         """The share of an image's side that is trained on at `step`."""
         scale = 1.0
-        for share, at in self.recipe.progressive_resizing:
+        for share, value in self.recipe.progressive_resizing:
             if step >= round(share * self.total):
-                scale = at
+                scale = value
         return scale

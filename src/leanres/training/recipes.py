@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import re
 import textwrap
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanres.augment.mix import MIXES
-from leanres.augment.registry import AUGMENTS, Step
 from leanres.errors import UserError
+from leanres.io import toml_value
 from leanres.models.cost import summarize
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
-from leanres.registry import Table
-from leanres.training.optim import OPTIMIZERS, SCHEDULES
-from leanres.training.recipe import Recipe, StepCounts, from_dict
+from leanres.registry import Spec, Table
+from leanres.training.recipe import Recipe, StepCounts, describe_settings, from_dict
 
 # The least that recipes before the speed records do: full size, plain loss, nothing frozen.
 PLAIN = Recipe(
@@ -40,13 +34,13 @@ SMALL_DATA = Recipe(
     bias_lr=0.01,
     head_lr=0.256,
 )
-CROP_FLIP: tuple[Step, ...] = (("crop", {"padding": 4}), ("flip", {}))
-BUDGET_AUGMENT: tuple[Step, ...] = (
+CROP_FLIP: tuple[Spec, ...] = (("crop", {"padding": 4}), ("flip", {}))
+BUDGET_AUGMENT: tuple[Spec, ...] = (
     ("auto_augment", {}),
     *CROP_FLIP,
     ("perspective", {"distortion": 0.6, "p": 0.5}),
 )
-HOLE: Step = ("cutout", {"size": 8})
+HOLE: Spec = ("cutout", {"size": 8})
 
 
 def _modified(number: int, **settings: Any) -> Recipe:
@@ -84,7 +78,7 @@ def _budget(model: str, **settings: Any) -> Recipe:
     )
 
 
-def _hole(model: str, schedule: Step, lr: float, **settings: Any) -> Recipe:
+def _hole(model: str, schedule: Spec, lr: float, **settings: Any) -> Recipe:
     """24 epochs of SGD at batch 512 on crops, flips and a hole: the assignment's terms."""
     return replace(
         PLAIN,
@@ -273,52 +267,23 @@ def cost(recipe: Recipe, images: int = 50_000) -> float:
     Two for the forward, four for the backward pass; smaller images by their area, a selector sees
     all that it picks from; without frozen layers and the optimizer. SAM passes twice.
     """
-    plan = StepCounts(recipe, images)
-    areas = sum(plan.scale(step) ** 2 for step in range(plan.total))
-    macs = plan.kept_per_step * summarize(resolve(recipe.model)).macs * (2 if recipe.sam_rho else 1)
+    counts = StepCounts(recipe, images)
+    areas = sum(counts.scale(step) ** 2 for step in range(counts.total))
+    passes = 2 if recipe.sam_rho else 1
+    macs = counts.selected_per_step * summarize(resolve(recipe.model)).macs * passes
     if recipe.selector:
-        macs += plan.images_per_step * summarize(resolve(recipe.selector)).macs
+        macs += counts.images_per_step * summarize(resolve(recipe.selector)).macs
     return 6.0 * macs * areas
-
-
-def setting_notes() -> dict[str, str]:
-    """What each setting of a recipe means: the comment that stands beside it in the source."""
-    notes: dict[str, str] = {}
-    above: list[str] = []
-    for line in inspect.getsource(Recipe).splitlines():
-        if comment := re.fullmatch(r"    # (.*)", line):
-            above.append(comment[1])
-        elif setting := re.fullmatch(r"    (\w+): .*?(?:  # (.*))?", line):
-            notes[setting[1]] = " ".join([*above, setting[2] or ""]).strip()
-            above = []
-    tables: dict[str, Iterable[str]] = {
-        "augment": AUGMENTS,
-        "mix": MIXES,
-        "optimizer": OPTIMIZERS,
-        "schedule": SCHEDULES,
-    }
-    return notes | {
-        name: f"{notes[name]}; there are: {', '.join(sorted(table))}"
-        for name, table in tables.items()
-    }
 
 
 def to_toml(recipe: Recipe) -> str:
     """Every setting with what it means, as a file that `load_recipe` takes."""
-    notes = setting_notes()
+    notes = describe_settings()
     lines = []
     for name, value in recipe.to_dict().items():
-        given = f"{name} = {_toml(value)}" if value is not None else f"# {name} = ..."
+        given = f"{name} = {toml_value(value)}" if value is not None else f"# {name} = ..."
         lines += [*(f"# {line}" for line in textwrap.wrap(notes[name], 98)), given, ""]
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_toml(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value)
 
 
 def load_recipe(name_or_path: str) -> Recipe:

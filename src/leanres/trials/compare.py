@@ -18,7 +18,8 @@ from leanres.models.zoo import resolve
 from leanres.registry import Table
 from leanres.runs import run as runs
 from leanres.runs.layout import INFO, check_data, read_info
-from leanres.training.device import Engine
+from leanres.runs.stop import Stop
+from leanres.training.device import Device
 from leanres.training.loop import TrainState
 from leanres.training.recipe import Recipe, from_dict, matches_run
 from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, HOLE, RECIPES
@@ -193,7 +194,7 @@ def _fitted(settings: dict[str, Any]) -> dict[str, Any]:
 def compare(
     comparison: Comparison,
     dataset: Dataset,
-    engine: Engine,
+    device: Device,
     folder: Path,
     seeds: list[int],
     changes: dict[str, Any],
@@ -211,7 +212,7 @@ def compare(
     held_out = dataset.val is not None or all(recipe.val for recipe in chosen.values())
     if not {"test": dataset.test is not None, "val": held_out}.get(measure_on):
         raise UserError(f"measure {measure_on}: there are no such images; give test or val")
-    job, reported = _Job(folder, dataset, engine, measure_on), comparison.reported
+    job, reported = _Job(folder, dataset, device, measure_on), comparison.reported
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for seed in seeds:  # seed by seed, so that a table of whole pairs exists early
         for name, recipe in chosen.items():
@@ -243,7 +244,7 @@ class _Job:
 
     folder: Path
     dataset: Dataset
-    engine: Engine
+    device: Device
     measure_on: str
 
     def finished(self, name: str, recipe: Recipe) -> tuple[Path, bool]:
@@ -273,12 +274,12 @@ class _Job:
     def train(self, place: Path, recipe: Recipe) -> None:
         """Begin or go on, and measure."""
         if (place / INFO).exists():
-            run = runs.reopen(place, lambda _: self.dataset, lambda _: self.engine)
+            run = runs.reopen(place, lambda _: self.dataset, lambda _: self.device)
         else:
-            run = runs.create(place, recipe, self.dataset, self.engine)
+            run = runs.create(place, recipe, self.dataset, self.device)
         # Only the end counts; measured after every epoch, many held-out images cost as much again.
         held_out, run.val = run.val, None
-        with runs.Stop() as stop:
+        with Stop() as stop:
             for _ in runs.epochs(run, stop, _ignore):
                 pass
         stop.check()

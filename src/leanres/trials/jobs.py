@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from leanres.errors import UserError
 from leanres.runs.layout import INFO, METRICS, read_info
-from leanres.runs.run import Stop
+from leanres.runs.stop import Stop
 from leanres.training.recipe import Recipe, from_dict, matches_run
 from leanres.trials.race import add_race_run, read_entry, read_race_run
 

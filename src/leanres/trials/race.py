@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from leanres.bench.step import Clock
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import write_bytes
@@ -23,8 +22,9 @@ from leanres.metrics.statistics import mean_sd
 from leanres.models.zoo import config_to_dict
 from leanres.runs import run as runs
 from leanres.runs.layout import INFO, METRICS, commit, fingerprints, read_info
+from leanres.runs.stop import Stop
 from leanres.training.cuda_graph import WARM_UP
-from leanres.training.device import Engine, hardware, matrix_rate
+from leanres.training.device import Device, Stopwatch, hardware, matrix_rate
 from leanres.training.loop import restart_, steps
 from leanres.training.recipe import Recipe, StepCounts, from_dict, matches_run
 
@@ -35,23 +35,23 @@ Lap = dict[str, Any]
 
 
 def cold_runs(
-    words: list[str], recipe: Recipe, seeds: Iterable[int], folder: Path, engine: Engine
+    words: list[str], recipe: Recipe, seeds: Iterable[int], folder: Path, device: Device
 ) -> Iterator[Lap]:
     """Each seed by `cold_run`, its run folder named `folder` and the seed."""
     for seed in seeds:
         mine = from_dict({"seed": seed}, recipe)
-        yield cold_run(words, mine, folder.with_name(f"{folder.name}-{seed}"), engine)
+        yield cold_run(words, mine, folder.with_name(f"{folder.name}-{seed}"), device)
 
 
-def cold_run(words: list[str], recipe: Recipe, folder: Path, engine: Engine) -> Lap:
+def cold_run(words: list[str], recipe: Recipe, folder: Path, device: Device) -> Lap:
     """The user's way: `leanres train WORDS` in a process of its own, from start to answer.
 
     `recipe` is what WORDS and its seed come to. `wall_seconds` holds the interpreter, the data,
     the compiler and the evaluation too. A run in `folder` that was cut off is resumed, which spoils
-    its wall clock (None then) and nothing else; a finished one is taken as it is. Stopped where a
+    its wall watch (None then) and nothing else; a finished one is taken as it is. Stopped where a
     signal came, once the training has saved. UserError where `folder` holds another run.
     """
-    rates = matrix_rates(engine)
+    rates = matrix_rates(device)
     info = read_info(folder) if (folder / INFO).exists() else None
     if info is not None and not matches_run(info, recipe):
         raise UserError(f"{folder} holds a run of another recipe: give another --runs")
@@ -76,7 +76,7 @@ def _leanres(words: list[str]) -> int:
     """The exit code of a leanres process. Our Ctrl-C and SIGTERM reach it as one SIGTERM."""
     command = [sys.executable, "-m", "leanres", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    with runs.Stop() as stop:
+    with Stop() as stop:
         while process.poll() is None and not stop.signal:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.2)
@@ -104,49 +104,50 @@ def read_race_run(folder: Path) -> Lap:
 
 
 def warm_runs(
-    recipe: Recipe, seeds: Iterable[int], dataset: Dataset, engine: Engine, tta: str = "flip-shift"
+    recipe: Recipe, seeds: Iterable[int], dataset: Dataset, device: Device, tta: str = "flip-shift"
 ) -> Iterator[Lap]:
-    """The records' way: in one process, compiled and warmed up before the clock starts.
+    """The records' way: in one process, compiled and warmed up before the watch starts.
 
     `train_seconds` holds initialisation, whitening and training, `evaluate_seconds` the test
     images with augmentation; the images lie on the device.
     """
     if dataset.test is None:
         raise UserError(NO_TEST)
-    ready = runs.prepare(Path(), recipe, dataset, engine)
-    test = dataset.test.to(engine.device)
+    ready = runs.prepare(recipe, dataset, device)
+    test = dataset.test.to(device.name)
     state = ready.state
-    for step in phases(ready.plan):
+    for step in phases(ready.counts):
         state.step = step
-        for _ in islice(steps(state, ready.train, recipe, ready.normalize, engine), WARM_UP + 1):
+        for _ in islice(steps(state, ready.setup), WARM_UP + 1):
             pass
     for seed in seeds:
         mine = from_dict({"seed": seed}, recipe)
-        rates = matrix_rates(engine)
-        clock = Clock(engine)
-        restart_(state, mine, ready.train, ready.normalize, engine)
-        for _ in steps(state, ready.train, mine, ready.normalize, engine):
+        setup = replace(ready.setup, recipe=mine)
+        rates = matrix_rates(device)
+        watch = Stopwatch(device)
+        restart_(state, setup)
+        for _ in steps(state, setup):
             pass
-        clock("train")
+        watch("train")
         plain, augmented = predict_both(
             state.averaged,
             test.images,
-            normalize=ready.normalize,
+            normalize=ready.setup.normalize,
             tta=tta,
-            autocast=engine.autocast(),
+            autocast=device.autocast(),
         )
-        clock("evaluate")
+        watch("evaluate")
         yield {
             "seed": seed,
             "accuracy": accuracy(plain, test.labels),
             "accuracy_tta": accuracy(augmented, test.labels),
             "tta": tta,
             "n": len(test),
-            "train_seconds": clock.parts["train"],
-            "evaluate_seconds": clock.parts["evaluate"],
+            "train_seconds": watch.parts["train"],
+            "evaluate_seconds": watch.parts["evaluate"],
             "matrix_tflops": rates,
             "commit": commit(),
-            "hardware": hardware(engine),
+            "hardware": hardware(device),
             "fingerprints": fingerprints(dataset),
             "recipe": mine.to_dict(),
             "network": config_to_dict(ready.config),
@@ -159,9 +160,9 @@ def phases(plan: StepCounts) -> list[int]:
     return sorted({s for s in (0, *starts, plan.freeze_stem) if s < plan.total})
 
 
-def matrix_rates(engine: Engine) -> dict[str, float]:
+def matrix_rates(device: Device) -> dict[str, float]:
     """TFLOP/s of a 4096^3 product by precision: shared machines drift, so each lap states it."""
-    return {engine.precision: round(matrix_rate(engine), 3)}
+    return {device.precision: round(matrix_rate(device), 3)}
 
 
 def race(

@@ -25,7 +25,8 @@ from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_to_dict
 from leanres.runs import run as runs
 from leanres.runs.layout import CHECKPOINTS, INFO
-from leanres.training.device import Engine
+from leanres.runs.stop import Stop
+from leanres.training.device import Device
 from leanres.training.recipe import Recipe, from_dict
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def search(
     bounds: Bounds,
     recipe: Recipe,
     dataset: Dataset,
-    engine: Engine,
+    device: Device,
     folder: Path,
     trials: int = 20,
     seed: int = 0,
@@ -164,7 +165,7 @@ def search(
     _check_same(folder, asked | {"data": dataset.train.fingerprint})
     study = _study(folder, recipe, seed)
     while len(_ended(study)) < trials:
-        candidate = _try_one(study, bounds, recipe, dataset, engine, folder)
+        candidate = _try_one(study, bounds, recipe, dataset, device, folder)
         if candidate is not None:
             watch(candidate)
         elif _astray(study) >= PATIENCE:
@@ -253,7 +254,7 @@ def _try_one(
     bounds: Bounds,
     recipe: Recipe,
     dataset: Dataset,
-    engine: Engine,
+    device: Device,
     folder: Path,
 ) -> Candidate | None:
     """Train one network of the sampler's choice; None where it brings nothing new."""
@@ -266,7 +267,7 @@ def _try_one(
         trial.set_user_attr("nothing new", True)
         study.tell(trial, state=TrialState.FAIL)
         return None
-    run = _open(folder / _name(config), from_dict({"model": config}, recipe), dataset, engine)
+    run = _open(folder / _name(config), from_dict({"model": config}, recipe), dataset, device)
     # A network that diverges is a bad one; the search goes on.
     with contextlib.suppress(runs.DivergedError):
         for row in _rows(run):
@@ -291,16 +292,16 @@ def _name(config: ResNetConfig) -> str:
     )
 
 
-def _open(place: Path, recipe: Recipe, dataset: Dataset, engine: Engine) -> runs.Run:
+def _open(place: Path, recipe: Recipe, dataset: Dataset, device: Device) -> runs.Run:
     if (place / INFO).exists():
-        return runs.reopen(place, lambda _: dataset, lambda _: engine)
-    return runs.create(place, recipe, dataset, engine)
+        return runs.reopen(place, lambda _: dataset, lambda _: device)
+    return runs.create(place, recipe, dataset, device)
 
 
 def _rows(run: runs.Run) -> Iterator[dict[str, Any]]:
     """The epochs that are behind, then those ahead as they end. Stopped where a signal came."""
     yield from run.state.history[:]
-    with runs.Stop() as stop:
+    with Stop() as stop:
         for row in runs.epochs(run, stop, lambda state: None):
             if not stop.signal:  # else this network's fate waits for the next call
                 yield row
@@ -308,7 +309,7 @@ def _rows(run: runs.Run) -> Iterator[dict[str, Any]]:
 
 
 def _candidate(run: runs.Run, config: ResNetConfig) -> Candidate:
-    cost, rows = _cost(config, run.train), run.state.history
+    cost, rows = _cost(config, run.setup.train), run.state.history
     accuracy = rows[-1]["val_accuracy"] if rows else 0.0  # none: it diverged in its first epoch
     return Candidate(
         name=run.folder.name,

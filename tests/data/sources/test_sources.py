@@ -68,7 +68,7 @@ def prints(data: Dataset) -> list[str]:
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_gives_splits_that_share_classes_and_say_where_they_are_from(name, tmp_path):
     paths = {"cifar10": write_binary(tmp_path / "c"), "folder": write_images(tmp_path / "f")}
-    data = load(name, paths.get(name))
+    data = load_data(name, paths.get(name))
     assert data.name == name
     assert data.source
     assert data.test is not None
@@ -78,14 +78,14 @@ def test_every_source_gives_splits_that_share_classes_and_say_where_they_are_fro
 
 def test_an_unknown_source_names_the_nearest():
     with pytest.raises(UserError, match=r"no data source 'cifar'; did you mean 'cifar10'\?"):
-        load("cifar")
+        load_data("cifar")
 
 
 def test_a_path_in_place_of_a_name_is_a_folder_of_images(tmp_path):
     root = write_images(tmp_path / "pictures")
-    assert prints(load(str(root))) == prints(load("folder", root))
+    assert prints(load_data(str(root))) == prints(load_data("folder", root))
     with pytest.raises(UserError, match=r"absent is not a folder"):
-        load(str(tmp_path / "absent"))
+        load_data(str(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_path_in_place_of_a_name_is_a_folder_of_images(tmp_path):
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, words):
     with pytest.raises(UserError, match=words):
-        load(**arguments)
+        load_data(**arguments)
 
 
 # the order for CIFAR-10
@@ -111,9 +111,9 @@ def test_a_given_path_comes_before_the_environment_and_that_before_the_cache(
     given, named = write_binary(tmp_path / "given", 1), write_binary(tmp_path / "named", 2)
     write_binary(cache / "cifar-10-batches-bin", 3)
     monkeypatch.setenv("LEANRES_DATA", str(named))
-    seen = [load(path=given).source, load().source]
+    seen = [load_data(path=given).source, load_data().source]
     monkeypatch.delenv("LEANRES_DATA")
-    seen.append(load().source)
+    seen.append(load_data().source)
     assert [Path(source.split(" (")[0]) for source in seen] == [
         given, named, cache / "cifar-10-batches-bin"
     ]  # fmt: skip
@@ -127,12 +127,12 @@ def test_a_given_place_that_lacks_the_data_is_an_error_and_nothing_else_is_tried
     with pytest.raises(
         UserError, match=r"given path .*empty holds no CIFAR-10 \(looked for data_b"
     ):
-        load(path=tmp_path / "empty")
+        load_data(path=tmp_path / "empty")
     with pytest.raises(UserError, match=r"given path .*absent does not exist"):
-        load(path=tmp_path / "absent")
+        load_data(path=tmp_path / "absent")
     monkeypatch.setenv("LEANRES_DATA", str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"\$LEANRES_DATA .*empty holds no CIFAR-10"):
-        load()
+        load_data()
 
 
 def test_an_environment_that_names_a_missing_folder_is_passed_over_and_said(
@@ -140,13 +140,13 @@ def test_an_environment_that_names_a_missing_folder_is_passed_over_and_said(
 ):
     write_binary(cache)
     monkeypatch.setenv("LEANRES_DATA", str(tmp_path / "gone"))
-    assert any("gone does not exist" in note for note in load().notes)
+    assert any("gone does not exist" in note for note in load_data().notes)
 
 
 @pytest.mark.parametrize("download", [True, False])
 def test_without_data_the_error_lists_what_was_tried_and_the_ways_out(cache, download):
     with pytest.raises(UserError) as caught:
-        load(download=download)
+        load_data(download=download)
     message = str(caught.value)
     assert ("no network in this test" in message) == download
     for words in ("$LEANRES_DATA", str(cache), "--data digits"):
@@ -163,8 +163,8 @@ def test_a_download_lands_in_the_cache_and_is_read_from_there(tmp_path, monkeypa
 
     with pytest.MonkeyPatch.context() as network:
         network.setattr(cifar10, "download", fake)
-        first = load()
-    again = load(download=False)
+        first = load_data()
+    again = load_data(download=False)
     assert prints(first) == prints(again)
     assert again.train.images.shape == (5 * ROWS, 3, 32, 32)
 
@@ -172,18 +172,18 @@ def test_a_download_lands_in_the_cache_and_is_read_from_there(tmp_path, monkeypa
 def test_a_complete_set_that_was_decoded_before_is_found_without_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_COMPLETE", (5 * ROWS, ROWS))
     folder = write_binary(tmp_path / "usb_stick")
-    expected = prints(load(path=folder))
+    expected = prints(load_data(path=folder))
     folder.rename(tmp_path / "unplugged")
-    found = load(download=False)
+    found = load_data(download=False)
     assert prints(found) == expected
     assert "usb_stick" in found.source
 
 
 def test_a_part_of_cifar10_is_said_to_be_one_and_never_taken_from_the_cache(tmp_path):
-    data = load(path=write_binary(tmp_path / "part"))
+    data = load_data(path=write_binary(tmp_path / "part"))
     assert any("100 train and 20 test images, not 50,000 and 10,000" in n for n in data.notes)
     with pytest.raises(UserError, match="not found"):
-        load(download=False)
+        load_data(download=False)
 
 
 # the cache
@@ -198,14 +198,14 @@ def only_file(cache: Path) -> Path:
 def test_the_second_load_decodes_nothing_and_gives_the_same(tmp_path, monkeypatch, name):
     write = write_binary if name == "cifar10" else write_images
     path = write(tmp_path / "source")
-    first = load(name, path)
+    first = load_data(name, path)
 
     def broken(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(cifar10, "read", broken)
     monkeypatch.setattr(sources.folder, "read", broken)
-    second = load(name, path)
+    second = load_data(name, path)
     assert prints(second) == prints(first)
     assert (second.notes, second.source) == (first.notes, first.source)
     assert second.train.classes == first.train.classes
@@ -213,9 +213,9 @@ def test_the_second_load_decodes_nothing_and_gives_the_same(tmp_path, monkeypatc
 
 def test_a_change_in_the_source_is_seen_and_the_outdated_cache_removed(tmp_path, cache):
     path = write_binary(tmp_path / "source", 1)
-    before = prints(load(path=path))
+    before = prints(load_data(path=path))
     write_binary(path, 2)
-    after = prints(load(path=path))
+    after = prints(load_data(path=path))
     assert before != after
     assert only_file(cache)
 
@@ -223,7 +223,7 @@ def test_a_change_in_the_source_is_seen_and_the_outdated_cache_removed(tmp_path,
 @pytest.mark.parametrize("change", ["rename", "add", "hide", "move", "size", "touch"])
 def test_each_change_of_a_folder_is_seen(tmp_path, change):
     root = write_images(tmp_path / "images")
-    before = load("folder", root)
+    before = load_data("folder", root)
     image = root / "cat" / "0.png"
     if change == "rename":
         (root / "cat").rename(root / "lynx")
@@ -237,7 +237,7 @@ def test_each_change_of_a_folder_is_seen(tmp_path, change):
         other = (root / "cat" / "1.png").read_bytes()
         image.write_bytes(other)
         os.utime(image, ns=(1, image.stat().st_mtime_ns + 1))
-    after = load("folder", root, size=16 if change == "size" else 32)
+    after = load_data("folder", root, size=16 if change == "size" else 32)
     assert prints(after) != prints(before)
 
 
@@ -250,21 +250,21 @@ def flip(file: Path, position: int) -> None:
 @pytest.mark.parametrize("position", [3, 60, 400, -1, -70_000, "cut", "empty"])
 def test_a_damaged_cache_is_said_and_rebuilt(tmp_path, cache, position):
     path = write_binary(tmp_path / "source")
-    expected = prints(load(path=path))
+    expected = prints(load_data(path=path))
     file = only_file(cache)
     if isinstance(position, int):
         flip(file, position)
     else:
         file.write_bytes(file.read_bytes()[: -5 if position == "cut" else 0])
-    rebuilt = load(path=path)
+    rebuilt = load_data(path=path)
     assert prints(rebuilt) == expected
     assert any("was damaged" in note and "\n" not in note for note in rebuilt.notes)
-    assert not any("damaged" in note for note in load(path=path).notes)
+    assert not any("damaged" in note for note in load_data(path=path).notes)
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_no_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    data = load(path=write_binary(tmp_path / "source"), cache=tmp_path / "file" / "cache")
+    data = load_data(path=write_binary(tmp_path / "source"), cache=tmp_path / "file" / "cache")
     assert len(data.train) == 5 * ROWS
     assert any("could not be cached" in note for note in data.notes)
 
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_no_half_written_cache(tmp_path, cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sources, "save_file", full)
-    data = load(path=write_binary(tmp_path / "source"))
+    data = load_data(path=write_binary(tmp_path / "source"))
     assert any("No space left" in note for note in data.notes)
     assert list(cache.iterdir()) == []
 
@@ -283,9 +283,9 @@ def test_a_full_disk_leaves_no_half_written_cache(tmp_path, cache, monkeypatch):
 def test_strict_is_not_satisfied_by_what_was_cached_without_it(tmp_path):
     root = write_images(tmp_path / "images")
     (root / "cat" / "bad.png").write_bytes(b"x")
-    assert any("bad.png" in note for note in load("folder", root).notes)
+    assert any("bad.png" in note for note in load_data("folder", root).notes)
     with pytest.raises(UserError, match=r"bad.png cannot be read"):
-        load("folder", root, strict=True)
+        load_data("folder", root, strict=True)
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -301,7 +301,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_the_digits_are_all_there_and_split_by_class():
-    data = load("digits")
+    data = load_data("digits")
     assert (len(data.train), len(data.test)) == (1437, 360)
     counts = torch.bincount(data.train.labels) + torch.bincount(data.test.labels)
     assert counts.tolist() == np.bincount(load_digits().target).tolist()
@@ -310,14 +310,14 @@ def test_the_digits_are_all_there_and_split_by_class():
 
 
 def test_the_digits_are_the_scanned_ones_enlarged():
-    data = load("digits", size=8)
+    data = load_data("digits", size=8)
     grey = torch.cat([data.train.images, data.test.images])
     assert (grey == grey[:, :1]).all()
     found = {image.numpy().tobytes() for image in grey[:, 0]}
     expected = (load_digits().images * 255 / 16).round().astype(np.uint8)
     assert found == {image.tobytes() for image in expected}
     small = data.test.images[:, 0].numpy().astype(np.float32)
-    large = load("digits").test.images[:, 0].numpy().astype(np.float32)
+    large = load_data("digits").test.images[:, 0].numpy().astype(np.float32)
     for one, enlarged in zip(small[:50], large[:50], strict=True):
         oracle = Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)
         assert np.abs(np.asarray(oracle) - enlarged).max() <= 1  # each is rounded once
@@ -348,9 +348,9 @@ def test_cifar10_has_the_known_figures_loads_fast_and_is_one_in_every_form(bulky
     if REAL:
         monkeypatch.setattr(cifar10, "_ROWS", 10_000)
     place = REAL or write_binary(bulky / "made")
-    first = load(path=place)
+    first = load_data(path=place)
     start = time.perf_counter()
-    second = load(path=place)
+    second = load_data(path=place)
     assert time.perf_counter() - start < 1
     assert prints(second) == prints(first)
     mean, std, classes = known_figures(first)
@@ -359,7 +359,7 @@ def test_cifar10_has_the_known_figures_loads_fast_and_is_one_in_every_form(bulky
     assert found.splits["train"].std == pytest.approx(std, abs=5e-5)
     assert list(found.splits["train"].per_class.values()) == classes
     assert [d.count for d in found.duplicates] == [0, 0, 0]
-    assert prints(load(path=rewritten(first, bulky / "binary"))) == prints(first)
+    assert prints(load_data(path=rewritten(first, bulky / "binary"))) == prints(first)
 
 
 def known_figures(data: Dataset) -> tuple[list[float], list[float], list[int]]:
@@ -384,7 +384,7 @@ def rewritten(data: Dataset, folder: Path) -> Path:
 
 
 def test_the_cache_file_says_what_it_is(tmp_path, cache):
-    load(path=write_binary(tmp_path / "source"))
+    load_data(path=write_binary(tmp_path / "source"))
     with safe_open(only_file(cache), "pt") as opened:
         about = json.loads(opened.metadata()["about"])
         shape = opened.get_slice("train.images").get_shape()

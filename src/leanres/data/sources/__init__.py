@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from leanres.data.sources import cifar10, folder
-from leanres.data.sources.cifar10 import Progress, first_line
+from leanres.data.sources.cifar10 import Progress as Progress
 from leanres.data.split import Dataset, Split, stratified_split
-from leanres.errors import NotFoundError, UserError
+from leanres.errors import NotFoundError, UserError, first_line
+from leanres.io import cache_folder
 from leanres.registry import Table
 
 DIGITS_TEST = 360  # of 1,797
@@ -38,7 +39,7 @@ _WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Request:
-    """What `load` was asked for, as the sources receive it."""
+    """What `load_data` was asked for, as the sources receive it."""
 
     path: Path | None
     cache: Path
@@ -48,7 +49,7 @@ class Request:
     progress: Progress = None
 
 
-def load(
+def load_data(
     name: str = "cifar10",
     path: str | Path | None = None,
     *,
@@ -78,11 +79,12 @@ def load(
     return source(Request(where, cache or cache_folder(), size, strict, download, progress))
 
 
-def cache_folder() -> Path:
-    """`$LEANRES_CACHE`, or `leanres` in the user's cache folder."""
-    if own := os.environ.get("LEANRES_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leanres"
+def locate(name: str, path: str | Path | None = None, size: int = 32) -> dict[str, Any]:
+    """What run.json keeps of the data's whereabouts, so that any working folder will do."""
+    if name not in SOURCES and path is None:
+        name, path = "folder", name
+    where = None if path is None else str(Path(path).expanduser().resolve())
+    return {"data": name, "path": where, "size": size}
 
 
 def _load_digits(request: Request) -> Dataset:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leanres.data.split import Split
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
@@ -392,8 +392,3 @@ def _first(url: str, limit_s: float) -> tuple[http.client.HTTPResponse, bytes]:
     if isinstance(answer, Exception):
         raise UserError(f"cannot download {url}: {first_line(answer)}") from None
     return answer
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its name where it says nothing."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

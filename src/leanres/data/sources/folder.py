@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from leanres.data.sources.cifar10 import first_line
 from leanres.data.split import Dataset, Split, stratified_split
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 
 MAX_PIXELS = 25_000_000  # refused by the header, before any pixel is decoded
 TEST_SHARE = 0.2  # of the images, where the folder itself has no test split

@@ -11,7 +11,7 @@ import torch
 from leanres.augment.mix import MIXES
 from leanres.augment.registry import AUGMENTS, Draw, check_augment, generator
 from leanres.errors import UserError
-from leanres.settings import check_settings
+from leanres.registry import check_settings
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""How an image becomes a network's input, and what its outputs mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a network was trained to read, and the names of its outputs."""
+
+    size: int  # pixels a side
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+
+class Normalize(nn.Module):
+    """Bytes to what a network reads: (x / 255 - mean) / std per channel.
+
+    (N, C, H, W) uint8, or float in [0, 255] -> float32 of the same shape, channels last.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("shift", 255 * torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Channel by channel, then moved: three numbers in a row are too few for vector arithmetic.
+        floats = (images.to(torch.float32) - self.shift) * self.scale
+        return floats.contiguous(memory_format=torch.channels_last)
+
+
+class ImageClassifier(nn.Module):
+    """A network with its normalisation: images as stored, uint8 (N, C, H, W) -> logits (N, K)."""
+
+    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.model, self.preprocess = model, preprocess
+        self.normalize = Normalize(preprocess.mean, preprocess.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(self.normalize(images))
+        return logits
