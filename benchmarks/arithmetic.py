@@ -1,9 +1,9 @@
-"""Accuracy against the arithmetic of a training: what is published, the documents, and our own.
+"""Plot test accuracy against training FLOP: published records, the reports, leanres.
 
-python benchmarks/arithmetic.py docs/arithmetic.png
+    python benchmarks/arithmetic.py docs/arithmetic.png
 
-Arithmetic is what a training costs on any machine; seconds are not comparable between machines.
-6 FLOP for each MAC of each image, forward and backward.
+FLOP do not depend on the machine, seconds do. A training is counted as 6 FLOP per MAC and image,
+forward and backward.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from leanres.models.zoo import MODELS
 from leanres.training.recipes import PROVENANCE, RECIPES, cost
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-# name -> (PFLOP, test accuracy in percent as its authors count it); all with test-time
-# augmentation but the last two. arXiv:2404.00498, its repository, and the entries' own pages.
+# name -> (PFLOP, test accuracy in percent as its authors report it); all but the last two with
+# test-time augmentation. Sources: arXiv:2404.00498, its repository, and the entries' own pages.
 PUBLISHED = {
     "cifar10-fast (2019)": (1.15, 94.08),
     "hlb-CIFAR10": (0.59, 94.0),
@@ -35,11 +35,11 @@ PUBLISHED = {
     "cifar10-fast (2018)": (2.7, 94.08),
     "ResNet-18, 200 epochs": (32.3, 96.0),
 }
-SHOWN = 88.0  # lowest accuracy of the picture
+LOWEST_SHOWN = 88.0  # percent
 
 
-def own() -> dict[str, tuple[float, float, float | None]]:
-    """Recipe -> (PFLOP, mean accuracy in percent, that with flip-shift), by its first name."""
+def measured() -> dict[str, tuple[float, float, float | None]]:
+    """Recipe -> (PFLOP, mean accuracy in percent, the same with flip-shift); each recipe once."""
     found = {}
     for name, about in PROVENANCE.items():
         if about.own is None or RECIPES[name] in map(RECIPES.get, found):
@@ -52,7 +52,7 @@ def own() -> dict[str, tuple[float, float, float | None]]:
 
 
 def reported() -> dict[str, tuple[float, float]]:
-    """The documents' figures at what their recipes cost; one point has one name."""
+    """The accuracies that the reports give, at the cost of their recipes; each network once."""
     found = {}
     for name, recipe in RECIPES.items():
         if PROVENANCE[name].source.startswith("report on") and not name.endswith("-code"):
@@ -62,18 +62,19 @@ def reported() -> dict[str, tuple[float, float]]:
 
 
 def main(out: Path) -> None:
+    """Draw the picture to `out`."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     series = (
         (PUBLISHED, "o", "#888888", "speed records and a usual ResNet-18"),
         (reported(), "s", "#E69F00", "the documents, as reported"),
     )
     for points, shape, colour, label in series:
-        shown = {name: at for name, at in points.items() if at[1] >= SHOWN}
+        shown = {name: at for name, at in points.items() if at[1] >= LOWEST_SHOWN}
         axes.scatter(*zip(*shown.values(), strict=True), marker=shape, c=colour, s=28, label=label)
         for name, (x, y) in shown.items():
             place = {"xytext": (2, 5), "textcoords": "offset points", "rotation": 45}
             axes.annotate(name, (x, y), fontsize=7, color="#444444", **place)
-    for place, (name, (x, plain, augmented)) in enumerate(own().items()):
+    for place, (name, (x, plain, augmented)) in enumerate(measured().items()):
         label = ("leanres", "leanres, flip-shift") if place == 0 else (None, None)
         axes.scatter(x, plain, c="#0B3C5D", s=40, label=label[0], zorder=3)
         if augmented is not None:
@@ -86,7 +87,7 @@ def main(out: Path) -> None:
         xscale="log",
         xlabel="arithmetic of the training, PFLOP",
         ylabel="test accuracy, %",
-        ylim=(SHOWN, 98.2),
+        ylim=(LOWEST_SHOWN, 98.2),
         xlim=(0.2, 300),
     )
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
-"""The speed recipe as one flat loop with nothing of the framework around its kernels.
+"""The recipe `speed` as one flat loop: the kernels of leanres without the framework around them.
 
-The oracle of tests/training/test_loop.py (losses equal to the last bit) and the yardstick of
-benchmarks/overhead.py (time within 2 %).
+The oracle of tests/training/test_loop.py (losses equal to the last bit) and the baseline of
+benchmarks/overhead.py (step time within 2 %).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from leanres.augment.geometry import alternating_flip, crop
-from leanres.augment.registry import Draw, generator
+from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split, channel_stats
 from leanres.kernels.tiled_conv import TiledConv
 from leanres.kernels.winograd import WinogradMode
@@ -27,7 +27,7 @@ from leanres.training.recipe import Recipe
 def losses(
     split: Split, widths: tuple[int, ...], epochs: int, batch: int, seed: int, bfloat16: bool
 ) -> Iterator[Tensor]:
-    """The loss of each step, as a tensor () that nobody has waited for."""
+    """Train and yield the loss of each step, a tensor () that is not synchronised."""
     r = Recipe()
     mean, std = channel_stats(split)
     shift = 255 * torch.tensor(mean).view(-1, 1, 1)
@@ -37,10 +37,10 @@ def losses(
     net = SpeedNet(shape)
     chosen = torch.randperm(len(split), generator=generator(seed))[:5000]
     first = split.images[chosen].to(torch.float32, memory_format=torch.channels_last)
-    net.whiten_((first - shift) * scale)
+    net.init_from_data_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
     average = copy.deepcopy(net)
-    forward = TiledConv(net) if bfloat16 else net  # kernels, as the device takes them on a CPU
+    forward = TiledConv(net) if bfloat16 else net  # as `accelerate` chooses on a CPU
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)

@@ -1,6 +1,6 @@
-"""What several seeds of one recipe get wrong: the figures and pictures of docs/errors.md.
+"""What several seeds of one recipe get wrong: the numbers and pictures of docs/errors.md.
 
-python benchmarks/errors.py docs/errors runs/speed-94-cpu-{0,1,2,3,4}
+python benchmarks/errors.py docs/errors runs/speed-{0,1,2,3,4}
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 24
 
 
 def halves_temperature(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits over a temperature fitted on the other half of the images: none judges its own."""
+    """Logits divided by a temperature fitted on the other half of the images. (N, K) -> same."""
     scaled = logits.clone()
     for half in (0, 1):
         scaled[half::2] /= fit_temperature(logits[1 - half :: 2], labels[1 - half :: 2])
@@ -34,7 +34,7 @@ def halves_temperature(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def calibration(probs: Tensor, labels: Tensor) -> dict[str, float]:
-    """ECE, NLL and Brier score of one run, as trained and with a temperature."""
+    """ECE, NLL and Brier score of one run, as trained and with temperature scaling."""
     logits = log_probs(probs)
     scaled = halves_temperature(logits, labels)
     found = {"temperature": fit_temperature(logits, labels)}
@@ -49,7 +49,7 @@ def calibration(probs: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def main(out: Path, folders: list[Path]) -> None:
-    """Write the pictures to `out` and print every figure as JSON."""
+    """Write the pictures to `out` and print every number as JSON."""
     out.mkdir(parents=True, exist_ok=True)
     runs = [report.read_run(folder) for folder in folders]
     test = load_data("cifar10").test

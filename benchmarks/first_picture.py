@@ -1,4 +1,4 @@
-"""The README's picture: a run's curves, its accuracy per class, and its surest errors.
+"""The README's picture of a run: its curve, accuracy per class, most confident errors.
 
 python benchmarks/first_picture.py runs/speed-1 docs/first-result.png
 """
@@ -22,6 +22,7 @@ from leanres.metrics.accuracy import worst_errors
 
 
 def main(run: Path, out: Path) -> None:
+    """Draw the run folder `run` to the picture `out`."""
     info = json.loads((run / "run.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     table = pq.read_table(run / "predictions.parquet")
@@ -41,14 +42,14 @@ def main(run: Path, out: Path) -> None:
     axes.barh(test.classes, shares, color="tab:blue")
     axes.invert_yaxis()
     axes.set(xlim=(min(shares) - 5, 100), xlabel="test accuracy, %", title="per class")
-    for place, share in enumerate(shares):
-        axes.text(share - 0.4, place, f"{share:.1f}", va="center", ha="right", color="white")
-    right.suptitle("its surest errors: true → predicted", fontsize=10)
+    for row, share in enumerate(shares):
+        axes.text(share - 0.4, row, f"{share:.1f}", va="center", ha="right", color="white")
+    right.suptitle("most confident errors: true → predicted", fontsize=10)
     grid = right.subplots(2, 5)
     for index, axes in zip(worst_errors(probs, test.labels, 10).tolist(), grid.flat, strict=True):
         axes.imshow(test.images[index].permute(1, 2, 0))
-        true, said = test.classes[test.labels[index]], test.classes[probs[index].argmax()]
-        axes.set_title(f"{true}\n→ {said}", fontsize=7)
+        true, predicted = test.classes[test.labels[index]], test.classes[probs[index].argmax()]
+        axes.set_title(f"{true}\n→ {predicted}", fontsize=7)
         axes.axis("off")
     figure.savefig(out, dpi=110)
 

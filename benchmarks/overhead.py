@@ -1,8 +1,9 @@
-"""What the framework costs: steps() against the bare loop, interleaved in one process.
+"""What the framework costs: `steps()` against benchmarks/bare_loop.py, step by step in turn.
 
     python benchmarks/overhead.py [--steps 30] [--data cifar10]
 
-Both run the same kernels on the same draws; the ratio of their median step times is printed.
+Both run the same kernels on the same random draws in one process. Prints the median times and the
+median ratio of the pairs.
 """
 
 from __future__ import annotations
@@ -17,36 +18,38 @@ from bare_loop import losses
 
 from leanres.data.sources import load_data
 from leanres.data.split import channel_stats
-from leanres.training.device import Normalize, detect
+from leanres.models.preprocess import Normalize
+from leanres.training.device import detect
 from leanres.training.loop import start, steps
 from leanres.training.recipes import RECIPES
+from leanres.training.setup import Setup
 
 
 def timed(iterator: Iterator[torch.Tensor]) -> Iterator[tuple[float, float]]:
-    """(seconds, loss) of each step."""
+    """Yield (seconds, loss) of each step."""
     while True:
-        begun = time.perf_counter()
+        start_s = time.perf_counter()
         loss = next(iterator, None)
         if loss is None:
             return
-        yield time.perf_counter() - begun, float(loss)
+        yield time.perf_counter() - start_s, float(loss)
 
 
 def main() -> None:
+    """Run both for `--steps` steps and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--data", default="cifar10")
     args = parser.parse_args()
     train, recipe, device = load_data(args.data).train, RECIPES["speed"], detect("cpu")
     device.tune()
-    normalize = Normalize(*channel_stats(train))
-    state = start(recipe, train, normalize, device)
-    ours = (r.loss for r in steps(state, train, recipe, normalize, device))
+    setup = Setup(recipe, train, Normalize(*channel_stats(train)), device)
+    ours = (result.loss for result in steps(start(setup), setup))
     bare = losses(
         train,
         (64, 256, 256),
         recipe.epochs,
-        recipe.batch_size,
+        setup.counts.batch_size,
         recipe.seed,
         device.precision == "bfloat16",
     )
