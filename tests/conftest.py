@@ -14,10 +14,8 @@ from leanres.cli import main
 from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.device import Device
+from leanres.training.device import CPU, Device
 from leanres.training.recipe import Recipe
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # a test's tensors are small: more threads than two only wait for each other
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -25,9 +23,9 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 
 @pytest.fixture(scope="session")
 def cifar_path() -> Path | None:
-    """The folder of real CIFAR-10: $LEANRES_DATA, else ../shared/cifar10, else None."""
-    path = Path(os.environ.get("LEANRES_DATA") or ROOT.parent / "shared" / "cifar10")
-    return path.resolve() if path.exists() else None
+    """The folder of real CIFAR-10, $LEANRES_DATA; None where there is none."""
+    given = os.environ.get("LEANRES_DATA")
+    return Path(given).resolve() if given and Path(given).exists() else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,12 +45,12 @@ def digits() -> Dataset:
 
 @pytest.fixture
 def device() -> Device:
-    return Device("cpu", "float32", compiled=False)
+    return CPU("cpu", "float32", compiled=False)
 
 
 @pytest.fixture
 def small() -> Recipe:
-    """Exercises every phase (shrunk images, frozen stem, EMA, mirror, mixes) in 12 steps."""
+    """Exercises every phase (resized images, frozen stem, EMA, flips, mixes) in 12 steps."""
     return Recipe(
         model=SpeedNetConfig((8, 16, 16)),
         epochs=2,

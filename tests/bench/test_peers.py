@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from leanres.augment.registry import AUGMENTS, Draw, generator
+from leanres.augment.registry import AUGMENTS
+from leanres.augment.rng import Draw, generator
 from leanres.bench.peers import (
     PEERS,
     PillowImages,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from leanres.bench.scaling import (
-    Curve,
+    CostCurve,
     batch_curve,
     figure,
     images_curve,
@@ -29,7 +29,7 @@ def quick(tiny):
 
 
 def curve(x, seconds):
-    return Curve("images", "image", "a step", tuple(x), tuple(seconds), ("",) * len(x))
+    return CostCurve("images", "image", "a step", tuple(x), tuple(seconds), ("",) * len(x))
 
 
 def test_a_straight_line_is_found_and_is_straight():

@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from leanres.data.split import channel_stats
+from leanres.io import CheckpointError
+from leanres.models.preprocess import Normalize
 from leanres.runs import checkpoint
 from leanres.runs.checkpoint import pack, restore_, save, saved
-from leanres.training.device import Normalize
-from leanres.io import CheckpointError
 from leanres.training.loop import TrainState, start, steps
+from leanres.training.setup import Setup
 
 
 def state_at(step: int, recipe, digits, device, folder: Path | None = None) -> TrainState:
     """A state after `step` steps; with `folder`, saved at every second one."""
-    normalize = Normalize(*channel_stats(digits.train))
-    state = start(recipe, digits.train, normalize, device)
+    setup = Setup(recipe, digits.train, Normalize(*channel_stats(digits.train)), device)
+    state = start(setup)
     if step:
-        for result in steps(state, digits.train, recipe, normalize, device):
+        for result in steps(state, setup):
             state.losses.append(result.loss)
             state.correct.append(result.correct)
             if folder is not None and state.step % 2 == 0:
@@ -59,8 +60,8 @@ def test_training_on_from_a_restored_state_equals_training_through(tmp_path, dig
     save(tmp_path, state_at(4, small, digits, device))
     resumed = state_at(0, small, digits, device)
     restore_(tmp_path, resumed)
-    normalize = Normalize(*channel_stats(digits.train))
-    for result in steps(resumed, digits.train, small, normalize, device):
+    setup = Setup(small, digits.train, Normalize(*channel_stats(digits.train)), device)
+    for result in steps(resumed, setup):
         resumed.losses.append(result.loss)
         resumed.correct.append(result.correct)
         if resumed.step == 9:

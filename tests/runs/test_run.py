@@ -24,15 +24,16 @@ import torch
 from leanres.cli import main
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.io import CheckpointError
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import MODELS
 from leanres.runs import run as runs
 from leanres.runs.checkpoint import saved
-from leanres.io import CheckpointError
 from leanres.runs.layout import CHECKPOINTS, METRICS, PREDICTIONS, read_info
-from leanres.training.loop import TrainState
+from leanres.runs.stop import Stop
 from leanres.runs.weights import WEIGHTS
+from leanres.training.loop import TrainState
 
 SETTINGS = [
     "model={family='speednet', widths=[8, 16]}",
@@ -44,14 +45,14 @@ SETTINGS = [
 ]
 
 
-def train_words(out: Path, epochs: int = 6) -> list[str | Path]:
+def train_argv(out: Path, epochs: int = 6) -> list[str | Path]:
     sets = [word for s in SETTINGS for word in ("--set", s)]
     where = ["--data", "digits", "--out", out, "--epochs", str(epochs), "--threads", "1"]
     # the page at a run's end has its own tests
     return ["train", "speed", *where, *sets, "--no-report"]
 
 
-def resume_words(folder: Path, *more: str) -> list[str | Path]:
+def resume_argv(folder: Path, *more: str) -> list[str | Path]:
     return ["resume", folder, "--threads", "1", "--no-report", *more]
 
 
@@ -84,7 +85,7 @@ def run_here(words: list[str | Path]) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run_here(train_words(folder))
+    run_here(train_argv(folder))
     return folder
 
 
@@ -92,7 +93,7 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
     uninterrupted, tmp_path
 ):
     folder, rng = tmp_path / "run", random.Random(7)
-    words = command(train_words(folder))
+    words = command(train_argv(folder))
     for kill in range(2):
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         steps = wait_for_steps(folder, after=kill, process=process)
@@ -100,12 +101,12 @@ def test_a_run_killed_at_random_steps_and_resumed_equals_the_uninterrupted_one(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"it ended before the kill, {steps=}"
-        words = command(resume_words(folder))
-    run_here(resume_words(folder))
+        words = command(resume_argv(folder))
+    run_here(resume_argv(folder))
     assert digest(folder) == digest(uninterrupted)
     # what the report says repeats it is what a shell was given
     told = shlex.split(read_info(folder)["origin"]["command"])
-    assert told == ["leanres", *map(str, train_words(folder))]
+    assert told == ["leanres", *map(str, train_argv(folder))]
 
 
 def wait_for_steps(folder: Path, after: int, process: subprocess.Popen[bytes]) -> list[str]:
@@ -124,7 +125,7 @@ def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_
 ):
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        command(train_words(folder)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(train_argv(folder)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for_steps(folder, 1, process)
     process.send_signal(number)
@@ -133,7 +134,7 @@ def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_
     assert "saved" in out
     assert f"leanres resume {folder}" in out
     assert "Traceback" not in err
-    run_here(resume_words(folder))
+    run_here(resume_argv(folder))
     assert digest(folder) == digest(uninterrupted)
 
 
@@ -145,8 +146,9 @@ def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, device, small):
             if state.step == last:
                 stop.signal = signal.SIGTERM
 
-        with runs.Stop() as stop:
+        with Stop() as stop:
             list(runs.epochs(run, stop, watch))
+        run.release()
         return run
 
     whole = upto(tmp_path / "whole", None)
@@ -154,8 +156,8 @@ def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, device, small):
     assert saved(tmp_path / "stopped" / CHECKPOINTS)[0].name == "00000008"
     assert len(stopped.state.losses) == 2
     resumed = runs.reopen(tmp_path / "stopped", lambda _: digits, lambda _: device)
-    with runs.Stop() as stop:
-        list(runs.epochs(resumed, stop, lambda state: None))
+    with Stop() as stop:
+        list(runs.epochs(resumed, stop))
     assert resumed.state.history == whole.state.history
 
 
@@ -183,16 +185,16 @@ def test_the_folder_holds_what_the_readme_says(uninterrupted):
     assert float(rows[-1]["images_per_s"]) > 0
 
 
-def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, tmp_path, leanres):
+def test_a_finished_run_can_be_extended_and_continues(uninterrupted, tmp_path, leanres):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
     known = (folder / "run.json").read_bytes()
-    again = leanres(*resume_words(folder))
+    again = leanres(*resume_argv(folder))
     assert again.code == 2
     assert "--epochs N extends it" in again.err
-    assert leanres(*resume_words(folder, "--epochs", "8", "--device", "cuda:99")).code == 2
+    assert leanres(*resume_argv(folder, "--epochs", "8", "--device", "cuda:99")).code == 2
     assert (folder / "run.json").read_bytes() == known  # a mistake changes nothing
-    done = leanres(*resume_words(folder, "--epochs", "8", "--json"))
+    done = leanres(*resume_argv(folder, "--epochs", "8", "--json"))
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, 9))
@@ -206,22 +208,22 @@ def test_a_finished_run_can_be_extended_and_goes_on_where_it_was(uninterrupted, 
 
 def test_a_run_begun_for_val_reads_test_only_when_asked(tmp_path, leanres):
     folder = tmp_path / "run"
-    assert leanres(*train_words(folder, 2), "--measure", "val").code == 0
+    assert leanres(*train_argv(folder, 2), "--measure", "val").code == 0
 
     def measured():
         info = json.loads((folder / "run.json").read_text())
         return info["result"]["split"], info["result"]["n"], info["test_reads"]
 
     assert measured() == ("val", 100, 0)
-    again = leanres(*resume_words(folder))
+    again = leanres(*resume_argv(folder))
     assert again.code == 2
     assert "--epochs N extends it, --measure test reads test too" in again.err
-    assert leanres(*resume_words(folder, "--epochs", "3")).code == 0
+    assert leanres(*resume_argv(folder, "--epochs", "3")).code == 0
     assert measured() == ("val", 100, 0)
-    done = leanres(*resume_words(folder, "--measure", "test", "--json"))
+    done = leanres(*resume_argv(folder, "--measure", "test", "--json"))
     assert json.loads(done.out)["n"] == 360
     assert measured() == ("test", 360, 1)
-    assert leanres(*resume_words(folder)).code == 2
+    assert leanres(*resume_argv(folder)).code == 2
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path, digits, device, small):
@@ -242,8 +244,9 @@ def test_resuming_on_other_data_is_refused(tmp_path, digits, device, small):
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digits, device, small):
     recipe = replace(small, epochs=5, optimizer="sgd", lr=1000.0, weight_decay=10.0)
     run = runs.create(tmp_path / "run", recipe, digits, device)
-    with runs.Stop() as stop, pytest.raises(UserError, match=r"nan|inf") as caught:
-        list(runs.epochs(run, stop, lambda state: None))
+    with Stop() as stop, pytest.raises(UserError, match=r"nan|inf") as caught:
+        list(runs.epochs(run, stop))
+    run.release()
     assert "at step" in str(caught.value)
     again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device)
     assert all(p.isfinite().all() for p in again.state.model.parameters())
@@ -255,8 +258,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digi
         (None, "is no run folder"),
         ("{", "damaged"),
         ("[]", "not a JSON object"),
-        ("{}", "lacks recipe.model"),
-        ('{"recipe": [], "data": 3}', "lacks recipe.model"),
+        ("{}", "lacks recipe"),
+        ('{"recipe": [], "data": 3}', "lacks recipe"),
+        ('{"recipe": {"model": "speednet"}, "origin": {}}', "has not begun yet"),
     ],
 )
 def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
@@ -269,8 +273,8 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
 def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, device, small):
     dataset = Dataset("digits", digits.train, None, None)
     run = runs.create(tmp_path / "run", replace(small, epochs=1), dataset, device)
-    with runs.Stop() as stop:
-        list(runs.epochs(run, stop, lambda state: None))
+    with Stop() as stop:
+        list(runs.epochs(run, stop))
     result = runs.finish(run)
     assert (result["split"], result["n"]) == ("val", 200)
     assert run.info["test_reads"] == 0
@@ -286,9 +290,9 @@ def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, device, sma
 
     monkeypatch.setattr(runs, "predict_both", watched)
     run = runs.create(tmp_path / "run", replace(small, epochs=1), digits, device)
-    with runs.Stop() as stop:
-        list(runs.epochs(run, stop, lambda state: None))
-    assert runs.finish(run, measure_on="val")["split"] == "val"
+    with Stop() as stop:
+        list(runs.epochs(run, stop))
+    assert runs.finish(run, measure="val")["split"] == "val"
     assert run.info["test_reads"] == 0
     assert not any(images is digits.test.images for images in read)
     runs.finish(run)
@@ -313,10 +317,12 @@ def test_what_would_fail_in_the_first_step_fails_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_the_network_it_began_with(tmp_path, digits, device, small, monkeypatch):
+def test_a_run_continues_with_the_network_it_started_with(
+    tmp_path, digits, device, small, monkeypatch
+):
     entry = replace(MODELS["speednet"], config=SpeedNetConfig((8, 16)))
     monkeypatch.setitem(MODELS, "speednet", entry)
-    runs.create(tmp_path / "run", replace(small, model="speednet"), digits, device).lock.release()
+    runs.create(tmp_path / "run", replace(small, model="speednet"), digits, device).release()
     later = replace(entry, config=SpeedNetConfig((8, 16), activation="silu"))
     monkeypatch.setitem(MODELS, "speednet", later)
     again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device)
@@ -338,7 +344,7 @@ def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, s
     runs.fit(folder, replace(small, model=network, precision="bfloat16", epochs=1), digits)
     info = read_info(folder)
     assert info["hardware"]["precision"] == "bfloat16"
-    done = leanres(*resume_words(folder, "--epochs", "2"))
+    done = leanres(*resume_argv(folder, "--epochs", "2"))
     assert done.code == 0, done.err
     assert "epoch   2/2" in done.out
 
@@ -375,17 +381,18 @@ def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, device, smal
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with runs.Stop() as stop, pytest.raises(CheckpointError, match="No space left on device"):
-        list(runs.epochs(run, stop, lambda state: None))
+    with Stop() as stop, pytest.raises(CheckpointError, match="No space left on device"):
+        list(runs.epochs(run, stop))
     monkeypatch.undo()
+    run.release()
     assert runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device).state.step == 0
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, digits, device, small):
     run = runs.create(tmp_path / "run", small, digits, device)
-    words = command(resume_words(run.folder, "--data", "digits"))
+    words = command(resume_argv(run.folder, "--data", "digits"))
     refused = subprocess.run(words, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert re.fullmatch(r".*is in use: another process.*\n", refused.stderr)
-    run.lock.release()
-    run_here(resume_words(run.folder, "--data", "digits"))
+    run.release()
+    run_here(resume_argv(run.folder, "--data", "digits"))

@@ -8,10 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanres.models.preprocess import Normalize
+from leanres.training import loop
 from leanres.training.batch import Batch
 from leanres.training.cuda_graph import WARM_UP, Replay
-from leanres.training.device import Device
+from leanres.training.device import CPU, CUDA
+from leanres.training.loop import TrainState
 from leanres.training.muon import Muon
+from leanres.training.recipe import Recipe
+from leanres.training.setup import Setup
 
 
 class Found(NamedTuple):
@@ -166,8 +171,20 @@ def test_the_lr_is_put_back_where_a_capture_fails():
 
 
 @pytest.mark.parametrize(
-    ("device", "compiled", "captures"),
-    [("cpu", True, False), ("cuda", False, False), ("cuda", True, True)],
+    ("device", "captures"),
+    [
+        (CPU("cpu", "float32", compiled=False), False),
+        (CUDA("cuda", "bfloat16", compiled=False), False),
+        (CUDA("cuda", "bfloat16", compiled=True), True),
+    ],
+    ids=str,
 )
-def test_the_engine_captures_compiled_steps_on_a_gpu(device, compiled, captures):
-    assert Device(device, "bfloat16", compiled).captures() == captures
+def test_compiled_steps_are_captured_on_a_gpu(digits, device, captures, monkeypatch):
+    """The forward passes themselves need the device, so plain ones stand in for them."""
+    made = []
+    monkeypatch.setattr(loop, "Replay", lambda *given: made.append(given))
+    monkeypatch.setattr(type(device), "training_forward", lambda self, model: model)
+    setup = Setup(Recipe(), digits.train, Normalize((0.5,) * 3, (0.5,) * 3), device)
+    model = network()
+    loop._step_function(TrainState(model, [sgd(model)], ema=None), setup, None)
+    assert bool(made) == captures

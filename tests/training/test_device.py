@@ -1,145 +1,118 @@
-"""What must hold on a GPU, tested where there is none.
-
-Tensors without values, PyTorch's "meta", stand for those on a device: most operations refuse to mix
-them with others, and nothing can be read from them, so that a step which waits for a value fails.
-"""
-
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
-from torch import Generator, Tensor
 
-from leanres.augment import rng as drawing
-from leanres.augment.mix import MIXES
-from leanres.augment.registry import AUGMENTS, Draw
-from leanres.augment.rng import generator
-from leanres.data import split as splits
-from leanres.data.split import Split
-from leanres.metrics.inference import TTA, predict_logits
-from leanres.models.resnet import ResNetConfig
-from leanres.models.speednet import SpeedNetConfig
-from leanres.training.batch import shrink
-from leanres.training.device import Device, Normalize
-from leanres.training.distill import Teacher
-from leanres.training.loop import start, steps
-from leanres.training.optim import OPTIMIZERS
-from leanres.training.recipe import Recipe
-
-NORMALIZE = ((0.5,) * 3, (0.25,) * 3)
+from leanres.errors import UserError
+from leanres.models.preprocess import Normalize
+from leanres.training.device import CPU, CUDA, detect, hardware
 
 
-@pytest.fixture(autouse=True)
-def _generators(monkeypatch) -> None:
-    """PyTorch makes none for a device that is not there: these say that they are on it."""
-
-    def make(device: torch.device | str = "cpu") -> Generator:
-        kind = torch.device(device)
-        there = type("There", (Generator,), {"device": kind})
-        return Generator() if kind.type == "cpu" else there()
-
-    monkeypatch.setattr(drawing, "Generator", make)
+def test_auto_takes_bfloat16_only_where_the_hardware_multiplies_it():
+    device = detect("cpu")
+    assert device.precision == ("bfloat16" if CPU.multiplies_bfloat16() else "float32")
+    assert not device.compiled
 
 
-@pytest.fixture
-def images() -> Tensor:
-    """Bytes (6, 3, 32, 32) without values."""
-    return torch.empty(6, 3, 32, 32, dtype=torch.uint8, device="meta")
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True), ("avx512f avx512_vnni", False)],
+)
+def test_the_kernels_flags_decide(monkeypatch, flags, fast):
+    text = f"processor : 0\nmodel name : A CPU: 2 GHz\nflags : fpu {flags} sse\n"
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _: text)
+    assert CPU.multiplies_bfloat16() is fast
+    assert detect("cpu").precision == ("bfloat16" if fast else "float32")
+    assert hardware(detect("cpu"))["cpu"] == "A CPU: 2 GHz"
 
 
-def draw(images: Tensor) -> Draw:
-    return Draw(generator(1, 2, device=images.device), torch.empty_like(images[:, 0, 0, 0]).long())
+def test_what_is_asked_for_is_kept():
+    device = detect("cpu", "bfloat16", compiled=True)
+    assert (device.name, device.precision, device.compiled) == ("cpu", "bfloat16", True)
 
 
-def test_what_these_tests_look_for_is_found(images):
-    with pytest.raises(RuntimeError, match="on device cpu is not on the expected device meta"):
-        images + torch.ones(32)
-    for read in (int, bool, float):
-        with pytest.raises(RuntimeError, match="meta"):
-            read(images.max())
-    with pytest.raises(RuntimeError, match="no data"):  # as when a tensor is brought back whole
-        images.cpu()
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "cpu,1", "hpu", "meta", "mps", ""])
+def test_a_device_that_is_not_there_is_one_line(device):
+    with pytest.raises(UserError, match="is not usable here") as caught:
+        detect(device)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", list(AUGMENTS))
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_an_augmentation_stays_on_the_device_and_reads_nothing_back(images, name, dtype):
-    found = AUGMENTS[name](images.to(dtype), draw(images))
-    assert (found.device.type, found.shape, found.dtype) == ("meta", images.shape, dtype)
+def test_the_cards_that_are_there_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        assert detect(device, "float32", compiled=False).name == device
+    with pytest.raises(UserError, match=r"give one of auto, cpu, cuda, cuda:0, cuda:1$"):
+        detect("cuda:2")
 
 
-@pytest.mark.parametrize("name", list(MIXES))
-def test_a_mix_stays_on_the_device_and_reads_nothing_back(images, name):
-    targets = torch.empty(6, 10, device="meta")
-    found, shares = MIXES[name](images, targets, draw(images))
-    assert (found.device.type, shares.device.type) == ("meta", "meta")
-    assert (found.shape, shares.shape) == (images.shape, targets.shape)
+def test_an_unknown_precision_lists_the_known_ones():
+    with pytest.raises(UserError, match="auto, float32, bfloat16"):
+        detect("cpu", "fp8")
 
 
-# Which images are unsure has to be read.
-@pytest.mark.parametrize("tta", [name for name, kind in TTA.items() if kind.more is None])
-def test_images_are_normalised_shrunk_and_judged_on_the_device(images, tta):
-    with torch.device("meta"):
-        normalize = Normalize(*NORMALIZE)
-    assert shrink(normalize(images), 0.75).shape == (6, 3, 24, 24)
-
-    class Mean(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mean((2, 3))
-
-    model = Mean()
-    model.register_buffer("place", torch.empty(1, device="meta"))
-    logits = predict_logits(model, images, normalize=normalize, tta=tta)
-    assert (logits.device.type, logits.shape) == ("meta", (6, 3))
+def test_normalize_equals_numpy_and_is_channels_last():
+    images = torch.randint(256, (5, 3, 7, 6), dtype=torch.uint8)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    result = Normalize(mean, std)(images)
+    pixels = images.numpy().astype(np.float64) / 255
+    oracle = (pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(result.numpy(), oracle, atol=1e-6)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert images.dtype == torch.uint8
 
 
-@dataclass(frozen=True)
-class NoValues(Device):
-    """An device on the device without values, which autocast does not know."""
-
-    device: str = "meta"
-    precision: str = "float32"
-    compiled: bool = False
-
-    def autocast(self) -> AbstractContextManager[object]:
-        return nullcontext()
+def test_hardware_says_what_a_claim_needs():
+    facts = hardware(detect("cpu"))
+    assert facts["cpu"]
+    assert facts["torch"] == torch.__version__
+    assert facts["precision"] in ("float32", "bfloat16")
 
 
-@pytest.fixture
-def train(digits, monkeypatch) -> Split:
-    """The digits without their values; whether labels are in range cannot be asked there."""
-    monkeypatch.setattr(splits, "_check_labels", lambda *_: None)
-    return digits.train.to("meta")
+def test_a_gpus_kernels_are_tried_out_and_a_cpu_is_left_with_its_own(monkeypatch):
+    monkeypatch.setattr("leanres.training.device.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    precision, kept = torch.get_float32_matmul_precision(), []
+    try:
+        CPU("cpu", "float32", compiled=False).tune()
+        assert (kept, torch.backends.cudnn.benchmark) == ([True], False)
+        assert torch.get_float32_matmul_precision() == precision
+        CUDA("cuda:0", "bfloat16", compiled=True).tune()
+        assert (kept, torch.backends.cudnn.benchmark) == ([True], True)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
-SMALL = Recipe(model=SpeedNetConfig((8, 16)), epochs=2, batch_size=700, accumulate=2)
-VARIANTS: dict[str, Recipe] = {
-    "speed": SMALL,
-    "sam": replace(SMALL, sam_rho=0.1),
-    "asam": replace(SMALL, sam_rho=0.1, sam_adaptive=True),
-    "copies and mixes": replace(SMALL, augment_repeats=2, batch_size=300, mix=("mixup", "cutmix")),
-    "resnet": replace(SMALL, model=ResNetConfig((8, 16), (1, 1))),
-    **{name: replace(SMALL, optimizer=name) for name in OPTIMIZERS},
-}
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_are_coarse_for_the_optimizer_of_a_bfloat16_training_alone(precision):
+    before = torch.get_float32_matmul_precision()
+    with CPU("cpu", precision, compiled=False).low_precision_matmul():
+        inside = torch.get_float32_matmul_precision()
+    assert inside == ("medium" if precision == "bfloat16" else before)
+    assert torch.get_float32_matmul_precision() == before
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
-def test_no_step_mixes_devices_or_waits_for_one(digits, train, name):
-    recipe, device, normalize = VARIANTS[name], NoValues(), Normalize(*NORMALIZE)
-    state = start(recipe, digits.train, normalize, device)
-    for result in steps(state, train, recipe, normalize, device):
-        assert (result.loss.device.type, result.correct.device.type) == ("meta", "meta")
-    assert state.step == 2 * (len(digits.train) // recipe.batch_size)
-    assert {p.device.type for p in state.averaged.parameters()} == {"meta"}
-
-
-def test_a_teacher_answers_without_waiting_too(digits, train):
-    device, normalize = NoValues(), Normalize(*NORMALIZE)
-    state = start(SMALL, digits.train, normalize, device)
-    state.teacher = Teacher(device.place(SpeedNetConfig((8,)).build()), normalize)
-    for result in steps(state, train, SMALL, normalize, device):
-        assert result.loss.device.type == "meta"
-    assert state.step
+def test_the_allocator_keeps_freed_memory_and_page_faults_stop():
+    """A process of its own: the setting is for good."""
+    code = (
+        "import resource, sys, torch\n"
+        "from leanres.training.device import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': said = keep_freed_memory(0.5)\n"
+        "def churn(): [torch.ones(16 << 20).sum() for _ in range(3)]\n"
+        "churn()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "churn()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        mode: int(subprocess.check_output([sys.executable, "-c", code, mode]))
+        for mode in ("plain", "kept")
+    }
+    assert faults["plain"] > 40_000  # three tensors of 16,384 pages
+    assert faults["kept"] < faults["plain"] / 100

@@ -11,13 +11,14 @@ from torch import nn
 
 from leanres.data.split import Dataset, channel_stats
 from leanres.errors import UserError
+from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.resnet import ResNetConfig
 from leanres.runs import run as runs
-from leanres.runs.weights import Preprocess, load_weights, save_weights
+from leanres.runs.weights import load_weights, save_weights
 from leanres.training.batch import Batch
-from leanres.training.device import Normalize
 from leanres.training.loop import loss_of, start, steps
 from leanres.training.recipe import Recipe
+from leanres.training.setup import Setup
 
 
 @pytest.fixture
@@ -57,7 +58,10 @@ def test_the_teacher_sees_what_the_student_sees_at_full_size(
 ):
     recipe = replace(small, teacher=str(teacher), accumulate=accumulate, distill_weight=1.0)
     normalize = Normalize(*channel_stats(digits.train))
-    state = start(recipe, digits.train, normalize, device)
+    known = runs.load_teacher(str(teacher), digits.train, device)
+    known.model = load_weights(teacher)[0]  # a plain module, to look into
+    setup = Setup(recipe, digits.train, normalize, device)
+    state = start(setup, known)
     student, taught, batches = [], [], []
     state.model.register_forward_hook(lambda _m, _a, out: student.append(out.detach()))
     state.teacher.model.register_forward_hook(lambda _m, _a, out: taught.append(out.clone()))
@@ -67,7 +71,7 @@ def test_the_teacher_sees_what_the_student_sees_at_full_size(
             batches.append(images)
             return normalize(images)
 
-    result = next(steps(state, digits.train, recipe, Recorder(), device))
+    result = next(steps(state, replace(setup, normalize=Recorder())))
     assert batches[0].shape == (200, 3, 32, 32)
     own_way = (batches[0].float() / 255 - 0.3) / 0.5
     expected = state.teacher.model(own_way).detach()
@@ -84,18 +88,18 @@ def test_a_run_learns_from_its_teacher_and_names_it(digits, device, small, teach
     runs.fit(tmp_path / "run", recipe, digits, device)
     model, config, preprocess = load_weights(teacher)
     save_weights(teacher, model, config, preprocess, half=True)  # another one, by its sum
-    with pytest.raises(UserError, match=r"is another one than .* has learnt from"):
+    with pytest.raises(UserError, match=r"is not the one that .* was trained with"):
         runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device, epochs=2)
 
 
 def test_a_teacher_of_other_classes_is_refused(digits, device, small, teacher):
     few = replace(digits.train, classes=tuple("abcdefghij"))
-    recipe = replace(small, teacher=str(teacher))
+    recipe = replace(small, teacher=str(teacher), val=0)
     with pytest.raises(UserError, match="give one that was trained on this data"):
-        start(recipe, few, Normalize(*channel_stats(few)), device)
+        runs.prepare(recipe, replace(digits, train=few), device)
 
 
 def test_a_teacher_that_is_not_there_is_named(digits, device, small, tmp_path):
     recipe = replace(small, teacher=str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"teacher = .*none does not exist: give a run folder"):
-        start(recipe, digits.train, Normalize(*channel_stats(digits.train)), device)
+        runs.prepare(recipe, digits, device)

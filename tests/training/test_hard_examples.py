@@ -1,4 +1,4 @@
-"""A selector that picks what the network trains on: against a slow loop, and without it."""
+"""A network that selects the hard examples to train on: against a slow loop, and without it."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ import torch.nn.functional as F
 
 from leanres.data.split import channel_stats
 from leanres.errors import UserError
+from leanres.models.preprocess import Normalize
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs import checkpoint
 from leanres.runs import run as runs
 from leanres.training.batch import Batch
-from leanres.training.device import Normalize
 from leanres.training.hard_examples import hardest
 from leanres.training.loop import start, steps
-from leanres.training.recipe import Recipe, StepCounts, from_dict
+from leanres.training.recipe import Recipe, from_dict
+from leanres.training.setup import Setup
 
-PROXY = SpeedNetConfig((4, 8))
+SELECTOR = SpeedNetConfig((4, 8))
 
 
 def begun(recipe: Recipe, train, device):
-    normalize = Normalize(*channel_stats(train))
-    return start(recipe, train, normalize, device), normalize
+    setup = Setup(recipe, train, Normalize(*channel_stats(train)), device)
+    return start(setup), setup
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_hardest_are_those_of_a_loop_and_the_proxy_learns_from_all(digits, device, accumulate):
+def test_the_hardest_are_those_of_a_loop_and_the_selector_learns(digits, device, accumulate):
     recipe = Recipe(
-        model=PROXY, selector=PROXY, batch_size=40, select_fraction=0.3, accumulate=accumulate
+        model=SELECTOR, selector=SELECTOR, batch_size=40, select_fraction=0.3, accumulate=accumulate
     )
-    state, normalize = begun(recipe, digits.train, device)
+    state, setup = begun(recipe, digits.train, device)
     selector = state.selector.eval()  # each image by itself
-    inputs, targets = normalize(digits.train.images[:40]), digits.train.labels[:40]
+    inputs, targets = setup.normalize(digits.train.images[:40]), digits.train.labels[:40]
     with device.autocast():
         losses = [
             F.cross_entropy(selector(x[None]), y[None], label_smoothing=0.2)
             for x, y in zip(inputs, targets, strict=True)
         ]
-    kept = hardest(selector, Batch(inputs, targets), StepCounts(recipe, 1000), device)
+    kept = hardest(selector, Batch(inputs, targets), setup)
     assert kept.tolist() == sorted(set(kept.tolist()))
     each = torch.stack(losses)
     # By value, as images of equal loss may stand for each other.
@@ -51,34 +52,36 @@ def test_the_hardest_are_those_of_a_loop_and_the_proxy_learns_from_all(digits, d
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_proxy_that_picks_everything_changes_nothing(digits, device, small):
+def test_a_selector_that_selects_everything_changes_nothing(digits, device, small):
     def losses(recipe: Recipe) -> list[float]:
-        state, normalize = begun(recipe, digits.train, device)
-        return [float(s.loss) for s in steps(state, digits.train, recipe, normalize, device)]
+        state, setup = begun(recipe, digits.train, device)
+        return [float(s.loss) for s in steps(state, setup)]
 
-    assert losses(replace(small, selector=PROXY, select_fraction=1.0)) == losses(small)
+    assert losses(replace(small, selector=SELECTOR, select_fraction=1.0)) == losses(small)
 
 
 def test_the_network_sees_the_share_that_is_kept(digits, device, small, monkeypatch):
-    recipe = replace(small, selector=PROXY, select_fraction=0.25)
-    state, normalize = begun(recipe, digits.train, device)
+    recipe = replace(small, selector=SELECTOR, select_fraction=0.25)
+    state, setup = begun(recipe, digits.train, device)
     seen = []
     state.model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    next(steps(state, digits.train, recipe, normalize, device))
-    assert sum(seen) == 50 == StepCounts(recipe, len(digits.train)).kept_per_step
+    next(steps(state, setup))
+    assert sum(seen) == 50 == setup.counts.selected_per_step
 
 
-def test_a_run_with_a_proxy_learns_and_goes_on_bit_for_bit(digits, device, small, tmp_path):
-    recipe = replace(small, selector=PROXY, mix=(), progressive_resizing=(), augment=(), epochs=2)
-    state, normalize = begun(recipe, digits.train, device)
-    run = steps(state, digits.train, recipe, normalize, device)
+def test_a_run_with_a_selector_learns_and_resumes_bit_for_bit(digits, device, small, tmp_path):
+    recipe = replace(
+        small, selector=SELECTOR, mix=(), progressive_resizing=(), augment=(), epochs=2
+    )
+    state, setup = begun(recipe, digits.train, device)
+    run = steps(state, setup)
     for _ in range(7):
         next(run)
     checkpoint.save(tmp_path, state)
     through = [float(result.loss) for result in run]
     other, _ = begun(recipe, digits.train, device)
     assert not checkpoint.restore_(tmp_path, other)
-    again = [float(result.loss) for result in steps(other, digits.train, recipe, normalize, device)]
+    again = [float(result.loss) for result in steps(other, setup)]
     assert again == through
     assert all(
         torch.equal(a, b)
@@ -88,8 +91,8 @@ def test_a_run_with_a_proxy_learns_and_goes_on_bit_for_bit(digits, device, small
     assert result["accuracy"] > 0.5  # ten classes
 
 
-def test_a_recipe_with_a_proxy_survives_json_and_refuses_what_is_none():
-    recipe = Recipe(selector=PROXY, select_fraction=0.5)
+def test_a_recipe_with_a_selector_survives_json():
+    recipe = Recipe(selector=SELECTOR, select_fraction=0.5)
     assert from_dict(recipe.to_dict()) == recipe
     for settings, said in (
         ({"selector": "resnet19"}, "did you mean"),

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from leanres.augment.mix import MIXES
-from leanres.augment.registry import Draw, augment, generator
+from leanres.augment.registry import augment
+from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split, channel_stats
+from leanres.models.preprocess import Normalize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.batch import ahead, batches, epoch_order
-from leanres.training.device import Device, Normalize
+from leanres.training.batch import batches, epoch_order, steps_augmented_together
+from leanres.training.device import CPU, Device
 from leanres.training.loop import (
     NonFiniteLossError,
     StepResult,
@@ -27,11 +29,12 @@ from leanres.training.loop import (
 )
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.setup import Setup
 
 
-def fresh(recipe: Recipe, split: Split, device: Device):
-    normalize = Normalize(*channel_stats(split))
-    return start(recipe, split, normalize, device), normalize
+def fresh(recipe: Recipe, split: Split, device: Device) -> tuple[TrainState, Setup]:
+    setup = Setup(recipe, split, Normalize(*channel_stats(split)), device)
+    return start(setup), setup
 
 
 def bare_losses(*arguments) -> list[float]:
@@ -46,8 +49,8 @@ def bare_losses(*arguments) -> list[float]:
 def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, device):
     network = SpeedNetConfig((8, 16), activation="gelu")
     recipe = Recipe(model=network, epochs=5, batch_size=350, seed=3)
-    state, normalize = fresh(recipe, digits.train, device)
-    losses = [float(r.loss) for r in steps(state, digits.train, recipe, normalize, device)]
+    state, setup = fresh(recipe, digits.train, device)
+    losses = [float(r.loss) for r in steps(state, setup)]
     assert len(losses) == 20
     assert losses == bare_losses(digits.train, (8, 16), 5, 350, 3, False)
 
@@ -55,8 +58,8 @@ def test_the_loop_gives_the_losses_of_a_bare_loop_to_the_last_bit(digits, device
 def test_a_run_learns_and_its_rows_add_up(digits, device, small):
     plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe = replace(small, epochs=4, batch_size=100, **plain)
-    state, normalize = fresh(recipe, digits.train, device)
-    rows = list(train(state, digits.train, recipe, normalize, device, digits.test))
+    state, setup = fresh(recipe, digits.train, device)
+    rows = list(train(state, setup, digits.test))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows] == [14, 28, 42, 56]
     assert rows[-1]["val_accuracy"] > 0.8
@@ -67,8 +70,8 @@ def test_a_run_learns_and_its_rows_add_up(digits, device, small):
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(digits, device, small):
     def weights(seed: int) -> torch.Tensor:
         recipe = replace(small, seed=seed)
-        state, normalize = fresh(recipe, digits.train, device)
-        list(steps(state, digits.train, recipe, normalize, device))
+        state, setup = fresh(recipe, digits.train, device)
+        list(steps(state, setup))
         return torch.cat([p.detach().flatten() for p in state.model.parameters()])
 
     assert torch.equal(weights(1), weights(1))
@@ -82,8 +85,8 @@ def test_starting_draws_nothing_from_the_global_generator(digits, device, small)
 
 
 def test_a_caller_may_drive_the_lr_of_every_group_by_the_step(digits, device, small):
-    state, normalize = fresh(small, digits.train, device)
-    run = steps(state, digits.train, small, normalize, device, lambda step: 0.1 * (step + 1))
+    state, setup = fresh(small, digits.train, device)
+    run = steps(state, setup, lambda step: 0.1 * (step + 1))
     for step, _ in zip(range(3), run, strict=False):
         seen = [group["lr"] for o in state.optimizers for group in o.param_groups]
         peaks = [small.lr, small.bias_lr, small.head_lr / 16]  # of 16 inputs
@@ -92,15 +95,15 @@ def test_a_caller_may_drive_the_lr_of_every_group_by_the_step(digits, device, sm
 
 def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, device, small):
     recipe = replace(small, augment=(), mix=(), progressive_resizing=(), epochs=2, batch_size=300)
-    state, normalize = fresh(recipe, digits.train, device)
+    state, setup = fresh(recipe, digits.train, device)
     seen: list[torch.Tensor] = []
 
     class Recorder(nn.Module):
         def forward(self, images):
             seen.append(images.detach())
-            return normalize(images)
+            return setup.normalize(images)
 
-    list(steps(state, digits.train, recipe, Recorder(), device))
+    list(steps(state, replace(setup, normalize=Recorder())))
     epochs = [torch.cat(seen[i : i + 4]).flatten(1) for i in (0, 4)]
     for epoch in epochs:
         assert len(epoch.unique(dim=0)) > 1150  # of 1,200; the digits hold a few equal images
@@ -109,8 +112,8 @@ def test_each_epoch_visits_every_image_at_most_once_in_a_new_order(digits, devic
 
 def test_the_stem_stops_training_where_the_recipe_says_so(digits, device, small):
     recipe = replace(small, freeze_stem_at=0.5)
-    state, normalize = fresh(recipe, digits.train, device)
-    run = steps(state, digits.train, recipe, normalize, device)
+    state, setup = fresh(recipe, digits.train, device)
+    run = steps(state, setup)
     biases = [state.model.stem.bias.detach().clone() for _ in run]
     half = StepCounts(recipe, len(digits.train)).freeze_stem
     assert 0 < half < len(biases)
@@ -120,30 +123,28 @@ def test_the_stem_stops_training_where_the_recipe_says_so(digits, device, small)
 
 def test_the_average_follows_the_weights_with_its_decay(digits, device, small):
     recipe = replace(small, ema=0.4)
-    state, normalize = fresh(recipe, digits.train, device)
+    state, setup = fresh(recipe, digits.train, device)
     decays = chain([0, 1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14], repeat(0.4))  # the first reach less
     expected = torch.zeros_like(state.model.head.weight)
-    for decay, _ in zip(
-        decays, steps(state, digits.train, recipe, normalize, device), strict=False
-    ):
+    for decay, _ in zip(decays, steps(state, setup), strict=False):
         expected = decay * expected + (1 - decay) * state.model.head.weight.detach()
     assert state.step > 8
     assert torch.allclose(state.averaged.head.weight, expected, atol=1e-7)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(digits, device, small):
-    state, normalize = fresh(small, digits.train, device)
+    state, setup = fresh(small, digits.train, device)
 
     class Poison(nn.Module):
         def forward(self, images):
-            return normalize(images) * (float("nan") if state.step == 3 else 1.0)
+            return setup.normalize(images) * (float("nan") if state.step == 3 else 1.0)
 
     with pytest.raises(NonFiniteLossError, match="nan at step 4"):
-        list(train(state, digits.train, small, Poison(), device))
+        list(train(state, replace(setup, normalize=Poison())))
 
 
 def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, device, small):
-    state, normalize = fresh(small, digits.train, device)
+    state, setup = fresh(small, digits.train, device)
 
     def poison(now) -> bool:
         if now.step == 6:  # the last update of the first epoch comes next
@@ -152,7 +153,7 @@ def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, device,
         return True
 
     with pytest.raises(NonFiniteLossError, match="weights are not finite after step 7"):
-        list(train(state, digits.train, small, normalize, device, watch=poison))
+        list(train(state, setup, watch=poison))
 
 
 def test_dropout_is_drawn_from_the_counters_too(digits, device, small):
@@ -161,8 +162,8 @@ def test_dropout_is_drawn_from_the_counters_too(digits, device, small):
 
     def weights(noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
-        state, normalize = fresh(recipe, digits.train, device)
-        for _ in steps(state, digits.train, recipe, normalize, device):
+        state, setup = fresh(recipe, digits.train, device)
+        for _ in steps(state, setup):
             torch.rand(noise)  # whoever else draws from the global generator
         return torch.cat([p.detach().flatten() for p in state.model.parameters()])
 
@@ -170,19 +171,19 @@ def test_dropout_is_drawn_from_the_counters_too(digits, device, small):
 
 
 def test_the_watcher_stops_between_two_steps(digits, device, small):
-    state, normalize = fresh(small, digits.train, device)
-    rows = train(state, digits.train, small, normalize, device, watch=lambda s: s.step < 3)
+    state, setup = fresh(small, digits.train, device)
+    rows = train(state, setup, watch=lambda s: s.step < 3)
     assert list(rows) == []
     assert state.step == 3
     assert len(state.losses) == 3
 
 
 def test_bfloat16_trains_with_float32_weights(digits, small):
-    device = Device("cpu", "bfloat16", compiled=False)
+    device = CPU("cpu", "bfloat16", compiled=False)
     plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe, few = replace(small, epochs=4, batch_size=50, **plain), digits.train.subset(range(600))
-    state, normalize = fresh(recipe, few, device)
-    rows = list(train(state, few, recipe, normalize, device, digits.test))
+    state, setup = fresh(recipe, few, device)
+    rows = list(train(state, setup, digits.test))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     assert rows[-1]["val_accuracy"] > 0.6
 
@@ -195,8 +196,8 @@ def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, devic
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
         state = TrainState(model, OPTIMIZERS["sgd"](model, recipe), ema=None)
-        normalize = Normalize(*channel_stats(digits.train))
-        result = next(steps(state, digits.train, recipe, normalize, device))
+        setup = Setup(recipe, digits.train, Normalize(*channel_stats(digits.train)), device)
+        result = next(steps(state, setup))
         return model[1].weight.detach(), result
 
     (whole, one), (parts, four) = outcome(1), outcome(4)
@@ -206,7 +207,7 @@ def test_a_batch_in_parts_gives_the_loss_and_the_step_of_the_whole(digits, devic
 
 
 def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, device, small):
-    state, normalize = fresh(small, digits.train, device)
+    state, setup = fresh(small, digits.train, device)
     norms: list[float] = []
 
     def look(*_) -> None:
@@ -218,7 +219,7 @@ def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, device, sm
         norms.append(sum(squares) ** 0.5)
 
     state.optimizers[0].register_step_pre_hook(look)
-    rows = list(train(state, digits.train, small, normalize, device))
+    rows = list(train(state, setup))
     per_epoch = StepCounts(small, len(digits.train)).steps_per_epoch
     expected = norms[per_epoch - 1 :: per_epoch]
     assert [row["gradient_norm"] for row in rows] == pytest.approx(expected, rel=1e-5)
@@ -248,26 +249,32 @@ def by_hand(split: Split, recipe: Recipe, epoch: int, steps: range) -> list[Tens
     [(50, 1, 40), (300, 1, 6), (300, 3, 2), (1200, 1, 1)],
 )
 def test_small_batches_are_augmented_together_and_begin_anywhere(
-    digits, small, batch_size, copies, together
+    digits, small, batch_size, augment_repeats, together
 ):
     split = digits.train
-    recipe = replace(small, mix=(), batch_size=batch_size, augment_repeats=copies)
-    plan = StepCounts(recipe, len(split))
-    assert ahead(split, plan) == together
+    recipe = replace(small, mix=(), batch_size=batch_size, augment_repeats=augment_repeats)
+    counts = StepCounts(recipe, len(split))
+    assert steps_augmented_together(split, counts) == together
     large = replace(split, images=split.images.repeat(1, 1, 2, 2))
-    assert ahead(large, plan) == max(1, together // 4)
-    whole = list(batches(split, plan))
-    assert len(whole) == plan.total == 2 * plan.steps_per_epoch
+    assert steps_augmented_together(large, counts) == max(1, together // 4)
+    whole = list(batches(split, counts))
+    assert len(whole) == counts.total == 2 * counts.steps_per_epoch
     for epoch in range(2):
-        begin = epoch * plan.steps_per_epoch
-        first = range(min(together, plan.steps_per_epoch))
+        begin = epoch * counts.steps_per_epoch
+        first = range(min(together, counts.steps_per_epoch))
         for (images, _), oracle in zip(
             whole[begin:], by_hand(split, recipe, epoch, first), strict=False
         ):
             assert torch.equal(images, oracle)
-    for first in (1, plan.steps_per_epoch - 1, plan.steps_per_epoch, plan.total - 1, plan.total):
-        rest = list(batches(split, plan, first))
-        assert len(rest) == plan.total - first
+    for first in (
+        1,
+        counts.steps_per_epoch - 1,
+        counts.steps_per_epoch,
+        counts.total - 1,
+        counts.total,
+    ):
+        rest = list(batches(split, counts, first))
+        assert len(rest) == counts.total - first
         for (images, labels), (other, others) in zip(rest, whole[first:], strict=True):
             assert torch.equal(images, other)
             assert torch.equal(labels, others)
@@ -276,14 +283,14 @@ def test_small_batches_are_augmented_together_and_begin_anywhere(
 def test_every_image_is_seen_once_an_epoch_with_its_label(digits, small):
     split = digits.train
     recipe = replace(small, mix=(), augment=(), batch_size=100)
-    plan = StepCounts(recipe, len(split))
+    counts = StepCounts(recipe, len(split))
     known = {
         image.numpy().tobytes(): int(y) for image, y in zip(split.images, split.labels, strict=True)
     }
-    images, labels = zip(*islice(batches(split, plan), plan.steps_per_epoch), strict=True)
+    images, labels = zip(*islice(batches(split, counts), counts.steps_per_epoch), strict=True)
     seen = [image.numpy().tobytes() for image in torch.cat(images)]
     assert [known[pixels] for pixels in seen] == torch.cat(labels).tolist()
-    assert len(seen) == plan.steps_per_epoch * 100
+    assert len(seen) == counts.steps_per_epoch * 100
     assert len(seen) - len(set(seen)) <= len(split) - len(known)  # but for doubles in the data
 
 
@@ -317,10 +324,10 @@ def test_a_batch_holds_copies_of_its_images_each_with_draws_of_its_own(digits, s
 
 def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits, device, small):
     recipe = replace(small, augment_repeats=2, epochs=1)
-    state, normalize = fresh(recipe, digits.train, device)
+    state, setup = fresh(recipe, digits.train, device)
     seen: list[int] = []
     state.model.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
-    (row,) = train(state, digits.train, recipe, normalize, device)
+    (row,) = train(state, setup)
     assert row["step"] == len(digits.train) // 200
     assert sum(seen) == 2 * 200 * row["step"]
     correct = row["train_accuracy"] * sum(seen)
@@ -335,45 +342,59 @@ def test_the_loss_of_a_mixture_is_the_shares_of_its_labels_losses(
     recipe = replace(
         small, mix=(("mixup", {"alpha": 1.0}),), accumulate=accumulate, progressive_resizing=()
     )
-    state, normalize = fresh(recipe, digits.train, device)
+    state, setup = fresh(recipe, digits.train, device)
     images, targets = next(batches(digits.train, StepCounts(recipe, len(digits.train))))
     logs, right = [], 0
     for part, shares in zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True):
-        log = state.model(normalize(part)).log_softmax(1).detach()
+        log = state.model(setup.normalize(part)).log_softmax(1).detach()
         smoothed = 0.8 * shares + 0.2 / 10
         logs += [-(row * log_row).sum() for row, log_row in zip(smoothed, log, strict=True)]
         right += int((log.argmax(1) == shares.argmax(1)).sum())
     state, _ = fresh(recipe, digits.train, device)  # the statistics of BN moved
-    result = next(steps(state, digits.train, recipe, normalize, device))
+    result = next(steps(state, setup))
     assert float(result.loss) == pytest.approx(float(torch.stack(logs).mean()), rel=1e-5)
     assert int(result.correct) == right
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_a_state_that_restarts_is_a_fresh_one_and_keeps_what_computes(
+def test_a_restarted_state_is_a_fresh_one_and_keeps_its_compiled_step(
     optimizer, digits, device, small
 ):
     recipe = replace(small, optimizer=optimizer, lr=0.01, ema=0.9, freeze_stem_at=0.5)
-    normalize = Normalize(*channel_stats(digits.train))
-    kept = start(recipe, digits.train, normalize, device)
-    for _ in steps(kept, digits.train, recipe, normalize, device):
+    kept, setup = fresh(recipe, digits.train, device)
+    for _ in steps(kept, setup):
         pass
-    compute, other = kept.compute, replace(recipe, seed=7)
-    restart_(kept, other, digits.train, normalize, device)
-    fresh = start(other, digits.train, normalize, device)
-    for state in (kept, fresh):
-        for _ in steps(state, digits.train, other, normalize, device):
+    function, other = kept.function, replace(setup, recipe=replace(recipe, seed=7))
+    restart_(kept, other)
+    new = start(other)
+    for state in (kept, new):
+        for _ in steps(state, other):
             pass
-    assert kept.compute is compute is not None
+    assert kept.function is function is not None
     for part in ("model", "ema"):
-        again, new = (getattr(state, part).state_dict() for state in (kept, fresh))
-        assert all(again[name].equal(new[name]) for name in new)
+        again, expected = (getattr(state, part).state_dict() for state in (kept, new))
+        assert all(again[name].equal(expected[name]) for name in expected)
 
 
-def test_another_recipe_is_computed_by_its_own(digits, device, small):
-    normalize = Normalize(*channel_stats(digits.train))
-    state = start(small, digits.train, normalize, device)
-    next(steps(state, digits.train, small, normalize, device))
-    before = state.compute
-    next(steps(state, digits.train, replace(small, label_smoothing=0.3), normalize, device))
-    assert state.compute is not before
+def test_another_recipe_has_a_step_of_its_own(digits, device, small):
+    state, setup = fresh(small, digits.train, device)
+    next(steps(state, setup))
+    before = state.function
+    next(steps(state, replace(setup, recipe=replace(small, label_smoothing=0.3))))
+    assert state.function is not before
+
+
+def test_the_loop_names_each_part_of_a_step_and_computes_the_same(digits, device, small):
+    recipe = replace(small, sam_rho=0.05, selector=SpeedNetConfig((4,)), epochs=1)
+    marks: list[str] = []
+
+    def losses(mark) -> list[float]:
+        state, setup = fresh(recipe, digits.train, device)
+        return [float(result.loss) for result in steps(state, setup, mark=mark)]
+
+    assert losses(marks.append) == losses(None)
+    twice = ["forward", "backward"] * recipe.accumulate * 2  # SAM computes each gradient twice
+    first = ["data and augmentation", "normalise and resize", "selector"]
+    assert marks[: marks.index("optimizer") + 2] == [
+        *(*first, *twice, "optimizer", "average of the weights")
+    ]

@@ -34,14 +34,14 @@ def test_own_accuracy_is_the_mean_of_the_committed_runs(name):
 
 
 def test_custom_resnet_text_runs_the_cycle_that_its_code_asked_pytorch_for():
-    plan = StepCounts(RECIPES["custom-resnet-text"], 50_000)
+    counts = StepCounts(RECIPES["custom-resnet-text"], 50_000)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.01, momentum=0.9)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, plan.total)
-    for step in range(plan.total):
-        lr = plan.recipe.lr * plan.lr_factor(step)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, counts.total)
+    for step in range(counts.total):
+        lr = counts.recipe.lr * counts.lr_factor(step)
         assert lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
         optimizer.step()
-        if step < plan.total - 1:
+        if step < counts.total - 1:
             cycle.step()
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from leanres.data.split import channel_stats
-from leanres.training.device import Normalize
+from leanres.models.preprocess import Normalize
 from leanres.training.loop import TrainState, steps
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
+from leanres.training.setup import Setup
 
 
 def network() -> nn.Module:
@@ -78,7 +79,7 @@ def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, device, accumul
     start = model[1].weight.detach().clone(), model[1].bias.detach().clone()
     normalize = Normalize(*channel_stats(digits.train))
     state = TrainState(model, OPTIMIZERS["sgd"](model, recipe), ema=None)
-    result = next(steps(state, digits.train, recipe, Recorder(), device))
+    result = next(steps(state, Setup(recipe, digits.train, Recorder(), device)))
 
     inputs = normalize(seen[0]).flatten(1)
     labels = torch.tensor([_label(image, digits.train) for image in seen[0]])

@@ -17,6 +17,7 @@ from torch import Tensor
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 from leanres.io import Lock, write_bytes
+from leanres.metrics.accuracy import accuracy
 from leanres.metrics.accuracy import measure as measure_logits
 from leanres.metrics.inference import predict_both
 from leanres.models.config import ModelConfig
@@ -398,10 +399,8 @@ def finish(run: Run, tta: str = "flip-shift", measure: str = "test") -> dict[str
 def score(logits: Tensor, logits_tta: Tensor, split: Split, tta: str) -> dict[str, Any]:
     """The figures of an evaluation: everything without augmentation, accuracy also with it."""
     labels = split.labels.cpu()
-    return measure_logits(logits, labels).to_dict() | {
-        "accuracy_tta": measure_logits(logits_tta, labels).accuracy,
-        "tta": tta,
-    }
+    with_tta = {"accuracy_tta": accuracy(logits_tta, labels), "tta": tta}
+    return measure_logits(logits, labels) | with_tta
 
 
 def _begin(run: Run, origin: dict[str, Any]) -> None:

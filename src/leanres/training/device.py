@@ -183,7 +183,7 @@ class CUDA(Device):
         return torch.cuda.get_device_name(self.name)
 
 
-DEVICES: Table[type[Device]] = Table("device", {"cuda": CUDA, "cpu": CPU})  # the best one first
+DEVICES: Table[type[Device]] = Table("device", {"cpu": CPU, "cuda": CUDA})  # the fastest last
 
 
 def detect(device: str = "auto", precision: str = "auto", compiled: bool | None = None) -> Device:
@@ -199,11 +199,12 @@ def detect(device: str = "auto", precision: str = "auto", compiled: bool | None 
         raise UserError(
             f"device {device!r} is not usable here: give one of auto, {', '.join(known)}"
         )
-    name = known[0] if device == "auto" else device
-    kind = DEVICES[name.partition(":")[0]]
+    if device == "auto":
+        device = [kind.names()[0] for kind in DEVICES.values() if kind.names()][-1]
+    kind = DEVICES[device.partition(":")[0]]
     if precision == "auto":
         precision = "bfloat16" if kind.multiplies_bfloat16() else "float32"
-    return kind(name, precision, kind.compiles() if compiled is None else compiled)
+    return kind(device, precision, kind.compiles() if compiled is None else compiled)
 
 
 def _accelerate(model: nn.Module, device: Device) -> tuple[nn.Module, str]:
