@@ -1,0 +1,1 @@
+"""Run folders: train into one, resume, load its network, list all of them, track them live."""
