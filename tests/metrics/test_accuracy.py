@@ -1,19 +1,21 @@
-"""Metrics against scikit-learn, scipy and plain loops."""
+"""Metrics against scikit-learn and plain loops."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import norm
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from leanres.errors import UserError
 from leanres.metrics.accuracy import (
+    MEASURES,
     accuracy,
     confusion,
     ece,
@@ -36,33 +38,33 @@ def scored() -> tuple[torch.Tensor, torch.Tensor]:
     return noise + 1.5 * torch.nn.functional.one_hot(labels, K), labels
 
 
-def test_accuracy_is_that_of_scikit_learn(scored):
+def test_accuracy_equals_that_of_scikit_learn(scored):
     logits, labels = scored
     expected = accuracy_score(labels.numpy(), logits.argmax(1).numpy())
     assert 0.3 < expected < 0.8
     assert accuracy(logits, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_nll_is_the_log_loss_of_scikit_learn_in_nats(scored):
+def test_nll_equals_the_log_loss_of_scikit_learn(scored):
     logits, labels = scored
     probs = logits.double().softmax(1).numpy()
     expected = log_loss(labels.numpy(), probs, labels=range(K))
     assert nll(logits, labels) == pytest.approx(expected, abs=1e-9)
 
 
-def test_confusion_is_that_of_scikit_learn_with_true_classes_in_rows(scored):
+def test_confusion_equals_that_of_scikit_learn_with_true_classes_in_rows(scored):
     logits, labels = scored
     expected = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(K))
     assert (expected != expected.T).any()
     np.testing.assert_array_equal(confusion(logits, labels).numpy(), expected)
 
 
-def test_per_class_accuracy_counts_within_the_true_class_and_is_nan_without_images(scored):
+def test_per_class_accuracy_is_within_the_true_class_and_nan_without_images(scored):
     logits, labels = scored
     shares = per_class_accuracy(logits, labels)
-    for name in range(K - 1):
-        mine = labels == name
-        assert shares[name].item() == pytest.approx(accuracy(logits[mine], labels[mine]))
+    for k in range(K - 1):
+        chosen = labels == k
+        assert shares[k].item() == pytest.approx(accuracy(logits[chosen], labels[chosen]))
     assert shares[K - 1].isnan()
 
 
@@ -80,7 +82,7 @@ def loop_ece(probs: np.ndarray, labels: np.ndarray, bins: int) -> float:
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_ece_is_that_of_a_plain_loop(scored, bins):
+def test_ece_equals_a_plain_loop(scored, bins):
     logits, labels = scored
     probs = logits.double().softmax(1)
     expected = loop_ece(probs.numpy(), labels.numpy(), bins)
@@ -90,13 +92,13 @@ def test_ece_is_that_of_a_plain_loop(scored, bins):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it(dtype):
-    # 0.6 sits on the edge of (0.4, 0.6] and (0.6, 0.8] and is wrong, 0.7 is right. In two bins the
-    # gaps 0.6 and -0.3 count whole; had the first gone up they would cancel to 0.3 over two images.
+    # 0.6 lies on the edge of (0.4, 0.6] and (0.6, 0.8] and is wrong, 0.7 is right. In separate bins
+    # the gaps 0.6 and -0.3 add up; in one bin they would cancel to 0.3 over two images.
     probs = torch.tensor([[0.6, 0.4], [0.7, 0.3]], dtype=dtype)
     assert ece(probs, torch.tensor([1, 0]), bins=5) == pytest.approx((0.6 + 0.3) / 2, abs=1e-6)
 
 
-def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not():
+def test_confident_and_right_is_calibrated_and_confident_and_wrong_is_not():
     probs = torch.eye(3)
     assert ece(probs, torch.tensor([0, 1, 2])) == 0.0
     assert ece(probs, torch.tensor([1, 2, 0])) == 1.0
@@ -104,20 +106,25 @@ def test_sure_and_right_is_calibrated_and_sure_and_wrong_is_not():
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 7), (7, 7), (1, 2), (9_412, 10_000), (3, 50)])
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
-def test_the_wilson_interval_is_that_of_scipy(correct, n, confidence):
-    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+def test_a_share_at_either_wilson_bound_would_just_be_rejected_by_the_score_test(
+    correct, n, confidence
+):
     low, high = wilson_interval(correct, n, confidence)
-    assert (low, high) == pytest.approx((interval.low, interval.high), abs=1e-12)
     assert 0 <= low <= correct / n <= high <= 1
+    for bound in (low, high):
+        if 0 < bound < 1:
+            z = abs(correct / n - bound) / math.sqrt(bound * (1 - bound) / n)
+            assert z == pytest.approx(norm.ppf((1 + confidence) / 2), rel=1e-9)
+    assert (low == 0, high == 1) == (correct == 0, correct == n)
 
 
 @pytest.mark.parametrize("asked", [(-1, 5), (6, 5), (0, 0), (1, 2, 1.0), (1, 2, 0.0)])
 def test_an_interval_of_impossible_counts_is_refused(asked):
-    with pytest.raises(ValueError, match="correct of"):
+    with pytest.raises(ValueError, match=r"^(k|n) |confidence of"):
         wilson_interval(*asked)
 
 
-def test_the_worst_errors_are_the_surest_of_a_wrong_class(scored):
+def test_the_worst_errors_are_the_most_confident_ones(scored):
     logits, labels = scored
     probs = logits.softmax(1)
     rows = zip(range(N), probs.tolist(), labels.tolist(), strict=True)
@@ -131,25 +138,31 @@ def test_a_network_without_errors_has_no_worst_ones():
     assert worst_errors(torch.eye(3), torch.arange(3), 9).shape == (0,)
 
 
-def test_measure_gathers_what_the_single_functions_say(scored):
+def test_measure_returns_what_the_single_functions_return(scored):
     logits, labels = scored
     found = measure(logits, labels)
-    assert found.n == N
-    assert found.accuracy == accuracy(logits, labels)
-    assert found.nll == pytest.approx(nll(logits, labels))
-    assert found.ece == pytest.approx(ece(logits.softmax(1), labels), abs=1e-6)
-    assert found.confusion == tuple(map(tuple, confusion(logits, labels).tolist()))
-    assert found.per_class[: K - 1] == tuple(per_class_accuracy(logits, labels)[: K - 1].tolist())
-    assert found.per_class[K - 1] is None
+    assert found["n"] == N
+    assert found["accuracy"] == accuracy(logits, labels)
+    assert found["nll"] == pytest.approx(nll(logits, labels))
+    assert found["ece"] == pytest.approx(ece(logits.softmax(1), labels), abs=1e-6)
+    assert found["confusion"] == confusion(logits, labels).tolist()
+    assert found["per_class"][: K - 1] == per_class_accuracy(logits, labels)[: K - 1].tolist()
+    assert found["per_class"][K - 1] is None
+
+
+def test_a_function_added_to_the_table_is_measured(scored, monkeypatch):
+    monkeypatch.setitem(MEASURES, "error", lambda logits, labels: 1 - accuracy(logits, labels))
+    found = measure(*scored)
+    assert found["error"] == 1 - found["accuracy"]
 
 
 def test_metrics_survive_json_unchanged(scored):
-    record = measure(*scored).to_dict()
+    record = measure(*scored)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert list(record) == ["accuracy", "nll", "ece", "per_class", "confusion", "n"]
 
 
-def test_measuring_leaves_logits_and_labels_as_they_were(scored):
+def test_measuring_leaves_logits_and_labels_unchanged(scored):
     logits, labels = scored
     before = logits.clone(), labels.clone()
     measure(logits, labels)
@@ -167,7 +180,9 @@ def test_logits_of_a_network_in_half_precision_and_with_gradients_are_measured(s
 def test_logits_that_are_not_finite_are_counted_by_image(scored):
     logits, labels = scored
     logits[3, 0], logits[3, 1], logits[7, 2] = torch.nan, torch.nan, torch.inf
-    with pytest.raises(UserError, match=r"^2 of 400 images have scores that are not finite") as bad:
+    with pytest.raises(
+        UserError, match=r"^the scores of 2 of 400 images contain NaN or Inf"
+    ) as bad:
         measure(logits, labels)
     assert "\n" not in str(bad.value)
 
@@ -209,7 +224,11 @@ def test_ece_accepts_the_rounding_of_half_precision_probabilities(scored):
     assert ece(logits.softmax(1).bfloat16(), labels) == pytest.approx(whole, abs=0.05)
 
 
-def test_importing_the_metrics_does_not_import_scikit_learn_or_scipy():
-    code = "import sys, leanres.metrics.accuracy; print({'sklearn', 'scipy'} & {*sys.modules})"
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [("accuracy", ["sklearn", "scipy"]), ("statistics", ["scipy"]), ("reported", ["torch"])],
+)
+def test_importing_a_module_does_not_import_slow_ones(module, unwanted):
+    code = f"import sys, leanres.metrics.{module}; print(*(m in sys.modules for m in {unwanted}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert set(done.stdout.split()) == {"False"}

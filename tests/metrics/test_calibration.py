@@ -9,8 +9,8 @@ from sklearn.metrics import brier_score_loss
 
 from leanres.metrics.accuracy import ece, nll
 from leanres.metrics.calibration import (
-    COLDEST,
-    HOTTEST,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     brier,
     fit_temperature,
     log_probs,
@@ -30,14 +30,14 @@ def scored() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("bins", [1, 4, 15, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_ece_of_equal_bins_is_that_of_the_metrics(scored, bins, dtype):
+def test_the_ece_of_equal_bins_equals_metrics_ece(scored, bins, dtype):
     probs, labels = scored[0].to(dtype).softmax(1), scored[1]
     assert reliability(probs, labels, bins).ece == pytest.approx(
         ece(probs, labels, bins), abs=1e-12
     )
 
 
-def test_ece_is_that_of_torchmetrics(scored):
+def test_ece_equals_that_of_torchmetrics(scored):
     classification = pytest.importorskip(
         "torchmetrics.functional.classification",
         reason="torchmetrics is not importable here",
@@ -49,7 +49,7 @@ def test_ece_is_that_of_torchmetrics(scored):
 
 
 @pytest.mark.parametrize("bins", [1, 7, 15])
-def test_bins_of_equal_count_are_those_of_a_plain_loop(scored, bins):
+def test_bins_of_equal_count_equal_a_plain_loop(scored, bins):
     probs, labels = scored[0].double().softmax(1), scored[1]
     ranked = sorted(
         (float(row.max()), bool(row.argmax() == label))
@@ -59,7 +59,7 @@ def test_bins_of_equal_count_are_those_of_a_plain_loop(scored, bins):
     for number in range(bins):
         first, last = (math.ceil(len(ranked) * (number + i) / bins) for i in (0, 1))
         part = ranked[first:last]
-        gap = sum(sure for sure, _ in part) - sum(right for _, right in part)
+        gap = sum(confidence for confidence, _ in part) - sum(right for _, right in part)
         expected += abs(gap) / len(ranked)
     found = reliability(probs, labels, bins, adaptive=True)
     assert found.ece == pytest.approx(expected, abs=1e-12)
@@ -67,7 +67,7 @@ def test_bins_of_equal_count_are_those_of_a_plain_loop(scored, bins):
     assert found.count.max() - found.count.min() <= 1
 
 
-def test_the_order_of_equally_sure_images_does_not_matter():
+def test_the_order_of_equally_confident_images_does_not_matter():
     probs = torch.tensor([[0.75, 0.25]] * 40 + [[0.5, 0.5]] * 9)
     labels = torch.cat((torch.zeros(30), torch.ones(19))).long()
     order = torch.randperm(49, generator=torch.Generator().manual_seed(1))
@@ -88,13 +88,13 @@ def test_every_bin_holds_its_confidences(scored):
         reliability(probs, labels, 0)
 
 
-def test_brier_is_that_of_scikit_learn(scored):
+def test_brier_equals_that_of_scikit_learn(scored):
     probs, labels = scored[0].double().softmax(1), scored[1]
     theirs = brier_score_loss(labels.numpy(), probs.numpy(), labels=np.arange(5))
     assert brier(probs, labels) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_the_temperature_is_that_of_a_gradient_descent(scored):
+def test_the_temperature_equals_that_of_gradient_descent(scored):
     logits, labels = scored[0].double() * 4, scored[1]
     log_t = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     descent = torch.optim.LBFGS([log_t], max_iter=200, tolerance_grad=1e-12)
@@ -120,13 +120,15 @@ def test_logits_scaled_by_three_need_three_times_the_temperature(scored):
     assert torch.equal(logits, before)
 
 
-def test_images_that_are_all_right_or_all_wrong_get_a_temperature_within_bounds():
+def test_images_that_are_all_correct_or_all_wrong_get_a_temperature_within_bounds():
     scores = 3 * torch.eye(4)
-    assert COLDEST <= fit_temperature(scores, torch.arange(4)) < 0.1
-    assert 0.99 * HOTTEST < fit_temperature(scores, torch.arange(4).flip(0)) <= HOTTEST
+    assert MIN_TEMPERATURE <= fit_temperature(scores, torch.arange(4)) < 0.1
+    assert (
+        0.99 * MAX_TEMPERATURE < fit_temperature(scores, torch.arange(4).flip(0)) <= MAX_TEMPERATURE
+    )
 
 
-def test_probabilities_are_as_good_as_logits_and_zero_is_a_number(scored):
+def test_log_probs_serve_as_logits_and_zero_stays_finite(scored):
     logits, labels = scored
     again = log_probs(logits.softmax(1))
     assert nll(again, labels) == pytest.approx(nll(logits, labels), abs=1e-6)

@@ -80,7 +80,7 @@ def test_maps_equal_an_independent_computation(network, images, method, stage):
         np.testing.assert_allclose(found[place].numpy() / scale, expected / scale, atol=2e-4)
 
 
-def test_a_layer_that_the_next_one_writes_into_is_seen_as_it_was(network, images):
+def test_a_layer_that_the_next_one_overwrites_is_read_before_that(network, images):
     # the stem's output is overwritten by an in-place ReLU
     found = explain(network, images, "stem", CLASSES)
     maps = nn.functional.conv2d(images, network.stem.weight, network.stem.bias)
@@ -123,7 +123,7 @@ def test_maps_equal_those_of_the_grad_cam_package(images, method, name):
     np.testing.assert_allclose(scaled.numpy(), theirs, atol=2e-4)
 
 
-def test_the_network_is_left_as_it_was(network, images):
+def test_the_network_is_left_unchanged(network, images):
     network.train()
     network.stages[0].eval()
     modes = [m.training for m in network.modules()]
@@ -137,7 +137,7 @@ def test_the_network_is_left_as_it_was(network, images):
     assert not images.requires_grad
 
 
-def test_no_hooks_and_no_tensors_stay_behind_after_100_images(network):
+def test_no_hooks_and_no_tensors_remain_after_100_images(network):
     many = torch.randn(100, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     classes = torch.arange(100) % 10
 
@@ -148,11 +148,11 @@ def test_no_hooks_and_no_tensors_stay_behind_after_100_images(network):
             for m in network.modules()
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of objects that announce their end when looked at
+            warnings.simplefilter("ignore")  # some objects warn of deprecation on access
             tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter)]
         return hooks, sum(t.numel() for t in tensors)
 
-    explain(network, many, "stages.2", classes)  # whatever is made once
+    explain(network, many, "stages.2", classes)  # caches are filled now
     before = census()
     for method in METHODS:
         found = explain(network, many, "stages.2", classes, method)
@@ -165,7 +165,7 @@ def test_no_hooks_and_no_tensors_stay_behind_after_100_images(network):
 def test_frozen_weights_can_be_explained_and_batches_do_not_matter(network, images, monkeypatch):
     whole = explain(network, images, "stages.2", CLASSES)
     network.requires_grad_(False)
-    monkeypatch.setattr("leanres.metrics.gradcam.BATCH", 2)
+    monkeypatch.setattr("leanres.metrics.gradcam.BATCH_SIZE", 2)
     assert torch.allclose(explain(network, images, "stages.2", CLASSES), whole, atol=1e-6)
 
 
@@ -175,12 +175,12 @@ def test_an_unknown_layer_gets_the_list_and_a_hook_never_stays(network, images):
             explain(network, images, name, CLASSES)
     with pytest.raises(UserError, match=r"did you mean .stages\.2\.conv1."):
         explain(network, images, "stages.2.convv1", CLASSES)
-    with pytest.raises(UserError, match="no map 'Grad'"):
+    with pytest.raises(UserError, match="no Grad-CAM method 'Grad'"):
         explain(network, images, "stem", CLASSES, "Grad")
     assert not any(m._forward_hooks for m in network.modules())
 
 
-def test_layers_are_listed_with_their_sizes_in_the_order_they_run(network, images):
+def test_layers_are_listed_with_their_sizes_in_execution_order(network, images):
     sizes = map_layers(network, images)
     assert next(iter(sizes)) == "stem"
     assert (sizes["stem"], sizes["stages.0"], sizes["stages.2"]) == ((31, 31), (15, 15), (3, 3))
@@ -197,7 +197,7 @@ def test_blank_maps_and_nan_are_named():
     assert invalid_map_reasons(maps) == ["blank", "", "not finite", "not finite"]
 
 
-def test_a_class_that_nothing_speaks_for_gives_a_blank_map(network, images):
+def test_a_class_without_support_gives_a_blank_map(network, images):
     with torch.no_grad():
         network.head.weight[4] = 0.0
     maps = explain(network, images, "stages.2", torch.full((5,), 4))

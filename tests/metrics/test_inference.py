@@ -1,4 +1,4 @@
-"""Inference against one image at a time through plain numpy."""
+"""Inference against a plain loop over single images in numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from leanres.errors import UserError
-from leanres.metrics.inference import TTA, UNSURE, predict_both, predict_logits
+from leanres.metrics.inference import TTA, UNCERTAIN_MARGIN, predict_both, predict_logits
 
 N, K, SIDE = 11, 5, 8
 
@@ -20,8 +20,8 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return (images.float() - 120.0) / 60.0
 
 
-class Watched(nn.Module):
-    """A small network with batch norm and dropout that keeps each batch it is shown."""
+class RecordingNetwork(nn.Module):
+    """A small network with batch norm and dropout that records each batch it is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class Watched(nn.Module):
 
 
 @pytest.fixture
-def model() -> Watched:
+def model() -> RecordingNetwork:
     torch.manual_seed(0)
-    network = Watched()
+    network = RecordingNetwork()
     network.norm.running_mean.normal_()
     network.norm.running_var.uniform_(0.5, 2.0)
     return network.eval()
@@ -66,18 +66,18 @@ def views_of(image: np.ndarray, tta: str) -> list[tuple[np.ndarray, float]]:
     return views
 
 
-def needed(model: nn.Module, image: np.ndarray) -> str:
-    """What "flip-shift-unsure" does with one image."""
+def policy_for(model: nn.Module, image: np.ndarray) -> str:
+    """The policy that "flip-shift-unsure" applies to one image."""
     pair = torch.from_numpy(np.stack([image, image[:, :, ::-1]]))
     with torch.no_grad():
         first, second = model(pair).mean(0).softmax(0).sort(descending=True).values[:2]
-    return "flip-shift" if first - second < UNSURE else "flip"
+    return "flip-shift" if first - second < UNCERTAIN_MARGIN else "flip"
 
 
 def loop_logits(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
     rows = []
     for image in normalize(images).numpy():
-        views = views_of(image, tta if tta != "flip-shift-unsure" else needed(model, image))
+        views = views_of(image, tta if tta != "flip-shift-unsure" else policy_for(model, image))
         batch = torch.from_numpy(np.stack([view for view, _ in views]))
         weights = torch.tensor([weight for _, weight in views])
         with torch.no_grad():
@@ -86,14 +86,14 @@ def loop_logits(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tenso
 
 
 @pytest.mark.parametrize("tta", TTA)
-def test_every_augmentation_is_that_of_a_loop_over_single_images(model, images, tta):
+def test_every_policy_equals_a_loop_over_single_images(model, images, tta):
     expected = loop_logits(model, images, tta)
     found = predict_logits(model, images, normalize=normalize, tta=tta)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tta", TTA)
-def test_the_weights_of_the_views_make_one(images, tta):
+def test_the_weights_of_the_views_sum_to_one(images, tta):
     views = list(TTA[tta].views(normalize(images)))
     assert sum(weight for _, weight in views) == 1.0
     assert all(view.shape == images.shape for view, _ in views)
@@ -101,22 +101,22 @@ def test_the_weights_of_the_views_make_one(images, tta):
 
 
 @pytest.mark.parametrize("tta", TTA)
-def test_the_plain_logits_come_with_the_augmented_ones(model, images, tta):
+def test_plain_and_augmented_logits_are_computed_together(model, images, tta):
     plain, augmented = predict_both(model, images, normalize=normalize, tta=tta)
     assert torch.equal(plain, predict_logits(model, images, normalize=normalize))
     assert torch.equal(augmented, predict_logits(model, images, normalize=normalize, tta=tta))
 
 
-def test_only_unsure_images_are_shifted(model, images):
+def test_only_uncertain_images_are_shifted(model, images):
     model.head.weight.data.mul_(2)
-    kinds = [needed(model, image) for image in normalize(images).numpy()]
-    assert 0 < kinds.count("flip-shift") < len(kinds)  # else this shows nothing
+    policies = [policy_for(model, image) for image in normalize(images).numpy()]
+    assert 0 < policies.count("flip-shift") < len(policies)  # the test needs both kinds
     model.seen.clear()
     predict_both(model, images, normalize=normalize, tta="flip-shift-unsure")
-    assert [len(batch) for batch in model.seen] == [N, N, *[kinds.count("flip-shift")] * 4]
+    assert [len(batch) for batch in model.seen] == [N, N, *[policies.count("flip-shift")] * 4]
 
 
-def test_the_augmentations_differ_on_a_network_that_sees_left_from_right(model, images):
+def test_the_policies_differ_for_a_network_that_is_not_symmetric(model, images):
     found = [predict_logits(model, images, normalize=normalize, tta=tta) for tta in TTA]
     assert (found[0] - found[1]).abs().max() > 0.01
     assert (found[1] - found[2]).abs().max() > 0.01
@@ -136,12 +136,12 @@ def test_the_batch_size_does_not_change_the_logits(model, images, tta, batch_siz
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_no_batch_is_larger_than_asked(model, images):
+def test_batches_are_of_the_given_size_or_smaller(model, images):
     predict_logits(model, images, normalize=normalize, tta="flip", batch_size=4)
     assert [len(batch) for batch in model.seen] == [4, 4, 4, 4, 3, 3]
 
 
-def test_a_model_in_training_mode_answers_as_in_eval_mode_and_stays_in_training(model, images):
+def test_a_model_in_training_mode_predicts_in_eval_mode_and_stays_in_training_mode(model, images):
     expected = predict_logits(model, images, normalize=normalize)
     statistics = model.norm.running_mean.clone()
     found = predict_logits(model.train(), images, normalize=normalize)
@@ -162,7 +162,7 @@ def test_the_mode_is_restored_when_the_network_fails(model, images):
     assert all(module.training for module in model.modules())
 
 
-def test_a_compiled_model_is_left_in_its_mode_too(model, images):
+def test_a_compiled_model_keeps_its_mode_too(model, images):
     compiled = torch.compile(nn.Sequential(model.stem, model.norm, nn.Flatten()), backend="eager")
     compiled.train()
     expected = compiled._orig_mod.eval()(normalize(images)).detach()
@@ -171,24 +171,24 @@ def test_a_compiled_model_is_left_in_its_mode_too(model, images):
     assert all(module.training for module in compiled.modules())
 
 
-def test_the_network_is_shown_channels_last_batches_without_gradients(model, images):
+def test_the_network_gets_channels_last_batches_without_gradients(model, images):
     predict_logits(model, images, normalize=normalize, tta="flip-shift")
     assert len(model.seen) == 6
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in model.seen)
     assert all(x.is_inference() for x in model.seen)
 
 
-def test_the_images_are_left_as_they_were(model, images):
+def test_the_images_are_left_unchanged(model, images):
     before = images.clone()
     predict_logits(model, images, normalize=lambda x: normalize(x).mul_(1), tta="flip-shift")
     assert torch.equal(images, before)
 
 
-def test_autocast_is_entered_once_and_the_logits_are_float32_all_the_same(model, images):
+def test_autocast_is_entered_once_and_the_logits_are_still_float32(model, images):
     entered = []
 
     @contextmanager
-    def autocast() -> Iterator[None]:  # good for one use, as contextmanager makes them
+    def autocast() -> Iterator[None]:  # a contextmanager can be entered only once
         entered.append(True)
         with torch.autocast("cpu", torch.bfloat16):
             yield
@@ -213,7 +213,7 @@ def test_a_model_without_weights_runs_where_the_images_are(images):
     assert torch.equal(found, normalize(images).flatten(1))
 
 
-def test_an_unknown_augmentation_is_answered_with_the_nearest(model, images):
+def test_the_error_for_an_unknown_policy_names_the_nearest(model, images):
     with pytest.raises(UserError, match="no test-time augmentation 'flips'; did you mean 'flip'"):
         predict_logits(model, images, normalize=normalize, tta="flips")
 
@@ -227,6 +227,6 @@ def test_an_unknown_augmentation_is_answered_with_the_nearest(model, images):
         (lambda x: x, 0, "batch size of 0"),
     ],
 )
-def test_images_that_do_not_fit_are_described(model, images, change, batch_size, message):
+def test_invalid_images_are_described(model, images, change, batch_size, message):
     with pytest.raises(ValueError, match=message):
         predict_logits(model, change(images), normalize=normalize, batch_size=batch_size)

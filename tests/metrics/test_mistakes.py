@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leanres.metrics.mistakes import confused_pairs, label_suspects, least_sure_correct
+from leanres.metrics.mistakes import confused_pairs, label_suspects, least_confident_correct
 
 
 @pytest.fixture
@@ -20,15 +20,15 @@ def scored() -> tuple[torch.Tensor, torch.Tensor]:
     return probs, labels
 
 
-def test_the_least_sure_hits_are_those_of_a_plain_loop(scored):
+def test_the_least_confident_correct_images_equal_a_plain_loop(scored):
     probs, labels = scored
     hits = [i for i in range(300) if probs[i].argmax() == labels[i]]
     expected = sorted(hits, key=lambda i: float(probs[i].max()))[:10]
-    assert least_sure_correct(probs, labels, 10).tolist() == expected
-    assert len(least_sure_correct(probs, labels, 1000)) == len(hits)
+    assert least_confident_correct(probs, labels, 10).tolist() == expected
+    assert len(least_confident_correct(probs, labels, 1000)) == len(hits)
 
 
-def test_label_suspects_are_those_of_a_plain_loop(scored):
+def test_label_suspects_equal_a_plain_loop(scored):
     probs, labels = scored
     usual = [
         sum(float(probs[i, k]) for i in range(300) if labels[i] == k)
@@ -53,7 +53,7 @@ def test_a_planted_label_error_is_the_first_suspect():
     assert label_suspects(probs, labels, 3).tolist() == [17]
 
 
-def test_confused_pairs_are_counted_and_come_most_first(scored):
+def test_confused_pairs_are_counted_and_sorted(scored):
     probs, labels = scored
     counts = {}
     for row, label in zip(probs, labels.tolist(), strict=True):
@@ -69,8 +69,8 @@ def test_confused_pairs_are_counted_and_come_most_first(scored):
     assert (sure[:-1] >= sure[1:]).all()
 
 
-def test_a_network_without_mistakes_has_none():
+def test_a_network_without_errors_has_none():
     probs, labels = torch.eye(3), torch.arange(3)
     assert confused_pairs(probs, labels, 5) == []
     assert len(label_suspects(probs, labels, 5)) == 0
-    assert len(least_sure_correct(probs, labels, 5)) == 3
+    assert len(least_confident_correct(probs, labels, 5)) == 3

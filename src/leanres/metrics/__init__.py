@@ -1,1 +1,1 @@
-"""How good a network is: its logits over a split, and what they are worth."""
+"""Metrics of logits against labels, inference, calibration, statistics, errors and Grad-CAM."""

@@ -1,4 +1,4 @@
-"""Where a network looked: Grad-CAM and Grad-CAM++ maps of any layer that has height and width."""
+"""Grad-CAM and Grad-CAM++ maps of any layer whose output has height and width."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from leanres.errors import UserError
 from leanres.metrics.inference import evaluating
 from leanres.registry import Table, unknown
 
-BATCH = 100  # images whose activations and gradients are held at once
+BATCH_SIZE = 100  # images whose activations and gradients are in memory at once
 
 
 def gradcam_weights(maps: Tensor, grads: Tensor) -> Tensor:
-    """Weight of each channel: its mean gradient. (N, C, h, w) twice -> (N, C).
+    """Channel weights: the mean gradient of each channel. (N, C, h, w) twice -> (N, C).
 
     Selvaraju et al. 2017, arXiv:1610.02391, eq. 1.
     """
@@ -24,32 +24,33 @@ def gradcam_weights(maps: Tensor, grads: Tensor) -> Tensor:
 
 
 def gradcam_pp_weights(maps: Tensor, grads: Tensor) -> Tensor:
-    """Weight of each channel: its rising gradients, each by its own share. -> (N, C).
+    """Channel weights: a weighted sum of positive gradients. (N, C, h, w) twice -> (N, C).
 
-    Chattopadhay et al. 2018, arXiv:1710.11063, sec. 3, for the exponential of the class's score:
-    its factor exp(score) is left out, as it scales the whole map. Meant for maps after a ReLU:
-    where a map is negative a share can have a pole.
+    Chattopadhay et al. 2018, arXiv:1710.11063, sec. 3, for the exponential of the class score. The
+    factor exp(score) is left out because it only scales the whole map. Meant for maps after a ReLU:
+    for negative activations the denominator of a weight can be close to 0.
     """
     squares = grads.square()
-    bottom = 2 * squares + maps.sum((2, 3), keepdim=True) * squares * grads
-    # 0 / 0 where a gradient is 0: such a position has no say
-    shares = torch.where(bottom == 0, 0.0, squares / torch.where(bottom == 0, 1.0, bottom))
-    return (shares * grads.relu()).sum((2, 3))
+    denominator = 2 * squares + maps.sum((2, 3), keepdim=True) * squares * grads
+    # Where a gradient is 0 the quotient is 0 / 0: such a position gets the weight 0.
+    safe = torch.where(denominator == 0, 1.0, denominator)
+    alphas = torch.where(denominator == 0, 0.0, squares / safe)
+    return (alphas * grads.relu()).sum((2, 3))
 
 
 METHODS: Table[Callable[[Tensor, Tensor], Tensor]] = Table(
-    "map", {"Grad-CAM": gradcam_weights, "Grad-CAM++": gradcam_pp_weights}
+    "Grad-CAM method", {"Grad-CAM": gradcam_weights, "Grad-CAM++": gradcam_pp_weights}
 )
 
 
 def map_layers(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Every layer whose output is a map larger than 1x1: name -> (height, width), as they run.
+    """Layers whose output is a map larger than 1x1, in execution order: name -> (height, width).
 
-    `images` (N, C, H, W) are what the network reads, normalised; the first is looked at.
+    `images` (N, C, H, W) are normalised; only the first one is used.
     """
     sizes: dict[str, tuple[int, int]] = {}
 
-    def note(name: str, out: object) -> None:
+    def record(name: str, out: object) -> None:
         if isinstance(out, Tensor) and out.ndim == 4 and out.shape[2:].numel() > 1:
             sizes[name] = (out.shape[2], out.shape[3])
 
@@ -57,16 +58,20 @@ def map_layers(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
         for name, module in model.named_modules():
             if name:
                 hooks.enter_context(
-                    module.register_forward_hook(lambda _m, _i, out, name=name: note(name, out))
+                    module.register_forward_hook(lambda _m, _i, out, name=name: record(name, out))
                 )
         model(images[:1])
     return sizes
 
 
 def usual_layers(sizes: dict[str, tuple[int, int]], count: int = 2) -> list[str]:
-    """The outermost (then last) layer of each of the last `count` map sizes of `map_layers`."""
+    """Default layers to explain: one for each of the last `count` map sizes of `map_layers`.
+
+    Of the layers with one size it is the outermost, and of several outermost ones the last.
+    """
     names = list(sizes)
-    # A stage's end rather than a convolution within the next one that has not yet been pooled.
+    # Outermost first, so that the end of a stage wins over a convolution inside the next stage that
+    # runs before its pooling layer.
     ranked = sorted(names, key=lambda name: (-name.count("."), names.index(name)))
     best = {sizes[name]: name for name in ranked}
     return sorted(best.values(), key=names.index)[-count:]
@@ -75,21 +80,22 @@ def usual_layers(sizes: dict[str, tuple[int, int]], count: int = 2) -> list[str]
 def explain(
     model: nn.Module, images: Tensor, layer: str, classes: Tensor, method: str = "Grad-CAM"
 ) -> Tensor:
-    """How much each position of `layer` speaks for the class: (N, h, w) float32, 0 or more.
+    """How strongly each position of `layer` supports the class: maps (N, h, w) float32, >= 0.
 
-    `images` (N, C, H, W) float, normalised, on the model's device; `classes` (N,) int64. The maps
-    are not scaled: `invalid_map_reasons` names the undrawable ones. The model, its gradients
-    and its hooks are left as they were. A layer without maps or an unknown method is a UserError.
+    `images` (N, C, H, W) are normalised floats on the model's device, `classes` is (N,) int64. The
+    maps are not scaled; `invalid_map_reasons` says which of them cannot be drawn. The model, its
+    gradients and its hooks are left unchanged. Raises UserError for a layer without maps or an
+    unknown method.
     """
-    weigh = METHODS[method]
+    weighting = METHODS[method]
     sizes = map_layers(model, images)
     if layer not in sizes:
         raise UserError(unknown("layer with maps", layer, list(sizes)))
     module = model.get_submodule(layer)
-    chunks, wanted = torch.split(images, BATCH), torch.split(classes.to(images.device), BATCH)
+    tensors = (images, classes.to(images.device))
+    batches = zip(*(torch.split(tensor, BATCH_SIZE) for tensor in tensors), strict=True)
     with evaluating(model):
-        pairs = zip(chunks, wanted, strict=True)
-        return torch.cat([_maps(model, module, *pair, weigh) for pair in pairs])
+        return torch.cat([_maps(model, module, *batch, weighting) for batch in batches])
 
 
 def _maps(
@@ -97,26 +103,27 @@ def _maps(
     module: nn.Module,
     images: Tensor,
     classes: Tensor,
-    weigh: Callable[[Tensor, Tensor], Tensor],
+    weighting: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def tap(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
-        # A leaf of its own: nothing before it is differentiated, and frozen weights do not matter.
-        seen.append(out.detach().requires_grad_())
-        return seen[-1].clone()  # the next layer may write into what it is given
+    def detach_output(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
+        # A new leaf: nothing before it is differentiated, and frozen weights do not matter.
+        outputs.append(out.detach().requires_grad_())
+        return outputs[-1].clone()  # the next layer may work in place
 
-    with torch.enable_grad(), module.register_forward_hook(tap):
+    with torch.enable_grad(), module.register_forward_hook(detach_output):
         logits = model(images)
-    # In eval mode an image's score depends on its own maps alone, so one sum serves all.
+    # In eval mode the score of an image depends on its own maps only, so the gradient of the sum
+    # gives the gradient of each image.
     score = logits.gather(1, classes[:, None]).sum()
-    (grads,) = torch.autograd.grad(score, seen[-1])
-    maps = seen[-1].detach()
-    return (weigh(maps, grads)[:, :, None, None] * maps).sum(1).relu().float()
+    (grads,) = torch.autograd.grad(score, outputs[-1])
+    maps = outputs[-1].detach()
+    return (weighting(maps, grads)[:, :, None, None] * maps).sum(1).relu().float()
 
 
 def invalid_map_reasons(maps: Tensor) -> list[str]:
-    """Why each map (N, h, w) cannot be drawn: "blank" (0 everywhere), "not finite", or ""."""
+    """Why each map (N, h, w) cannot be drawn: "blank" (all 0), "not finite", or "" if it can."""
     finite = maps.isfinite().flatten(1).all(1)
     blank = (maps == 0).flatten(1).all(1)
     pairs = zip(finite.tolist(), blank.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Logits of a network over uint8 images, with or without test-time augmentation."""
+"""Inference: logits of a network over uint8 images, with or without test-time augmentation."""
 
 from __future__ import annotations
 
@@ -12,63 +12,61 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanres.errors import UserError
+from leanres.metrics.accuracy import shape_and_dtype
 from leanres.registry import Table
 
-Views = Iterator[tuple[Tensor, float]]  # (N, C, H, W) like the batch, and its share of the mean
+Views = Iterator[tuple[Tensor, float]]  # a view (N, C, H, W) of the batch, its weight in the mean
 
 
-def plain(images: Tensor) -> Views:
-    """The batch (N, C, H, W) itself."""
+def identity_view(images: Tensor) -> Views:
+    """Only the batch (N, C, H, W) itself."""
     yield images, 1.0
 
 
-def flip(images: Tensor) -> Views:
-    """The batch (N, C, H, W) and its left-right mirror, half each."""
-    yield from _pair(images, 1.0)
-
-
-def flip_shift(images: Tensor) -> Views:
-    """The mirror pair, and those of the batch shifted by 1 px to either corner: 1/2, 1/4, 1/4.
-
-    As the speed records count it (Jordan 2024, arXiv:2404.00498, sec. 3.5): reflect-pad by 1,
-    crop at (0, 0) and at (2, 2). Images must be at least 2 px wide and high.
-    """
-    yield from _pair(images, 0.5)
-    yield from shifts(images)
-
-
-def shifts(images: Tensor) -> Views:
-    """What `flip_shift` has beside the mirror pair: 1/4, 1/4."""
-    h, w = images.shape[2:]
-    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
-    for corner in (0, 2):
-        yield from _pair(padded[:, :, corner : corner + h, corner : corner + w], 0.25)
-
-
-def _pair(images: Tensor, weight: float) -> Views:
+def mirrored_views(images: Tensor, weight: float = 1.0) -> Views:
+    """The batch (N, C, H, W) and its left-right mirror image, each with half of `weight`."""
     yield images, weight / 2
     yield images.flip(3), weight / 2
 
 
-class TTAPolicy(NamedTuple):
-    """A test-time augmentation: the views of every image, the first of them the image itself.
+def mirrored_and_shifted_views(images: Tensor) -> Views:
+    """The mirrored pair of the batch (weight 1/2) and the four `shifted_views` (weight 1/2)."""
+    yield from mirrored_views(images, 0.5)
+    yield from shifted_views(images)
 
-    `more`, if any, are views that only unsure images get, those whose two likeliest classes are
-    less than UNSURE apart in probability by the first views; what `more` weighs, these lose.
+
+def shifted_views(images: Tensor) -> Views:
+    """Mirrored pairs of the batch shifted by 1 px towards two opposite corners, weight 1/4 each.
+
+    As in the speed records (Jordan 2024, arXiv:2404.00498, sec. 3.5): reflect-pad by 1 px, crop at
+    (0, 0) and at (2, 2). Images must be at least 2 px wide and high.
+    """
+    h, w = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    for corner in (0, 2):
+        yield from mirrored_views(padded[:, :, corner : corner + h, corner : corner + w], 0.25)
+
+
+class TTAPolicy(NamedTuple):
+    """A test-time augmentation: logits are averaged over `views`, the first being the image itself.
+
+    `extra_views` are computed only for uncertain images: those whose two most likely classes differ
+    by less than UNCERTAIN_MARGIN in probability after `views`. The weights of `views` are scaled
+    down to make room for those of `extra_views`.
     """
 
     views: Callable[[Tensor], Views]
-    more: Callable[[Tensor], Views] | None = None
+    extra_views: Callable[[Tensor], Views] | None = None
 
 
-UNSURE = 0.5
+UNCERTAIN_MARGIN = 0.5
 TTA: Table[TTAPolicy] = Table(
     "test-time augmentation",
     {
-        "none": TTAPolicy(plain),
-        "flip": TTAPolicy(flip),
-        "flip-shift": TTAPolicy(flip_shift),
-        "flip-shift-unsure": TTAPolicy(flip, shifts),
+        "none": TTAPolicy(identity_view),
+        "flip": TTAPolicy(mirrored_views),
+        "flip-shift": TTAPolicy(mirrored_and_shifted_views),
+        "flip-shift-unsure": TTAPolicy(mirrored_views, shifted_views),
     },
 )
 
@@ -82,13 +80,13 @@ def predict_logits(
     batch_size: int | None = None,
     autocast: AbstractContextManager[object] | None = None,
 ) -> Tensor:
-    """Logits (N, K) float32 on the model's device of `images` (N, C, H, W) uint8 on any device.
+    """Logits (N, K) float32 on the model's device for `images` (N, C, H, W) uint8 on any device.
 
-    `batch_size` is by default 500 images of 32 px, or fewer larger ones of as many pixels.
-    `normalize` takes a uint8 batch on the model's device and gives the floats the model eats;
-    `autocast` is entered once, around everything. The model answers in eval mode and is left in
-    the mode, module by module, that it came in. An unknown `tta`, no image or a batch size below
-    1 is a `UserError`; anything but uint8 of four dimensions a `ValueError`.
+    `normalize` maps a uint8 batch on the model's device to the floats that the model takes. The
+    default `batch_size` is 500 images of 32 px, or as many larger ones as have the same number of
+    pixels. `autocast` is entered once, around all batches. The model runs in eval mode; afterwards
+    each module is back in its own mode. Raises UserError for an unknown `tta`, no images or a batch
+    size below 1, and ValueError for anything but a 4-dimensional uint8 tensor.
     """
     return predict_both(
         model,
@@ -109,52 +107,52 @@ def predict_both(
     batch_size: int | None = None,
     autocast: AbstractContextManager[object] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(logits of the images themselves, under `tta`): no view is computed twice.
+    """Logits without and with test-time augmentation; no view is computed twice.
 
-    Arguments as of `predict_logits`.
+    Takes the arguments of `predict_logits` and returns two results like it: (plain, augmented).
     """
     policy = TTA[tta]
-    _check(images, batch_size)
+    _check_images(images, batch_size)
     batch_size = batch_size or max(1, min(500, 500 * 32**2 // images[0, 0].numel()))
     device = _device(model)
     with evaluating(model), torch.inference_mode(), autocast or nullcontext():
         parts = [
-            _both(model, policy, normalize(chunk.to(device)))
+            _predict_batch(model, policy, normalize(chunk.to(device)))
             for chunk in torch.split(images, batch_size)
         ]
-    # joined outside inference mode, the results are ordinary tensors that autograd accepts
-    itself, mean = (torch.cat(column) for column in zip(*parts, strict=True))
-    return itself, mean
+    # Concatenated outside inference mode, the results are ordinary tensors that autograd accepts.
+    plain, augmented = (torch.cat(column) for column in zip(*parts, strict=True))
+    return plain, augmented
 
 
-def _both(model: nn.Module, policy: TTAPolicy, images: Tensor) -> tuple[Tensor, Tensor]:
-    each = list(_weighted(model, policy.views(images)))
-    itself, mean = each[0][0], _sum(each)
-    if policy.more is not None:
-        best = mean.softmax(1).topk(min(2, mean.shape[1])).values
-        unsure = best[:, 0] - best[:, -1] < UNSURE
-        if unsure.any():
-            others = list(_weighted(model, policy.more(images[unsure])))
-            left = 1 - sum(weight for _, weight in others)
-            mean[unsure] = left * mean[unsure] + _sum(others)
-    return itself, mean
+def _predict_batch(model: nn.Module, policy: TTAPolicy, images: Tensor) -> tuple[Tensor, Tensor]:
+    outputs = list(_outputs(model, policy.views(images)))
+    plain, mean = outputs[0][0], _weighted_sum(outputs)
+    if policy.extra_views is not None:
+        top = mean.softmax(1).topk(min(2, mean.shape[1])).values
+        uncertain = top[:, 0] - top[:, -1] < UNCERTAIN_MARGIN
+        if uncertain.any():
+            extra = list(_outputs(model, policy.extra_views(images[uncertain])))
+            rest = 1 - sum(weight for _, weight in extra)
+            mean[uncertain] = rest * mean[uncertain] + _weighted_sum(extra)
+    return plain, mean
 
 
-def _weighted(model: nn.Module, views: Views) -> Iterator[tuple[Tensor, float]]:
+def _outputs(model: nn.Module, views: Views) -> Iterator[tuple[Tensor, float]]:
     for view, weight in views:
         yield model(view.contiguous(memory_format=torch.channels_last)).float(), weight
 
 
-def _sum(each: list[tuple[Tensor, float]]) -> Tensor:
-    total = each[0][0] * each[0][1]
-    for logits, weight in each[1:]:
+def _weighted_sum(outputs: list[tuple[Tensor, float]]) -> Tensor:
+    total = outputs[0][0] * outputs[0][1]
+    for logits, weight in outputs[1:]:
         total += logits * weight
     return total
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within, every module's own mode after: part of a model may be frozen in eval."""
+    """Run the body in eval mode, then restore each module's own: some may be frozen in eval."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -165,15 +163,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _device(model: nn.Module) -> torch.device:
-    """Where the model's first weight (or buffer) lives; the CPU for a model without any."""
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
     weights = chain(model.parameters(), model.buffers())
     return next((weight.device for weight in weights), torch.device("cpu"))
 
 
-def _check(images: Tensor, batch_size: int | None) -> None:
+def _check_images(images: Tensor, batch_size: int | None) -> None:
     if images.ndim != 4 or images.dtype != torch.uint8:
-        form = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
-        raise ValueError(f"images {form}: give uint8 of shape (N, C, H, W), not yet normalised")
+        came = f"images {shape_and_dtype(images)}"
+        raise ValueError(f"{came}: give uint8 of shape (N, C, H, W), not yet normalised")
     if not len(images):
         raise UserError("no images: give at least one to predict")
     if batch_size is not None and batch_size < 1:

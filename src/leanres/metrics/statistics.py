@@ -1,129 +1,148 @@
-"""Whether a difference is real: McNemar's test on images, paired bootstrap on seeds, in words."""
+"""Significance of differences in accuracy: McNemar's test over images, t-test over seeds."""
 
 from __future__ import annotations
 
 import statistics
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-LEVEL = 0.05  # a difference counts as real where chance gives it less often than this
+LEVEL = 0.05  # significance level: 95 % intervals exclude 0 where p is below it
+ROUNDING = 1e-12  # a spread of shares below this is floating-point error
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Accuracy of a second network (or group) minus that of a first one, as shares.
+    """Accuracy of a second network or recipe minus that of a first one, as shares.
 
-    `low` and `high` bound the difference with 95 % confidence; `p` is how often chance alone gives
-    one at least as large; `n` counts the images or the pairs of seeds behind it.
+    `low` and `high` are the bounds of the 95 % interval of the difference, `p` is the two-sided
+    p-value of no difference. All three are None where a single pair of seeds says nothing about the
+    spread. `n` counts the images or the pairs of seeds.
     """
 
     difference: float
-    low: float
-    high: float
-    p: float
+    low: float | None
+    high: float | None
+    p: float | None
     n: int
-    detail: str
-    kind: str  # "images" or "seeds"
+    detail: str  # how it was computed, as sentences
+    unit: str  # what n counts: "images" or "seeds"
 
     @property
-    def real(self) -> bool:
-        """Whether the two can be told apart: p below 0.05 and an interval without 0."""
+    def half_width(self) -> float | None:
+        """Half the width of the interval: for seeds the difference is `difference` +- this."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether p is below 0.05 and the interval excludes 0."""
+        if self.low is None or self.high is None or self.p is None:
+            return False
         return self.p < LEVEL and not self.low <= 0 <= self.high
 
-    def words(self, first: str, second: str) -> str:
-        """The finding as sentences for people."""
-        better, worse = (second, first) if self.difference > 0 else (first, second)
-        of = f"n = {self.n:,}" + (" images" if self.kind == "images" else "")
-        verdict = (
-            f"{better} is better than {worse}"
-            if self.real
-            else f"{first} and {second} are not distinguishable at {of}"
-        )
-        d, low, high = (100 * value for value in (self.difference, self.low, self.high))
-        return (
-            f"{verdict}: {second} minus {first} is {d:+.2f} points (95 % interval {low:+.2f} to"
-            f" {high:+.2f}), {p_value(self.p)}. {self.detail}"
-        )
+    @property
+    def verdict(self) -> str:
+        """The second one is "better", "worse", or "not distinguishable at n = 3"."""
+        if self.p is None:
+            return "n = 1: no spread known"
+        if not self.distinguishable:
+            return f"not distinguishable at {self._n}"
+        return "better" if self.difference > 0 else "worse"
+
+    @property
+    def _n(self) -> str:
+        return f"n = {self.n:,}" + (" images" if self.unit == "images" else "")
+
+    def sentence(self, first: str, second: str) -> str:
+        """The verdict and its numbers: "b is better than a at n = 3. b minus a is ...".
+
+        `first` and `second` are the names of the two.
+        """
+        difference = f"{second} minus {first} is {100 * self.difference:+.2f} points"
+        if self.low is None or self.high is None or self.p is None:
+            return f"{self.verdict}. {difference}. {self.detail}"
+        verdict = f"{second} and {first} are {self.verdict}"
+        if self.distinguishable:
+            verdict = f"{second} is {self.verdict} than {first} at {self._n}"
+        interval = f"95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f}"
+        return f"{verdict}. {difference} ({interval}), {format_p(self.p)}. {self.detail}"
 
 
-def p_value(p: float) -> str:
-    """A p-value with two digits: "p = 0.035", and "p < 0.0001" below that."""
+def format_p(p: float) -> str:
+    """A p-value with two digits: "p = 0.035", or "p < 0.0001"."""
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def mean_sd(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation, which is None for one value alone."""
+    """Mean and sample standard deviation; the latter is None for a single value."""
     sd = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "sd": sd}
 
 
 def mcnemar(first: Tensor, second: Tensor) -> Comparison:
-    """Compare two networks on the same images: (N,) bool each, True where it was right.
+    """Compare two networks on the same images: `first` and `second` (N,) bool, True where correct.
 
-    The images on which exactly one is right are coin throws if both are equally good: an exact,
-    two-sided binomial test (McNemar, Psychometrika 12:153, 1947). The interval is Clopper and
-    Pearson's for those images, so it agrees with the test. ValueError for unequal lengths.
+    If both are equally good, each image on which exactly one is correct is a fair coin toss: an
+    exact, two-sided binomial test (McNemar, Psychometrika 12:153, 1947). The interval is that of
+    Clopper and Pearson for these images, which agrees with the test. Raises ValueError for unequal
+    lengths or no images.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # takes most of a second to import
 
     if first.shape != second.shape or not len(first):
         raise ValueError(f"{len(first)} and {len(second)} images: give the same ones, 1 or more")
     n = len(first)
-    ups, downs = int((second & ~first).sum()), int((first & ~second).sum())
-    split = ups + downs
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    differing = gained + lost
     detail = (
-        f"They disagree on {split:,} of {n:,} images; the second is right on {ups:,} of these, the"
-        f" first on {downs:,} (exact McNemar test). This compares two trained networks, not two"
-        " recipes: another seed is another network."
+        f"Exactly one of them is correct on {differing:,} of {n:,} images: the second on"
+        f" {gained:,}, the first on {lost:,} (exact McNemar test). This compares two trained"
+        " networks, not two recipes: another seed gives another network."
     )
-    if not split:
+    if not differing:
         return Comparison(0.0, 0.0, 0.0, 1.0, n, detail, "images")
-    test = binomtest(ups, split)
-    bounds = test.proportion_ci(0.95, "exact")
-    low, high = ((2 * share - 1) * split / n for share in (bounds.low, bounds.high))
-    return Comparison((ups - downs) / n, low, high, float(test.pvalue), n, detail, "images")
+    test = binomtest(gained, differing)
+    bounds = test.proportion_ci(1 - LEVEL, "exact")
+    low, high = (float(2 * share - 1) * differing / n for share in (bounds.low, bounds.high))
+    return Comparison((gained - lost) / n, low, high, float(test.pvalue), n, detail, "images")
 
 
-def paired_seeds(
-    first: Sequence[float], second: Sequence[float], draws: int = 10_000, seed: int = 0
-) -> Comparison:
-    """Compare two recipes by the accuracies of their runs, paired by seed: n shares each, n >= 2.
+def paired_seeds(first: Sequence[float], second: Sequence[float]) -> Comparison:
+    """Compare two recipes by the accuracies of their runs, paired by seed: n shares each, n >= 1.
 
-    The interval is the paired percentile bootstrap (Efron 1979): seeds drawn with replacement.
-    With few seeds it is too narrow (three differences of one sign never give one with 0 in it), so
-    the p-value is that of Student's paired t-test, and both have to agree.
+    The interval and p are those of Student's paired t-test, so the interval excludes 0 exactly
+    where p < 0.05. A single pair has neither. Raises ValueError for unequal lengths or no pairs.
     """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} runs: give pairs of runs, 1 or more")
     differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    n = len(differences)
-    if n < 2 or len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} runs: give 2 or more pairs of one seed")
-    means = np.random.default_rng(seed).choice(differences, (draws, n)).mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    detail = (
-        f"Per seed: {', '.join(f'{100 * d:+.2f}' for d in differences)} points (paired bootstrap"
-        " over seeds for the interval, paired t-test for p)."
-    )
-    mean, p = float(differences.mean()), _t_test(differences)
-    return Comparison(mean, float(low), float(high), p, n, detail, "seeds")
+    mean, n = float(differences.mean()), len(differences)
+    if n == 1:
+        detail = "Train both with at least 2 common seeds for a verdict."
+        return Comparison(mean, None, None, None, n, detail, "seeds")
+    per_seed = ", ".join(f"{100 * d:+.2f}" for d in differences)
+    detail = f"Per seed: {per_seed} points (paired t-test and interval)."
+    return Comparison(mean, *_t_interval(differences), n, detail, "seeds")
 
 
-def _t_test(differences: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+def _t_interval(
+    differences: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> tuple[float, float, float]:
+    """(low, high, p) of Student's t-test of a mean of 0."""
     from scipy.stats import ttest_1samp
 
-    if not differences.any():
-        return 1.0
-    with warnings.catch_warnings():
-        # differences that are all equal: scipy warns that it lost precision, and gives 0
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(ttest_1samp(differences, 0.0).pvalue)
+    mean = float(differences.mean())
+    if np.ptp(differences) < ROUNDING:  # scipy warns of a loss of precision
+        return mean, mean, 1.0 if abs(mean) < ROUNDING else 0.0
+    test = ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return float(low), float(high), float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, in the given order (Holm 1979). -> as many, <= 1."""
+    """p-values corrected for multiple comparisons, in the given order, at most 1 (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, floor = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
