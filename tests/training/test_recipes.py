@@ -22,9 +22,9 @@ def test_every_recipe_says_where_it_comes_from():
     assert all(about.source for about in PROVENANCE.values())
 
 
-@pytest.mark.parametrize("name", [name for name, about in PROVENANCE.items() if about.own])
+@pytest.mark.parametrize("name", [name for name, about in PROVENANCE.items() if about.measured])
 def test_own_accuracy_is_the_mean_of_the_committed_runs(name):
-    own = PROVENANCE[name].own
+    own = PROVENANCE[name].measured
     runs = json.loads((RESULTS / own.results).read_text())["runs"]
     assert {run["recipe"]["model"] for run in runs} == {RECIPES[name].model}
     assert {run["recipe"]["epochs"] for run in runs} == {RECIPES[name].epochs}
@@ -46,7 +46,7 @@ def test_custom_resnet_text_runs_the_cycle_that_its_code_asked_pytorch_for():
 
 
 def test_a_network_shows_the_best_of_its_recipes():
-    assert best_measured("speednet") == PROVENANCE["speed"].own
+    assert best_measured("speednet") == PROVENANCE["speed"].measured
     assert best_measured("wrn-16-4") is None
     assert {recipe.model for recipe in RECIPES.values()} <= set(MODELS)
 

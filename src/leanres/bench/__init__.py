@@ -1,1 +1,1 @@
-"""How fast: a training step in parts, seconds to an accuracy, and the same work done by peers."""
+"""Benchmarks: a training step in parts, how cost scales, the same work by other libraries."""

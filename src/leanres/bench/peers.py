@@ -1,11 +1,11 @@
-"""The same training as other programs do it, each in a process of its own, and their scripts.
+"""The same training by other libraries, each in a process of its own, and by their scripts.
 
     python -m leanres.bench.peers pytorch '{"model": "resnet20", "images": 5000}'
 
 prints the seconds of each epoch as JSON. All train one network on the same images by SGD, in
-batches of one size, augmented alike (crops with 4 px of padding and flips, or more). Except for
-ours that is Pillow in worker processes and each program's defaults, as its own introduction
-writes a training.
+batches of one size, with the same augmentation (crops with 4 px of padding and flips, or more).
+Except for ours that is Pillow in worker processes and each library's defaults, written as its own
+tutorial writes a training.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ AIRBENCH_ROW = (
 
 @dataclass(frozen=True)
 class Work:
-    """What every program does: one network, some images, a batch size, a few epochs."""
+    """What every library trains: one network, some images, a batch size, a few epochs."""
 
     model: str = "resnet20"
     data: str = "cifar10"
@@ -70,7 +70,7 @@ class Work:
         return whole.subset(range(count))
 
     def steps(self) -> list[Callable[[Image.Image], Image.Image]]:
-        """What the peers do to an image."""
+        """The augmentation of the peers, one function of an image each."""
         return [STEPS[name] for name in self.augment]
 
     def network(self, split: Split) -> nn.Module:
@@ -115,7 +115,7 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
 
 
 def loader(work: Work, split: Split) -> DataLoader[tuple[Tensor, int]]:
-    """Batches by worker processes that live on from epoch to epoch."""
+    """Batches from worker processes that persist from epoch to epoch."""
     return DataLoader(
         PillowImages(split, work.steps()),
         work.batch_size,
@@ -244,7 +244,7 @@ PEERS: Table[Callable[[Work], Iterator[float]]] = Table(
 
 
 def missing(name: str) -> str | None:
-    """The package that a peer needs and this Python has not; None where nothing is missing."""
+    """The package that a peer needs and that is not installed; None if nothing is missing."""
     PEERS[name]  # an unknown one is a mistake
     package = {"leanres": "torch", "pytorch": "torch"}.get(name, name)
     return None if importlib.util.find_spec(package) else package
@@ -274,7 +274,7 @@ def run_script(path: Path, pattern: str = AIRBENCH_ROW) -> dict[str, Any]:
 
 
 def check_script(path: Path, pattern: str = AIRBENCH_ROW) -> re.Pattern[str]:
-    """The expression of `run_script`. UserError for what needs no run to be seen as wrong."""
+    """The compiled expression of `run_script`. UserError for mistakes that need no run to see."""
     if not path.is_file():
         raise UserError(f"no script {path}")
     try:
@@ -288,11 +288,11 @@ def check_script(path: Path, pattern: str = AIRBENCH_ROW) -> re.Pattern[str]:
     return compiled
 
 
-def _output(words: list[str], name: str) -> str:
-    """What `python WORDS` prints; UserError with its last line of complaint where it fails."""
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+def _output(arguments: list[str], name: str) -> str:
+    """What `python ARGUMENTS` prints; UserError with the last line of stderr where it fails."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{name} ended with {done.returncode}: {last}")
     return done.stdout
 

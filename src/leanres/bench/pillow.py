@@ -1,7 +1,7 @@
-"""The usual way to augment: one image at a time, by Pillow, in worker processes.
+"""Augmentation as most libraries do it: one image at a time, by Pillow, in worker processes.
 
-What peers train on, so that speeds are compared at the same work, and what the batched functions
-of leanres.data are tested against. Random numbers are those of the `random` module.
+Peers train on it, so that speeds are compared at the same work; the batched functions of
+leanres.augment are tested against it. Random numbers are those of the `random` module.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def auto_augment(image: Picture) -> Picture:
 
 
 def perspective(image: Picture, distortion: float = 0.6, p: float = 0.5) -> Picture:
-    """See it askew with probability p; zeros around: leanres.augment.geometry."""
+    """A random perspective with probability p, zeros around: leanres.augment.geometry."""
     if random.random() >= p:
         return image
     width, height = image.size
@@ -87,7 +87,7 @@ def perspective(image: Picture, distortion: float = 0.6, p: float = 0.5) -> Pict
 def coefficients(
     dx: Sequence[int], dy: Sequence[int], height: int, width: int
 ) -> NDArray[np.float64]:
-    """Eight numbers that lead from the moved corners back to the image's own, by equations."""
+    """The eight coefficients that map the moved corners back to the image's own."""
     corners = np.array([(0, 0), (width - 1, 0), (width - 1, height - 1), (0, height - 1)], float)
     inward = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
     moved = corners + inward * np.stack((dx, dy), 1)

@@ -1,4 +1,4 @@
-"""How cost grows with the batch, the images and the network, and how straight each line is."""
+"""How cost scales with the batch, the images and the network, and how linear each curve is."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH_UNIT = 8  # widened networks have stages of a multiple of this: tensor cores like no other
+WIDTH_UNIT = 8  # widths are multiples of this, which tensor cores need
 
 
 @dataclass(frozen=True)
 class CostCurve:
-    """Seconds against something that they should be proportional to, but for a fixed share."""
+    """Seconds against a quantity that they should grow linearly with, above a fixed cost."""
 
     grows: str  # what x counts
     unit: str  # one of them
@@ -93,8 +93,8 @@ def images_curve(
 ) -> CostCurve:
     """Seconds of an epoch on each share of the training images; above 1 they repeat.
 
-    An epoch is whole batches: what is left over is not counted. UserError where two shares are
-    the same number of images.
+    An epoch is whole batches: a partial one is not counted. UserError where two shares give the
+    same number of images.
     """
     short = replace(recipe, epochs=1, val=0)
     counts = [max(2, round(share * len(dataset.train))) for share in shares]
@@ -142,7 +142,7 @@ def network_curve(
 
 
 def widened(config: ModelConfig, budget: int) -> ModelConfig:
-    """The network with all its stages widened, or narrowed, by one factor to fill `budget`.
+    """The network with all its stages scaled by one factor, as wide as `budget` parameters allow.
 
     UserError where even the narrowest is too large.
     """

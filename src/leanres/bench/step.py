@@ -1,4 +1,4 @@
-"""What a training step costs, part by part, beside what the machine can do at best."""
+"""The time of a training step, part by part, beside the machine's peak rates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from leanres.training.device import Device, Stopwatch, hardware, matrix_rate, me
 from leanres.training.loop import Mark, steps
 from leanres.training.recipe import Recipe
 
-WARM_UP = 3  # steps before the clock runs: the allocator fills, cuDNN chooses, kernels compile
+WARM_UP = 3  # untimed steps: the allocator fills, cuDNN chooses its kernels, the compiler runs
 
 KINDS = {  # an operator's name contains -> what it does
     "_Fused": "pooling, batch norm, activation",
@@ -107,14 +107,14 @@ def step_seconds(run: runs.Run, count: int) -> float:
 
 
 def endless(run: runs.Run, mark: Mark | None = None) -> Iterator[object]:
-    """The loop's steps, begun anew whenever the recipe ends: a small data set has few."""
+    """The loop's steps, restarted whenever the recipe ends: a small data set has few."""
     while True:
         run.state.step = 0
         yield from steps(run.state, run.setup, mark=mark)
 
 
 def uncompiled(run: runs.Run, **changed: Any) -> runs.Run:
-    """The run with its operators one by one, as counters and the profiler need them."""
+    """The run uncompiled, operator by operator, as counters and the profiler need it."""
     device = replace(run.device, compiled=False, **changed)
     return replace(run, setup=replace(run.setup, device=device))
 
@@ -139,7 +139,7 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
 class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every operator's tensors, each read or written once; views move nothing.
 
-    That is what an eager step moves where no cache helps.
+    That is what an eager step moves if no cache helps.
     """
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ def cost_of_step(run: runs.Run) -> tuple[int, int]:
 
 
 def convolution_rate(model: nn.Module, images: Tensor, device: Device) -> float:
-    """FLOP/s of the model's convolutions alone, forward and backward, each on its own: best of 3.
+    """FLOP/s of the model's convolutions alone, forward and backward, timed one by one: best of 3.
 
     images: (N, 3, H, W) float, a batch as the model trains on it.
     """
@@ -185,7 +185,7 @@ def convolution_rate(model: nn.Module, images: Tensor, device: Device) -> float:
     for conv, seen in calls:
         x = seen.detach().requires_grad_(seen.requires_grad)
         with FlopCounterMode(display=False) as counter:
-            _both_ways(conv, x, device)
+            _forward_backward(conv, x, device)
         flops += counter.get_total_flops()
         seconds += min(_timed(conv, x, device) for _ in range(3))
     return flops / seconds
@@ -194,12 +194,12 @@ def convolution_rate(model: nn.Module, images: Tensor, device: Device) -> float:
 def _timed(conv: nn.Conv2d, x: Tensor, device: Device) -> float:
     forward = device.accelerate(conv)  # the kernels of an uncompiled training step
     watch = Stopwatch(device)
-    _both_ways(forward, x, device)
-    watch("both")
-    return watch.parts["both"]
+    _forward_backward(forward, x, device)
+    watch("both passes")
+    return watch.parts["both passes"]
 
 
-def _both_ways(conv: nn.Module, x: Tensor, device: Device) -> None:
+def _forward_backward(conv: nn.Module, x: Tensor, device: Device) -> None:
     with device.autocast():
         y = conv(x)
     if y.requires_grad:
@@ -226,7 +226,7 @@ def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
 
 
 def kind_of(operator: str) -> str:
-    """What an operator of the profiler is for; convolutions apart by direction."""
+    """What an operator of the profiler is for; convolutions are split by direction."""
     kind = next((kind for part, kind in KINDS.items() if part in operator), "rest")
     if kind == "convolution":
         return f"{kind}, {'backward' if 'backward' in operator.lower() else 'forward'}"

@@ -54,7 +54,7 @@ def _print_recipes() -> None:
             network,
             *(f"{r.epochs}", f"{r.batch_size:,}", optimizer, f"{cost(r) / 1e15:.3g}"),
             "" if reported is None else f"{reported:.2f}",
-            "" if about.own is None else f"{about.own.accuracy:.2f} (n={about.own.n})",
+            "" if about.measured is None else f"{about.measured.accuracy:.2f} (n={about.measured.n})",
             about.source,
         )
     console().print(table)

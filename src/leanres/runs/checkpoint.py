@@ -45,7 +45,7 @@ def save(folder: Path, state: TrainState) -> Path:
     except CheckpointError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    # Newer ones are what a resume passed over: damaged, or of a longer run than this one.
+    # Newer ones are what a resume skipped: damaged, or of a longer run than this one.
     newer = [path for path in saved(folder) if int(path.name) > state.step]
     for old in newer + saved(folder)[len(newer) + KEEP :]:
         shutil.rmtree(old, ignore_errors=True)
@@ -80,10 +80,10 @@ def saved(folder: Path) -> list[Path]:
 
 
 def restore_(folder: Path, state: TrainState) -> list[str]:
-    """Bring `state` to the newest sound checkpoint of `folder`.
+    """Restore `state` from the newest intact checkpoint of `folder`.
 
-    Returns one line for each that was passed over, damaged or of another model. CheckpointError
-    where none is left.
+    Returns one line for each that was skipped, damaged or of another model. CheckpointError where
+    none is left.
     """
     notes: list[str] = []
     for path in saved(folder):
@@ -198,8 +198,8 @@ def _load_optimizer_(
 
 
 def _match_layout_(p: Tensor, entries: dict[str, Any]) -> None:
-    # A file knows no strides: a buffer that comes back in another layout than its parameter's
-    # feeds another order of summation, and the resumed run drifts in the last bit.
+    # Files store no strides. A buffer in another layout than its parameter's would be summed in
+    # another order, and the resumed run would differ in the last bit.
     for key, value in entries.items():
         if isinstance(value, Tensor) and value.shape == p.shape:
             entries[key] = torch.empty_like(p).copy_(value)

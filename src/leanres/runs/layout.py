@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, what is in them, and how they are read back."""
+"""The files of a run folder: their names, their content, and how they are read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from leanres.data.sources import Progress, load_data
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.data.sources import Progress, load_data
 from leanres.io import LOCK, CheckpointError, write_bytes
 from leanres.training.loop import MetricsRow
 
 INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
+
 
 def check_free(folder: Path) -> None:
     """Refuse a folder that holds something already, with a UserError."""
@@ -97,7 +98,7 @@ def read_times(path: Path) -> list[MetricsRow]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [row for row in rows if {"step", "seconds"} <= row.keys()]
     except (OSError, ValueError, AttributeError):
-        return []  # timings are for people; without them a run goes on all the same
+        return []  # timings are informative only: a run continues without them
 
 
 def write_predictions(path: Path, logits: Tensor, split: Split) -> None:
@@ -115,17 +116,17 @@ def write_predictions(path: Path, logits: Tensor, split: Split) -> None:
 
 
 def fingerprints(d: Dataset) -> dict[str, str | None]:
-    """What identifies each split, and the order of the training images."""
+    """A fingerprint of each split, and of the order of the training images."""
     named = {"train": d.train, "val": d.val, "test": d.test}
     prints = {name: split.fingerprint if split else None for name, split in named.items()}
-    # Batches are drawn by position, so exactness needs the order, which a fingerprint leaves out.
+    # Batches are drawn by position: an exact resume needs the order, which a fingerprint ignores.
     return prints | {"order": hashlib.sha256(d.train.digests.tobytes()).hexdigest()}
 
 
 def check_data(folder: Path, info: MetricsRow, dataset: Dataset) -> bool:
-    """Whether the images come in the order in which the run in `folder` met them, too.
+    """Whether the images are in the same order as when the run in `folder` was started.
 
-    UserError where they are others than run.json names.
+    UserError where they are not the images that run.json names.
     """
     now, then = fingerprints(dataset), info["data"]["fingerprints"]
     if any(now.get(name) != digest for name, digest in then.items() if name != "order"):

@@ -202,7 +202,9 @@ def _check_same_data(run: Run, info: dict[str, Any]) -> None:
 def _not_exact(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A note for what makes a resumed run differ in the last bits from the uninterrupted one."""
     keys = ("kernels", "precision", "compiled", "threads", "torch", "device")
-    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]]
+    changed = [
+        f"{key} {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]
+    ]
     if not changed:
         return []
     return [f"the run continues, but not bit for bit as it would have: {', '.join(changed)}"]

@@ -13,9 +13,9 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
 from leanres.errors import UserError
+from leanres.io import CheckpointError, write_bytes
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
-from leanres.io import CheckpointError, write_bytes
 from leanres.version import __version__
 
 WEIGHTS = "model.safetensors"  # of a run folder
@@ -27,7 +27,7 @@ def save_weights(
 ) -> None:
     """Write a weights file; `half` stores float16, a quarter of a point or less in accuracy.
 
-    Raises CheckpointError where the disk does not take it.
+    Raises CheckpointError where it cannot be written.
     """
     tensors = {
         name: (t.half() if half and t.is_floating_point() else t).contiguous().cpu()
@@ -45,7 +45,7 @@ def save_weights(
 def round_to_int8_(model: nn.Module) -> None:
     """Round convolutions and Linears to 255 levels, symmetric, one scale per output channel.
 
-    Weights stay floats: what int8 storage of them would give back. Biases and norms are kept.
+    Weights stay floats: the values that int8 storage would restore. Biases and norms are kept.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

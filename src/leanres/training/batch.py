@@ -1,4 +1,4 @@
-"""What a step trains on: which images, augmented and mixed, at which size."""
+"""Batches: which images a step trains on, augmented and mixed, at which size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split
 from leanres.training.recipe import Recipe, StepCounts
 
-# Pixels augmented at once, those of 2,048 images of 32 px: for a small batch's few images a GPU
-# would wait for each kernel.
+# Pixels augmented at once, those of 2,048 images of 32 px: a small batch alone
+# would leave a GPU idle between kernels.
 PIXELS_AHEAD = 2048 * 32**2
 
 
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     taught: Tensor | None = None
 
     def parts(self, count: int) -> Iterator[Batch]:
-        """The batch in so many parts, or fewer where it has fewer images."""
+        """The batch in `count` parts, fewer if it has fewer images."""
         taught = repeat(None) if self.taught is None else iter(self.taught.chunk(count))
         for inputs, targets in zip(
             self.inputs.chunk(count), self.targets.chunk(count), strict=True
@@ -39,13 +39,13 @@ class Batch(NamedTuple):
 
 
 def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
-    """The positions of the images in the order in which an epoch takes them, (N,) int64."""
+    """The order of the images in an epoch: their positions, (N,) int64."""
     order = torch.randperm(len(train), generator=generator(seed, epoch))
     return order.to(train.images.device)
 
 
 def batches(train: Split, counts: StepCounts, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the steps of a training train on, from step `first` on: images and their targets.
+    """The images and targets of each step, from step `first` on.
 
     Images (N, C, H, W) are repeated, augmented, and mixed where the recipe says so: targets are
     then probabilities (N, K), and else the labels (N,). All follows from the seed and the step.
@@ -83,7 +83,7 @@ def _mixed(
 ) -> tuple[Tensor, Tensor]:
     if not recipe.mix:
         return images, labels
-    # Which mix it is decides what the device computes, so it is drawn where it can be read.
+    # Drawn on the CPU: which mix it is decides which kernels are launched.
     rng = generator(recipe.seed, epoch, step + 1, 2)
     name, settings = recipe.mix[int(torch.randint(len(recipe.mix), (), generator=rng))]
     draw = Draw(generator(recipe.seed, epoch, step + 1, 3, device=images.device))

@@ -17,18 +17,18 @@ Work = Callable[[Batch], Found]
 
 
 class Graph(Protocol):
-    """What has been captured."""
+    """A captured sequence of kernels."""
 
     def replay(self) -> None:
-        """Do it again, with what now lies in its inputs."""
+        """Run the captured kernels again, on what its input tensors hold now."""
 
 
 class Replay:
-    """`work` on batches, captured at the fourth one of a kind and replayed from then on.
+    """A step that is captured as a graph after three warm-up calls, and replayed from then on.
 
-    Of a kind are batches of one shape with the same parameters to train. `work` updates `model` by
-    the optimizers at their groups' lr, clears the gradients, and decides nothing by values on the
-    device.
+    There is one graph per batch shape and set of trainable parameters. `work` updates `model` by
+    the optimizers at their groups' lr, clears the gradients, and branches on no value that lies on
+    the device.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Replay:
 
 
 class Capture:
-    """`work` as a graph, and what lies in its inputs: batches of a shape, and each group's lr."""
+    """`work` as a graph with its input tensors: a batch of one shape, and each group's lr."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Capture:
         self.groups = groups
         self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
         self.rates = torch.zeros(len(groups), device=batch[0].device)
-        self.set: list[float] = []  # what lies in `rates`
+        self.set: list[float] = []  # the values in `rates`
         self.found: Found = None
 
         def run() -> None:
@@ -96,7 +96,7 @@ class Capture:
 
 
 def captured(work: Callable[[], None]) -> Graph:
-    """The kernels that `work` would run, without running them."""
+    """The kernels of `work` as a graph; they are recorded, not run."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
@@ -104,7 +104,7 @@ def captured(work: Callable[[], None]) -> Graph:
 
 
 def run_on_side_stream(work: Work, batch: Batch) -> Found:
-    """Run it on a stream of its own, as autograd wants it before a capture."""
+    """Run it on a side stream, as autograd requires before a capture."""
     if not batch[0].is_cuda:
         return work(batch)
     side = torch.cuda.Stream(batch[0].device)  # type: ignore[no-untyped-call]

@@ -73,7 +73,7 @@ class StepFunction:
 class TrainState:
     """All that changes while training; with the setup it decides what follows.
 
-    The teacher is here because it is as the recipe says; it does not change.
+    The teacher is kept here too, though it does not change.
     """
 
     model: nn.Module
@@ -222,9 +222,9 @@ def _compile_step(state: TrainState, setup: Setup, mark: Mark, capture: bool) ->
 
 
 def restart_(state: TrainState, setup: Setup) -> None:
-    """Bring a state to what `start` gives for the same recipe, its seed aside, in its own memory.
+    """Reset a state in place to what `start` gives; the recipe may differ in its seed alone.
 
-    So what has been compiled and captured for it is used again.
+    So the compiled and captured step is used again.
     """
     fresh = start(setup, state.teacher)
     for name in ("model", "ema", "selector"):

@@ -30,7 +30,7 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
 class Muon(Optimizer):
     """Orthogonalised Nesterov momentum for convolution filters, their norm reset at each step.
 
-    Filters (o, i, k, k) are flattened to (o, i k k), and those of one shape go together. Each
+    Filters (o, i, k, k) are flattened to (o, i k k); those of one shape are updated together. Each
     filter bank's Frobenius norm is set to sqrt(o) before the update, so lr is the relative size
     of a step.
     """
@@ -45,11 +45,11 @@ class Muon(Optimizer):
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            alike = defaultdict(list)
+            by_shape = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    alike[p.shape].append(p)
-            for params in alike.values():
+                    by_shape[p.shape].append(p)
+            for params in by_shape.values():
                 self._update_(params, group)
         return loss
 

@@ -1,4 +1,4 @@
-"""Parameter groups, and OPTIMIZERS: one function and one entry each."""
+"""Parameter groups, and OPTIMIZERS: one function and one table entry each."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from leanres.models.zoo import resolve
 from leanres.registry import Spec, Table
 from leanres.training.recipe import Recipe, StepCounts, describe_settings, from_dict
 
-# The least that recipes before the speed records do: full size, plain loss, nothing frozen.
+# What recipes older than the speed records have in common: full size, plain loss, no freezing.
 PLAIN = Recipe(
     accumulate=1,
     label_smoothing=0.0,
@@ -24,7 +24,7 @@ PLAIN = Recipe(
     momentum=0.9,
     freeze_stem_at=1.0,
 )
-# A few hundred to some thousand images: small batches make enough steps of them.
+# For a few hundred to some thousand images: small batches give enough steps.
 SMALL_DATA = Recipe(
     epochs=30,
     batch_size=64,
@@ -201,13 +201,13 @@ class MeasuredResult:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a recipe comes from, and what came of it; `own` None: not trained to its end here."""
+    """Where a recipe comes from, and what it reached here; None: not trained to its end yet."""
 
     source: str
-    own: MeasuredResult | None = None
+    measured: MeasuredResult | None = None
 
 
-BUDGET_REPORT = "report on networks under 5M; its normalisation mended"
+BUDGET_REPORT = "report on networks under 5M; its normalisation corrected"
 MODIFIED_REPORT = "report on modified ResNets; trained in training mode"
 S9 = "session 9's assignment"
 
@@ -220,7 +220,7 @@ PROVENANCE: Table[Provenance] = Table(
         "speed-95": Provenance("this project, docs/log.md"),
         "speed-96": Provenance("this project, docs/log.md"),
         "small-data": Provenance("this project: some hundred to some thousand images"),
-        "digits": Provenance("this project: scikit-learn's digits, no mirroring"),
+        "digits": Provenance("this project: scikit-learn's digits, no flips"),
         "plain-sgd": Provenance("He et al. 2015, section 4.2, with a cosine"),
         "assignment-s9": Provenance(
             f"{S9}: 90 %, and 93 % for the double score",
@@ -256,16 +256,17 @@ PROVENANCE: Table[Provenance] = Table(
 
 
 def best_measured(model: str) -> MeasuredResult | None:
-    """What the best of the recipes for a network reached here."""
-    owns = [about.own for name, about in PROVENANCE.items() if RECIPES[name].model == model]
-    return max((own for own in owns if own), key=lambda own: own.accuracy, default=None)
+    """The best result of the recipes for a network; None where none was measured."""
+    entries = [entry for name, entry in PROVENANCE.items() if RECIPES[name].model == model]
+    results = (entry.measured for entry in entries if entry.measured is not None)
+    return max(results, key=lambda result: result.accuracy, default=None)
 
 
 def cost(recipe: Recipe, images: int = 50_000) -> float:
-    """Arithmetic of a training in FLOP, to compare recipes by: 6 for each MAC of each image.
+    """Arithmetic of a training in FLOP, to compare recipes by: 6 per MAC and image.
 
-    Two for the forward, four for the backward pass; smaller images by their area, a selector sees
-    all that it picks from; without frozen layers and the optimizer. SAM passes twice.
+    2 for the forward and 4 for the backward pass. Resized images count by their area, a selector
+    sees the whole batch, SAM doubles the passes; frozen layers and the optimizer are left out.
     """
     counts = StepCounts(recipe, images)
     areas = sum(counts.scale(step) ** 2 for step in range(counts.total))

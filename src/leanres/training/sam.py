@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is highest."""
+"""Sharpness-aware minimisation: the gradient at the worst point near the weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ADAPTIVE_FLOOR = 0.01  # added to |w|, as the authors of ASAM do: weights at 0 m
 
 @contextmanager
 def sam_perturbed_(model: nn.Module, rho: float, adaptive: bool = False) -> Iterator[None]:
-    """Hold the weights `rho` up their gradient, which is cleared; at the end put them back.
+    """Within it the weights are perturbed by `rho` along their gradient, which is cleared.
 
-    Up is w + rho g / |g| (SAM, arXiv:2010.01412, equation 2), or `adaptive` with every weight's
-    own size as its unit (ASAM, arXiv:2102.11600, equation 8). Buffers, such as running means,
-    come back too. Nothing waits for the device.
+    The perturbed weights are w + rho g / |g| (SAM, arXiv:2010.01412, equation 2), or `adaptive`
+    with every weight's own size as its unit (ASAM, arXiv:2102.11600, equation 8). At the end
+    weights and buffers, such as running means, are restored. Nothing waits for the device.
     """
     params: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
     values = [*params, *model.buffers()]
