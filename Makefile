@@ -1,23 +1,21 @@
 # Each target sets up what it needs in .venv, once. PYTHON=... picks another interpreter.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test lint clean
+.PHONY: help train test lint reference clean
 
-# A version manager's shim may exist and still fail, so each candidate has to run, be new enough
-# and be able to make an environment with pip in it. Looked for only when .venv is made.
-FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-PYTHON = $(shell for p in python3.12 python3.11 python3; do \
-	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
+# A version manager's shim may exist and still fail, so each candidate must run, be new enough
+# and be able to create an environment with pip. Evaluated only when .venv is made.
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON = $(shell for p in python3.12 python3.11 python3.13 python3.14 python3; do \
+	$$p -c '$(USABLE)' >/dev/null 2>&1 && echo $$p && break; done)
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 8 | sed 's/^/make /'
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12 | sed 's/^/make /'
 
-train: .venv/.ready ## train the default recipe on CIFAR-10 (ARGS="--set epochs=4" adds options)
-	@if [ -z "$$LEANRES_DATA" ] && [ -d ../shared/cifar10 ]; then \
-		LEANRES_DATA=../shared/cifar10; export LEANRES_DATA; fi; \
-	exec .venv/bin/leanres train --data auto $(ARGS)
+train: .venv/.ready ## train the default recipe on CIFAR-10 (ARGS="--epochs 2" adds options)
+	@exec .venv/bin/leanres train --data auto $(ARGS)
 
-test: .venv/.ready ## run the tests (ARGS="tests/evaluation -x" adds options)
+test: .venv/.ready ## run the tests (ARGS="tests/models -x" adds options)
 	@OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 $(ARGS)
 
 lint: .venv/.ready ## check style, format and types
@@ -25,14 +23,18 @@ lint: .venv/.ready ## check style, format and types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
+reference: .venv/.ready ## write docs/commands.md and the files of docs/architecture.md from the code
+	@.venv/bin/python docs/commands.py
+	@.venv/bin/python docs/architecture.py
+
 clean: ## remove .venv, builds and caches; runs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp comes last, so an interrupted setup is taken up again. A .venv that runs is kept.
-# compileall uses all cores where pip uses one; files that no Python of today reads fail in it.
+# The stamp is written last, so an interrupted setup is repeated. A working .venv is kept.
+# compileall uses all cores where pip uses one; a few files need another Python and fail in it.
 .venv/.ready: pyproject.toml constraints.txt
-	@.venv/bin/python -c '$(FITS)' 2>/dev/null || { \
+	@.venv/bin/python -c '$(USABLE)' 2>/dev/null || { \
 		python="$(PYTHON)"; test -n "$$python" || { \
 		echo "no Python 3.11 or newer with venv found: install one, or name it: make PYTHON=..." >&2; \
 		exit 1; }; \
