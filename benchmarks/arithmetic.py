@@ -1,4 +1,4 @@
-"""Plot test accuracy against training FLOP: published records, the reports, leanres.
+"""Plot test accuracy against training FLOP: published records, the source projects, leanres.
 
     python benchmarks/arithmetic.py docs/arithmetic.png
 
@@ -52,7 +52,7 @@ def measured() -> dict[str, tuple[float, float, float | None]]:
 
 
 def reported() -> dict[str, tuple[float, float]]:
-    """The accuracies that the reports give, at the cost of their recipes; each network once."""
+    """The accuracies that the source projects report, at their recipes' cost; each network once."""
     found = {}
     for name, recipe in RECIPES.items():
         if PROVENANCE[name].source.startswith("report on") and not name.endswith("-code"):
@@ -65,8 +65,8 @@ def main(out: Path) -> None:
     """Draw the picture to `out`."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     series = (
-        (PUBLISHED, "o", "#888888", "speed records and a usual ResNet-18"),
-        (reported(), "s", "#E69F00", "the documents, as reported"),
+        (PUBLISHED, "o", "#888888", "speed records and a common ResNet-18"),
+        (reported(), "s", "#E69F00", "source projects, as reported"),
     )
     for points, shape, colour, label in series:
         shown = {name: at for name, at in points.items() if at[1] >= LOWEST_SHOWN}
