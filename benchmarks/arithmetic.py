@@ -42,12 +42,12 @@ def measured() -> dict[str, tuple[float, float, float | None]]:
     """Recipe -> (PFLOP, mean accuracy in percent, the same with flip-shift); each recipe once."""
     found = {}
     for name, about in PROVENANCE.items():
-        if about.own is None or RECIPES[name] in map(RECIPES.get, found):
+        if about.measured is None or RECIPES[name] in map(RECIPES.get, found):
             continue
-        runs = json.loads((RESULTS / about.own.results).read_text())["runs"]
+        runs = json.loads((RESULTS / about.measured.results).read_text())["runs"]
         augmented = [100 * run["accuracy_tta"] for run in runs if run.get("tta") == "flip-shift"]
         mean = sum(augmented) / len(augmented) if augmented else None
-        found[name] = (cost(RECIPES[name]) / 1e15, about.own.accuracy, mean)
+        found[name] = (cost(RECIPES[name]) / 1e15, about.measured.accuracy, mean)
     return found
 
 
