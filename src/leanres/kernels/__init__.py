@@ -1,14 +1,14 @@
-"""Our own kernels, behind one function. Delete this folder and everything still runs, slower."""
+"""Our own kernels, behind one function. Without this folder everything still runs, but slower."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from leanres.kernels import build
-from leanres.kernels.fuse import fused
+from leanres.kernels.build import has_amx, library, problem, simd
+from leanres.kernels.fuse import fuse_layers
 from leanres.kernels.pad_channels import pad_channels
-from leanres.kernels.strided import subsample_before_narrow_convs
+from leanres.kernels.swap_layers import subsample_before_narrow_convs
 from leanres.kernels.tiled_conv import TiledConv
 from leanres.kernels.winograd import Winograd
 
@@ -16,21 +16,29 @@ from leanres.kernels.winograd import Winograd
 def accelerate(
     model: nn.Module, device: str, precision: str, compiled: bool = False
 ) -> tuple[nn.Module, str]:
-    """(what to call in place of `model`, which kernels compute it, in words).
+    """The network by faster kernels, and which kernels compute it, in words.
 
-    The module returned holds the model's own parameters and buffers, so that training it trains
-    `model`; it computes the same up to the order of summation, forward and backward. It is the
-    model itself where nothing here is faster.
+    `model` is left as it is; the module returned may be called in its place. It holds the same
+    parameters and buffers, so that training it trains `model`, and computes the same up to the
+    order of summation, forward and backward, in training and in evaluation mode. Where nothing
+    here is faster it is `model` itself.
+
+    `compiled`: whether the caller compiles the module returned with torch.compile.
+
+        GPU, compiled, bfloat16   channels padded to multiples of eight
+        CPU, bfloat16             fused layers, small maps side by side, convolutions by AMX
+        CPU, float32              convolutions by Winograd's algorithm
     """
-    kind = torch.device(device).type
-    if kind == "cuda" and compiled and precision == "bfloat16":
-        return pad_channels(model), "torch.compile, channels padded"
-    if kind == "cpu":
+    on_cpu = torch.device(device).type == "cpu"
+    if on_cpu:
         model = subsample_before_narrow_convs(model)
-    if compiled or kind != "cpu":
-        return model, "torch.compile" if compiled else "PyTorch's"
+    if compiled:
+        pads = torch.device(device).type == "cuda" and precision == "bfloat16"
+        return pad_channels(model) if pads else model, "torch.compile"
+    if not on_cpu:
+        return model, "PyTorch's"
+    kernels = f"PyTorch's: {problem()}" if problem() else f"own, {simd()}"
     if precision == "bfloat16":
-        return TiledConv(fused(model)), build.describe("AMX" if build.has_tiles() else "")
-    if build.has_fma():
-        return Winograd(model), build.describe()
-    return model, build.describe()
+        kernels = "own, AMX" if has_amx() else kernels
+        return TiledConv(fuse_layers(model)), kernels
+    return Winograd(model) if library() is not None else model, kernels

@@ -1,18 +1,37 @@
-"""Where a network's layers go together: the twin that trains by the kernels of `training.fused`."""
+"""Rewire a network for training in bfloat16 on a CPU: neighbouring layers become fused ones.
+
+Where a batch norm stands in a network decides what it is fused with:
+
+    Sequential     [conv, max-pool,] norm [, activation]
+    BasicBlock     norm1 + relu1;  norm2 + shortcut + relu2
+    WideBlock      norm1 + relu1;  norm2 + relu2
+    Stage          [conv1, max-pool,] norm1 + activation;  each later norm + activation,
+                   the last one of a residual stage with the sum before it
+
+The convolution is only fused where AMX computes it. Others stay as they are, and layers that were
+fused into another one become `nn.Identity`.
+"""
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import Tensor, nn
 
+from leanres.kernels.amx_conv import amx_supports
 from leanres.kernels.build import library
-from leanres.kernels.clone import clone_sharing_parameters
-from leanres.kernels.convolve import fits
-from leanres.kernels.fused import FusedAddNormAct, FusedConvPoolNormAct, FusedGELU, FusedPoolNormAct
+from leanres.kernels.fused_layers import (
+    FusedAddNormAct,
+    FusedConvPoolNormAct,
+    FusedGELU,
+    FusedPoolNormAct,
+)
+from leanres.kernels.swap_layers import clone_sharing_parameters
 from leanres.models.resnet import BasicBlock, WideBlock
 from leanres.models.speednet import SpeedNet, Stage
 
 
-class _JoinedBlock(BasicBlock):
+class _FusedBasicBlock(BasicBlock):
     """A BasicBlock whose `norm2` is a FusedAddNormAct."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -21,8 +40,8 @@ class _JoinedBlock(BasicBlock):
         return out
 
 
-class _JoinedStage(Stage):
-    """A residual Stage whose last norm is a FusedAddNormAct; the others activate."""
+class _FusedResidualStage(Stage):
+    """A residual Stage whose last norm is a FusedAddNormAct; the norms before it activate too."""
 
     def forward(self, images: Tensor) -> Tensor:
         y = pooled = self.norm1(self.pool(self.conv1(images)))
@@ -33,26 +52,24 @@ class _JoinedStage(Stage):
         return out
 
 
-def fused(model: nn.Module) -> nn.Module:
-    """A network to train `model` by: it holds the same parameters and buffers, and does pooling,
-    batch norm and activation together. `model` itself where the kernels cannot be had.
-    """
+def fuse_layers(model: nn.Module) -> nn.Module:
+    """A clone with fused layers over the same parameters; `model` itself without own kernels."""
     if library() is None:
         return model
-    twin = clone_sharing_parameters(model)
-    for module in list(twin.modules()):
+    clone = clone_sharing_parameters(model)
+    for module in list(clone.modules()):
         if isinstance(module, nn.Sequential):
             _fuse_sequence_(module)
         elif isinstance(module, BasicBlock | WideBlock):
             _fuse_block_(module)
         elif isinstance(module, Stage):
             _fuse_stage_(module)
-        elif isinstance(module, SpeedNet) and _gelu(module.stem_act):
-            module.stem_act = FusedGELU()
-    return twin
+        elif isinstance(module, SpeedNet) and _is_gelu(module.stem_act):
+            module.stem_act = FusedGELU().train(module.stem_act.training)
+    return clone
 
 
-def _fits(norm: nn.Module) -> bool:
+def _is_usual_norm(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return (
         type(norm) is nn.BatchNorm2d
         and norm.affine
@@ -61,17 +78,17 @@ def _fits(norm: nn.Module) -> bool:
     )
 
 
-def _gelu(module: nn.Module | None) -> bool:
+def _is_gelu(module: nn.Module | None) -> bool:
     return type(module) is nn.GELU and module.approximate == "none"
 
 
-def _act(module: nn.Module | None) -> bool:
-    return type(module) is nn.ReLU or _gelu(module)
+def _is_act(module: nn.Module | None) -> bool:
+    return type(module) is nn.ReLU or _is_gelu(module)
 
 
-def _halves(module: nn.Module) -> bool:
-    plain = (2, 2, 0, 1, False, False)
-    return isinstance(module, nn.MaxPool2d) and plain == (
+def _is_2x2_pool(module: nn.Module) -> bool:
+    usual = (2, 2, 0, 1, False, False)
+    return isinstance(module, nn.MaxPool2d) and usual == (
         module.kernel_size,
         module.stride,
         module.padding,
@@ -81,25 +98,23 @@ def _halves(module: nn.Module) -> bool:
     )
 
 
-def _plain(conv: nn.Module) -> bool:
+def _is_amx_conv(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     if type(conv) is not nn.Conv2d or conv.bias is not None or isinstance(conv.padding, str):
         return False
-    return conv.padding_mode == "zeros" and fits(
+    return conv.padding_mode == "zeros" and amx_supports(
         conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups
     )
 
 
 def _fuse_sequence_(layers: nn.Sequential) -> None:
     for i, norm in enumerate(layers):
-        if not _fits(norm):
+        if not _is_usual_norm(norm):
             continue
         after = layers[i + 1] if i + 1 < len(layers) else None
-        act = after if _act(after) else None
-        pool = i > 0 and _halves(layers[i - 1])
-        assert isinstance(norm, nn.BatchNorm2d)
+        act = after if _is_act(after) else None
+        pool = i > 0 and _is_2x2_pool(layers[i - 1])
         conv = layers[i - 2] if pool and i > 1 else None
-        if conv is not None and _plain(conv):
-            assert isinstance(conv, nn.Conv2d)
+        if _is_amx_conv(conv):
             layers[i - 2], layers[i] = nn.Identity(), FusedConvPoolNormAct(conv, norm, act)
         else:
             layers[i] = FusedPoolNormAct(norm, act, pool)
@@ -110,38 +125,38 @@ def _fuse_sequence_(layers: nn.Sequential) -> None:
 
 
 def _fuse_block_(block: BasicBlock | WideBlock) -> None:
-    _fuse_pair_(block, "norm1", "relu1")
+    _fuse_norm_(block, "norm1", "relu1")
     if isinstance(block, WideBlock):
-        _fuse_pair_(block, "norm2", "relu2")
-    elif block.tail is None and type(block) is BasicBlock and _fits(block.norm2):
+        _fuse_norm_(block, "norm2", "relu2")
+    elif block.tail is None and type(block) is BasicBlock and _is_usual_norm(block.norm2):
         block.norm2 = FusedAddNormAct(block.norm2, nn.ReLU())  # type: ignore[assignment]
-        block.__class__ = _JoinedBlock
+        block.__class__ = _FusedBasicBlock
     else:
-        _fuse_pair_(block, "norm2")
+        _fuse_norm_(block, "norm2")
 
 
-def _fuse_pair_(block: nn.Module, name: str, following: str = "") -> None:
-    norm, act = getattr(block, name), getattr(block, following, None)
-    if _fits(norm):
-        setattr(block, name, FusedPoolNormAct(norm, act if _act(act) else None))
-        if _act(act):
-            setattr(block, following, nn.Identity())
+def _fuse_norm_(block: nn.Module, name: str, act_name: str = "") -> None:
+    norm, act = getattr(block, name), getattr(block, act_name, None)
+    if _is_usual_norm(norm):
+        setattr(block, name, FusedPoolNormAct(norm, act if _is_act(act) else None))
+        if _is_act(act):
+            setattr(block, act_name, nn.Identity())
 
 
 def _fuse_stage_(stage: Stage) -> None:
     names = ("norm1", *(norm for _, norm in stage.later))
-    norms = [stage.get_submodule(name) for name in names]
-    if not all(_fits(norm) for norm in norms):
+    act, pool = stage.act if _is_act(stage.act) else None, _is_2x2_pool(stage.pool)
+    norms = {name: stage.get_submodule(name) for name in names}
+    if not all(_is_usual_norm(norm) for norm in norms.values()):
         return
-    act, pool = stage.act if _act(stage.act) else None, _halves(stage.pool)
-    for name, norm in zip(names, norms, strict=True):
+    for name, norm in norms.items():
         assert isinstance(norm, nn.BatchNorm2d)
-        if name == "norm1" and pool and _plain(stage.conv1):
+        if name == "norm1" and pool and _is_amx_conv(stage.conv1):
             stage.conv1 = FusedConvPoolNormAct(stage.conv1, norm, act)  # type: ignore[assignment]
             stage.norm1 = nn.Identity()  # type: ignore[assignment]
         elif stage.residual and act is not None and name == names[-1]:
             stage.add_module(name, FusedAddNormAct(norm, act))
-            stage.__class__ = _JoinedStage
+            stage.__class__ = _FusedResidualStage
         else:
             stage.add_module(name, FusedPoolNormAct(norm, act, pool and name == "norm1"))
     if pool:
