@@ -154,10 +154,10 @@ def steps(
     """
     recipe, counts, device = setup.recipe, setup.counts, setup.device
     lr_factor, done = lr_factor or counts.lr_factor, mark or _ignore
-    function = _step_function(state, setup, mark)
     random = any(is_random(module) for model in state.networks for module in model.modules())
     for model in state.networks:
         model.train()
+    function = _step_function(state, setup, mark)  # its networks keep the modes of these
     for images, targets in batches(setup.train, counts, state.step):
         done("data and augmentation")
         epoch, position = divmod(state.step, counts.steps_per_epoch)
