@@ -4,110 +4,119 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from leanres.cli.options import (
-    DEVICE,
+    AT_ONCE,
+    DATA,
+    DEVICES,
+    EPOCHS,
+    JSON,
+    MEASUREMENT,
+    OUTPUT,
     PATH,
+    SETTINGS,
     SIZE,
     STRICT,
-    THREADS,
+    THREADS_EACH,
+    TRAINING,
+    changes,
     check_measure,
     current_command,
     load_dataset,
-    make_device,
+    numbers,
 )
-
-if TYPE_CHECKING:
-    from leanres.trials.compare import Comparison, Outcome
 
 
 def compare(
     name: str = typer.Argument(help="optimizers, schedules, augmentations, depths or elements."),
-    seeds: str = typer.Option("0,1,2", help="Seeds that each variant is trained with."),
-    epochs: int | None = typer.Option(None, min=1, help="Short for --set epochs=N."),
-    settings: list[str] = typer.Option([], "--set", help="A setting for all variants."),
-    data: str = typer.Option("cifar10", help="cifar10, digits, or a folder with one per class."),
+    settings: list[str] = SETTINGS,
+    epochs: int | None = EPOCHS,
+    seeds: str = typer.Option(
+        "0,1,2", help="Seeds to train each variant with.", rich_help_panel=TRAINING
+    ),
+    data: str = DATA,
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    out: Path | None = typer.Option(None, help="Folder of the runs; default: runs/compare-NAME."),
-    measure: str = typer.Option("val", help="What to measure on: val, or test to report."),
-    device_name: str = DEVICE,
-    threads: int = THREADS,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON; progress goes to stderr."),
+    measure: str = typer.Option(
+        "val",
+        metavar="SPLIT",
+        help="The split to measure at the end: val, or test for a report.",
+        rich_help_panel=MEASUREMENT,
+    ),
+    at_once: int = AT_ONCE,
+    devices: str = DEVICES,
+    threads: int = THREADS_EACH,
+    out: Path | None = typer.Option(
+        None, help="Folder of the runs. Default: runs/compare-NAME.", rich_help_panel=OUTPUT
+    ),
+    as_json: bool = JSON,
 ) -> None:
-    """Train variants of one recipe with the same seeds: a table of paired differences.
+    """Train variants of one recipe with the same seeds and print their paired differences.
 
-    Runs that are finished already are kept, so an interrupted comparison goes on.
+    Finished runs are kept, so the same command continues an interrupted comparison.
+
+    Example: leanres compare optimizers --epochs 2 --seeds 0,1 --at-once 2
     """
-    from leanres.training.recipe import parse_setting
+    from leanres.data.sources import locate
     from leanres.trials import compare as library
+    from leanres.trials.executors import local_executor
 
     check_measure(measure)
     comparison = library.COMPARISONS[name]
-    changes = dict(map(parse_setting, settings)) | ({} if epochs is None else {"epochs": epochs})
-    numbers = _numbers(seeds)
-    chosen = library.recipes(comparison, changes)
-    first = next(iter(chosen.values()))
-    device = make_device(device_name, first.precision, first.compiled, threads)
+    changed, seed_list = changes(settings, epochs=epochs), numbers("--seeds", seeds)
+    first = next(iter(library.recipes(comparison, changed).values()))
     dataset = load_dataset(data, path, size, strict)
-    folder = out or Path("runs", f"{library.PREFIX}{name}")
+    command = current_command()
 
     def watch(place: Path, variant: str, seed: int, done: bool) -> None:
         typer.echo(f"{variant}, seed {seed} {'is in' if done else '->'} {place}", err=True)
 
-    outcomes = library.compare(
-        comparison, dataset, device, folder, numbers, changes, measure, watch
+    rows = library.compare(
+        comparison,
+        dataset,
+        local_executor(dataset, first, devices.split(","), at_once, threads),
+        out or Path("runs", f"{library.PREFIX}{name}"),
+        seed_list,
+        changed,
+        measure=measure,
+        origin={"command": command} | locate(data, path, size),
+        watch=watch,
     )
-    rows = list(library.to_rows(outcomes))
     if as_json:
-        facts = {"comparison": name, "command": current_command(), "measured_on": measure}
+        facts = {"comparison": name, "command": command, "measured_on": measure}
         typer.echo(json.dumps(facts | {"question": comparison.question, "rows": rows}, indent=1))
-        return
-    _print(comparison, outcomes, rows, measure)
+    else:
+        typer.echo(comparison.question)
+        print_rows(rows, "variant", measure)
 
 
-def _numbers(seeds: str) -> list[int]:
-    from leanres.errors import UserError
+def print_rows(rows: list[dict[str, Any]], kind: str, measure: str) -> None:
+    """A table of `trials.compare.to_rows`: means, and differences from the first row."""
+    from leanres.cli.console import print_table
 
-    try:
-        return [int(word) for word in seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {seeds}: give whole numbers with commas, as in 0,1,2") from None
-
-
-def _print(
-    comparison: Comparison, outcomes: list[Outcome], rows: list[dict[str, Any]], measure: str
-) -> None:
-    from rich.table import Table
-
-    from leanres.cli.console import console
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("variant", no_wrap=True)
-    for title in ("n", f"{measure} accuracy %", "sd", "difference, 95 %"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    table.add_column("reported %", justify="right")
-    for o, row in zip(outcomes, rows, strict=True):
-        d = row.get("difference")
-        table.add_row(
-            o.variant,
-            str(len(o.accuracies)),
-            f"{100 * o.mean:.2f}",
-            "" if o.sd is None else f"{100 * o.sd:.2f}",
-            "" if d is None else _interval(d),
-            "the yardstick" if d is None else d["verdict"],
-            "" if o.reported is None else f"{o.reported:.2f}",
-        )
-    out = console()
-    out.print(comparison.question)
-    out.print(table)
+    heads = [kind, "n", f"{measure} %", "sd", "difference, 95 %", "verdict"]
+    reported = [f"{row['reported']:.2f}" if row["reported"] else "" for row in rows]
+    cells = [
+        [
+            row["variant"],
+            str(len(row["accuracies"])),
+            f"{100 * row['mean']:.2f}",
+            "" if row["sd"] is None else f"{100 * row['sd']:.2f}",
+            *(_difference(row["difference"]) if "difference" in row else ("", "")),
+        ]
+        for row in rows
+    ]
+    cells[0][-1] = "the baseline"
+    if any(reported):
+        heads.append("reported %")
+        cells = [[*line, cell] for line, cell in zip(cells, reported, strict=True)]
+    print_table(heads, cells, left=("verdict",), drop=("reported %", "sd"))
 
 
-def _interval(d: dict[str, Any]) -> str:
+def _difference(d: dict[str, Any]) -> tuple[str, str]:
     spread = "" if d["half_width"] is None else f" ± {100 * d['half_width']:.2f}"
-    return f"{100 * d['mean']:+.2f}{spread}"
+    return f"{100 * d['mean']:+.2f}{spread}", d["verdict"]

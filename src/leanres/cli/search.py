@@ -4,82 +4,119 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from leanres.cli.options import (
-    DEVICE,
+    AT_ONCE,
+    DATA,
+    DEVICES,
+    JSON,
+    OUTPUT,
     PATH,
+    SETTINGS,
     SIZE,
     STRICT,
-    THREADS,
+    THREADS_EACH,
+    TRAINING,
     changes,
+    current_command,
     load_dataset,
-    make_device,
-    to_argv,
 )
+from leanres.errors import UserError
 
 if TYPE_CHECKING:
-    from leanres.trials.search import Bounds, Candidate
+    from leanres.trials.proposals import Bounds
+    from leanres.trials.search import Candidate
+
+SEARCH = "Search"
 
 
 def search(
-    budget: str = typer.Option("5M", help="Parameters: each network uses 99 to 100 % of it."),
-    max_macs: str = typer.Option("", help="Most MACs for one image, such as 1.2G."),
-    field: str = typer.Option("", help="Receptive field in pixels, least and most: 16,64."),
-    multiple: int = typer.Option(8, min=1, help="Channels are multiples of this."),
-    trials: int = typer.Option(20, min=1, help="Networks to train, those stopped early included."),
-    recipe: str = typer.Option("plain-sgd", help="How each is trained."),
-    settings: list[str] = typer.Option([], "--set", help="Change a setting, as in train."),
-    epochs: int = typer.Option(9, min=1, help="Epochs of a network that is not stopped."),
-    seed: int = typer.Option(0, min=0, help="Of the proposals."),
-    data: str = typer.Option("cifar10", help="cifar10, digits, or a folder with one per class."),
+    budget: str = typer.Option(
+        "5M", help="Parameters: each network uses 99 to 100 % of it.", rich_help_panel=SEARCH
+    ),
+    max_macs: str = typer.Option(
+        "", help="Most MACs for one image, such as 1.2G.", rich_help_panel=SEARCH
+    ),
+    field: str = typer.Option(
+        "", help="Receptive field in pixels, least and most: 16,64.", rich_help_panel=SEARCH
+    ),
+    multiple: int = typer.Option(
+        8, min=1, help="Channels are multiples of this.", rich_help_panel=SEARCH
+    ),
+    trials: int = typer.Option(
+        20, min=1, help="Networks to try, those stopped early included.", rich_help_panel=SEARCH
+    ),
+    seed: int = typer.Option(0, min=0, help="Seed of the proposals.", rich_help_panel=SEARCH),
+    recipe: str = typer.Option("plain-sgd", help="The recipe of each.", rich_help_panel=TRAINING),
+    settings: list[str] = SETTINGS,
+    epochs: int = typer.Option(
+        9, min=1, help="Epochs of a network that is not stopped early.", rich_help_panel=TRAINING
+    ),
+    data: str = DATA,
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    out: Path = typer.Option(Path("runs/search"), help="Folder of the search; it goes on there."),
-    device_name: str = DEVICE,
-    threads: int = THREADS,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON; progress goes to stderr."),
+    at_once: int = AT_ONCE,
+    devices: str = DEVICES,
+    threads: int = THREADS_EACH,
+    out: Path = typer.Option(
+        Path("runs/search"), help="Folder of the search.", rich_help_panel=OUTPUT
+    ),
+    as_json: bool = JSON,
 ) -> None:
     """Find a residual network under a budget: exact counts, successive halving on val.
 
-    Optuna proposes depths, blocks and growth; widths follow from the budget. Stopped or killed,
-    the same command goes on.
+    Optuna proposes depths, blocks and growth; widths follow from the budget. The same command
+    continues a search, and shares the work where another process searches in the same folder.
+
+    Example: leanres search --budget 300k --set val=5000 --trials 10
     """
+    from leanres.data.sources import locate
     from leanres.models.cost import parse_count
     from leanres.training.recipe import from_dict
-    from leanres.training.recipes import load_recipe
+    from leanres.training.recipes import RECIPES, load_recipe
     from leanres.trials import search as library
+    from leanres.trials.executors import local_executor
+    from leanres.trials.proposals import Bounds
 
-    bounds = library.Bounds(
+    bounds = Bounds(
         parse_count(budget),
         parse_count(max_macs) if max_macs else None,
-        _field(field) if field else library.Bounds.receptive_field,
+        _field(field) if field else Bounds.receptive_field,
         multiple,
     )
-    chosen = from_dict(changes(settings, epochs=epochs), load_recipe(recipe))
-    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    whole = from_dict(changes(settings), load_recipe(recipe))
+    short = replace(whole, epochs=epochs)
     dataset = load_dataset(data, path, size, strict)
 
     def watch(c: Candidate) -> None:
         ended = "" if c.finished else f", stopped after epoch {c.epochs}"
         typer.echo(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
 
-    found = library.search(bounds, chosen, dataset, device, out, trials, seed, watch)
+    executor = local_executor(dataset, short, devices.split(","), at_once, threads)
+    origin = {"command": current_command()} | locate(data, path, size)
+    found = library.search(bounds, short, dataset, executor, out, trials, seed, origin, watch)
+    base = recipe if recipe in RECIPES else "speed"
+    best = library.write_best(out, found[0], whole, base)
     if as_json:
         typer.echo(json.dumps([asdict(c) for c in found]))
-    else:
-        plain = {"data": data, "path": path, "size": size, "strict": strict}
-        _print(found, bounds, out, [recipe, *to_argv(settings, **plain)])
+        return
+    _print(found, bounds)
+    given = {"--data": data, "--path": path, "--size": size}
+    usual = {"--data": "cifar10", "--path": None, "--size": 32}
+    words = [str(w) for key in given if given[key] != usual[key] for w in (key, given[key])]
+    typer.echo(
+        "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
+        f" recipe's own epochs:\n{shlex.join(['leanres', 'train', str(best), *words])}"
+    )
 
 
 def _field(text: str) -> tuple[int, int]:
-    from leanres.errors import UserError
-
     try:
         least, most = (int(word) for word in text.split(","))
     except ValueError:
@@ -87,20 +124,14 @@ def _field(text: str) -> tuple[int, int]:
     return least, most
 
 
-def _print(found: list[Candidate], bounds: Bounds, out: Path, arguments: list[str]) -> None:
-    from rich.table import Table
-
-    from leanres.cli.console import console
+def _print(found: list[Candidate], bounds: Bounds) -> None:
+    from leanres.cli.console import print_table
     from leanres.trials.search import pareto_front
 
     front = pareto_front(found)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("network", no_wrap=True)
-    for title in ("val %", "epochs", "params", "of budget", "MMACs", "field"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("")
-    for c in found:
-        table.add_row(
+    heads = ["network", "val %", "epochs", "params", "of budget", "MMACs", "field", ""]
+    rows = [
+        [
             c.name,
             f"{100 * c.accuracy:.2f}",
             str(c.epochs),
@@ -109,19 +140,7 @@ def _print(found: list[Candidate], bounds: Bounds, out: Path, arguments: list[st
             f"{c.macs / 1e6:,.0f}",
             str(c.receptive_field),
             "Pareto" if c in front else "" if c.finished else "stopped",
-        )
-    console().print(table)
-    best = found[0]
-    command = shlex.join(["leanres", "train", *arguments, "--set", f"model={_toml(best)}"])
-    typer.echo(
-        "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
-        f" recipe's own epochs:\n{command}  # its short run: {out / best.name}"
-    )
-
-
-def _toml(c: Candidate) -> str:
-    model = c.model
-    return (
-        f'{{family="resnet", block="{model["block"]}", widths={list(model["widths"])},'
-        f" depths={list(model['depths'])}}}"
-    )
+        ]
+        for c in found
+    ]
+    print_table(heads, rows, left=("",), drop=("of budget", "epochs", "field"))

@@ -1,38 +1,35 @@
-"""COMPARISONS: variants of one recipe, trained with the same seeds; their paired differences."""
+"""Comparisons: variants of one recipe trained with the same seeds; their paired differences."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.metrics.statistics import mean_sd, paired_seeds
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import resolve
 from leanres.registry import Table
-from leanres.runs import run as runs
-from leanres.runs.layout import INFO, check_data, read_info
-from leanres.runs.stop import Stop
-from leanres.training.device import Device
-from leanres.training.loop import TrainState
-from leanres.training.recipe import Recipe, from_dict, matches_run
+from leanres.runs.layout import INFO, read_info
+from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, HOLE, RECIPES
+from leanres.trials.executors import Executor
+from leanres.trials.jobs import Job, is_finished, run_jobs
 
 PREFIX = "compare-"  # of the folders that comparisons train into by default
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variants (name -> settings over `base`), the first of them the yardstick.
+    """Variants of the recipe `base`: name -> settings. The first variant is the baseline.
 
-    A setting may be a function of the network that all variants begin with. `reported` is what
-    the source of the comparison found, test accuracy in percent at its own length and size.
+    A setting may be a function of the network that all variants start from. `reported` is what
+    the source of the comparison found: test accuracy in percent, at its own length and size.
     """
 
     question: str
@@ -41,42 +38,7 @@ class Comparison:
     base: str = "resnet26-97"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a variant: accuracies (shares) by seed, and against the yardstick, paired."""
-
-    variant: str
-    accuracies: dict[int, float]
-    reported: float | None
-    runs: list[dict[str, Any]] = field(default_factory=list)  # of each: seed, commit, machine, ...
-    mean: float = field(init=False)
-    sd: float | None = field(init=False)  # of the sample; None for one seed
-
-    def __post_init__(self) -> None:
-        values = list(self.accuracies.values())
-        object.__setattr__(self, "mean", statistics.fmean(values))
-        object.__setattr__(self, "sd", statistics.stdev(values) if len(values) > 1 else None)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of the paired differences of two variants, its standard error times t, and n."""
-
-    mean: float
-    half_width: float | None  # of the 95 % interval of Student's t; None for one pair
-    n: int
-
-    @property
-    def verdict(self) -> str:
-        """In words, whether the difference is one."""
-        if self.half_width is None:
-            return "n = 1: no spread known"
-        if abs(self.mean) <= self.half_width:
-            return f"not distinguishable at n = {self.n}"
-        return "better" if self.mean > 0 else "worse"
-
-
-# A quarter of resnet26-97's widths: a sixteenth of its arithmetic, the same shape.
+# resnet26-97 at a quarter of its widths: a sixteenth of its MACs.
 SMALL = ResNetConfig((32, 25, 41, 50), (3, 3, 3, 3), init="kaiming")
 
 
@@ -179,12 +141,12 @@ def recipes(comparison: Comparison, changes: dict[str, Any]) -> dict[str, Recipe
             own |= {k: change(network) for k, change in settings.items() if callable(change)}
         except UserError as error:
             raise UserError(f"variant {name!r} does not fit that model: {error}") from None
-        chosen[name] = from_dict(_fitted(small | own), RECIPES[comparison.base])
+        chosen[name] = from_dict(_with_steps(small | own), RECIPES[comparison.base])
     return chosen
 
 
-def _fitted(settings: dict[str, Any]) -> dict[str, Any]:
-    # Thirds of this training, not of the source's 300 epochs.
+def _with_steps(settings: dict[str, Any]) -> dict[str, Any]:
+    # Steps at thirds of this training, not of the source's 300 epochs.
     if settings.get("schedule") == "step":
         third = max(1, math.ceil(settings["epochs"] / 3))
         return settings | {"schedule": ("step", {"every_epochs": third})}
@@ -194,129 +156,93 @@ def _fitted(settings: dict[str, Any]) -> dict[str, Any]:
 def compare(
     comparison: Comparison,
     dataset: Dataset,
-    device: Device,
+    executor: Executor,
     folder: Path,
     seeds: list[int],
     changes: dict[str, Any],
-    measure_on: str = "val",
+    *,
+    measure: str = "val",
+    origin: dict[str, Any] | None = None,
     watch: Callable[[Path, str, int, bool], None] = lambda place, variant, seed, done: None,
-) -> list[Outcome]:
-    """Train each variant with each seed into `folder`/variant-seed; finished runs are kept.
+) -> list[dict[str, Any]]:
+    """Train each variant with each seed into `folder`/VARIANT-SEED; their rows, as `to_rows`.
 
-    One that a comparison beside `folder` has trained already is taken from there. `watch` gets
-    the run folder, the variant, the seed, and whether it is finished. Interrupted, it goes on
-    where it stopped. Stopped where a signal came; UserError, before any training, where there are
-    no images to measure on.
+    Finished runs are kept, also those of a comparison beside `folder`; interrupted ones continue.
+    `origin` says where processes find the data (`data.sources.locate`). `watch` is called with
+    the run folder, the variant, the seed, and whether the run is finished already. Stopped where a
+    signal came; UserError where there are no images to measure on, before any training, and
+    where a training failed, after the others.
     """
-    chosen = recipes(comparison, changes)
-    held_out = dataset.val is not None or all(recipe.val for recipe in chosen.values())
-    if not {"test": dataset.test is not None, "val": held_out}.get(measure_on):
-        raise UserError(f"measure {measure_on}: there are no such images; give test or val")
-    job, reported = _Job(folder, dataset, device, measure_on), comparison.reported
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for seed in seeds:  # seed by seed, so that a table of whole pairs exists early
-        for name, recipe in chosen.items():
-            mine = from_dict({"seed": seed}, recipe)
-            place, done = job.finished(f"{_slug(name)}-{seed}", mine)
-            watch(place, name, seed, done)
-            if not done:
-                job.train(place, mine)
-            found[name].append(_facts(read_info(place)))
-    return [
-        Outcome(name, {run["seed"]: run["accuracy"] for run in made}, reported.get(name), made)
-        for name, made in found.items()
-    ]
+    # Only the final accuracy counts, so val is not measured after every epoch.
+    own = (origin or {}) | {"measure": measure, "tta": "none", "validate": False}
+    jobs = {  # seed by seed: complete pairs exist early
+        (name, seed): Job(replace(recipe, seed=seed), folder / f"{_slug(name)}-{seed}", own)
+        for seed in seeds
+        for name, recipe in recipes(comparison, changes).items()
+    }
+    finished = {key: _finished_folder(job, dataset) for key, job in jobs.items()}
+    for key, place in finished.items():
+        if place:
+            watch(place, *key, True)
+    keys = {jobs[key].folder: key for key, place in finished.items() if not place}
+    lost = []
+    for event in run_jobs([jobs[key] for key in keys.values()], executor):
+        if event.kind in ("started", "resumed"):
+            watch(event.job.folder, *keys[event.job.folder], False)
+        elif event.is_loss:
+            lost.append(f"{event.job.folder} {event.kind}: {event.detail}")
+    if lost:
+        raise UserError(f"{len(lost)} of {len(keys)} trainings have no result; {lost[0]}")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for key, job in jobs.items():
+        runs.setdefault(key[0], []).append(_facts(read_info(finished[key] or job.folder)))
+    return to_rows(runs, comparison.reported)
+
+
+def _finished_folder(job: Job, dataset: Dataset) -> Path | None:
+    """Where the job's run is finished already: its own folder, or another comparison's."""
+    if is_finished(job, dataset):
+        return job.folder
+    if (job.folder / INFO).exists():
+        return None
+    for other in sorted(job.folder.parent.parent.glob(f"{PREFIX}*/*/{INFO}")):
+        with contextlib.suppress(UserError):  # another recipe, or other data
+            if is_finished(replace(job, folder=other.parent), dataset):
+                return other.parent
+    return None
 
 
 def _facts(info: dict[str, Any]) -> dict[str, Any]:
-    """What a claim that rests on this run has to say of it."""
+    """What a claim that rests on this run must state."""
     result = {key: info["result"][key] for key in ("split", "accuracy", "n", "train_seconds")}
-    return {
-        "seed": info["recipe"]["seed"],
-        **result,
-        **{key: info[key] for key in ("commit", "started", "hardware", "recipe")},
-    }
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all trainings of a comparison share."""
-
-    folder: Path
-    dataset: Dataset
-    device: Device
-    measure_on: str
-
-    def finished(self, name: str, recipe: Recipe) -> tuple[Path, bool]:
-        """Where the run is, or is to be; whether it is finished. UserError: another is there."""
-        place = self.folder / name
-        if (place / INFO).exists():
-            info = read_info(place)
-            if not matches_run(info, recipe):
-                raise UserError(f"{place} holds a run of another recipe: give another --out")
-            check_data(place, info, self.dataset)
-            return place, self._measured(info)
-        for other in sorted(self.folder.parent.glob(f"{PREFIX}*/*/{INFO}")):
-            info = read_info(other.parent)
-            if matches_run(info, recipe) and self._measured(info) and self._same_data(other, info):
-                return other.parent, True
-        return place, False
-
-    def _measured(self, info: dict[str, Any]) -> bool:
-        return (info.get("result") or {}).get("split") == self.measure_on
-
-    def _same_data(self, place: Path, info: dict[str, Any]) -> bool:
-        try:
-            return check_data(place, info, self.dataset)
-        except UserError:
-            return False
-
-    def train(self, place: Path, recipe: Recipe) -> None:
-        """Begin or go on, and measure."""
-        if (place / INFO).exists():
-            run = runs.reopen(place, lambda _: self.dataset, lambda _: self.device)
-        else:
-            run = runs.create(place, recipe, self.dataset, self.device)
-        # Only the end counts; measured after every epoch, many held-out images cost as much again.
-        held_out, run.val = run.val, None
-        with Stop() as stop:
-            for _ in runs.epochs(run, stop, _ignore):
-                pass
-        stop.check()
-        run.val = held_out
-        runs.finish(run, "none", self.measure_on)
-
-
-def _ignore(state: TrainState) -> None:
-    pass
+    about = {key: info[key] for key in ("commit", "started", "hardware", "recipe")}
+    return {"seed": info["recipe"]["seed"]} | result | about
 
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name).strip("-").replace("---", "-")
 
 
-def differences(outcomes: list[Outcome]) -> dict[str, Difference]:
-    """Each later variant against the first, paired by seed (shares)."""
-    first = outcomes[0].accuracies
-    return {
-        o.variant: difference([o.accuracies[seed] - first[seed] for seed in first])
-        for o in outcomes[1:]
-    }
+def to_rows(
+    runs: Mapping[str, list[dict[str, Any]]], reported: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """One JSON-able row per variant, from its runs: accuracy by seed, mean, sd (None for one seed).
 
-
-def difference(pairs: list[float]) -> Difference:
-    """The mean of paired differences with its 95 % interval by Student's t."""
-    n = len(pairs)
-    if n < 2:
-        return Difference(pairs[0], None, n)
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(pairs) / math.sqrt(n)
-    return Difference(statistics.fmean(pairs), half, n)
-
-
-def to_rows(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
-    """One JSON-able row per variant, with its difference from the first."""
-    against = differences(outcomes)
-    for o in outcomes:
-        d = against.get(o.variant)
-        words = {} if d is None else {"difference": asdict(d) | {"verdict": d.verdict}}
-        yield asdict(o) | words
+    The later rows also have the `difference` from the first one, paired by the seeds of both.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, made in runs.items():
+        accuracies = {run["seed"]: run["accuracy"] for run in made}
+        row: dict[str, Any] = {
+            "variant": name,
+            "accuracies": accuracies,
+            "reported": (reported or {}).get(name),
+        }
+        row |= {"runs": made} | mean_sd(list(accuracies.values()))
+        if rows and (shared := [seed for seed in rows[0]["accuracies"] if seed in accuracies]):
+            first = [rows[0]["accuracies"][seed] for seed in shared]
+            d = paired_seeds(first, [accuracies[seed] for seed in shared])
+            facts = {"half_width": d.half_width, "n": d.n, "verdict": d.verdict}
+            row["difference"] = {"mean": d.difference} | facts
+        rows.append(row)
+    return rows

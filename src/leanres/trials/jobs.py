@@ -1,199 +1,177 @@
-"""A campaign: many trainings from one plan, several at once, stopped in time, resumable."""
+"""Job: one training and its run folder. run_jobs: many of them, on any executor."""
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
+import math
+import shutil
+import signal
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.runs.layout import INFO, METRICS, read_info
+from leanres.runs.layout import INFO, METRICS, check_data, is_queued, read_info
+from leanres.runs.run import complete, enqueue, reopen
 from leanres.runs.stop import Stop
-from leanres.training.recipe import Recipe, from_dict, matches_run
-from leanres.trials.race import add_race_run, read_entry, read_race_run
+from leanres.training.device import Device
+from leanres.training.loop import TrainState
+from leanres.training.recipe import Recipe, matches_run
 
-COUNTED = "campaign: other trainings ran beside it, and it may have been resumed"
-POLL_S = 0.2
+if TYPE_CHECKING:
+    from leanres.trials.executors import Executor
+
+Kind = Literal["started", "resumed", "retried", "finished", "stopped", "diverged", "failed"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a plan: a recipe and its seeds. `words` are what `leanres train` is told."""
-
-    name: str
-    recipe: Recipe
-    words: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
-    measure: str = "test"
-
-
-@dataclass
 class Job:
-    """One training of a campaign; its run folder knows how far it is."""
+    """One training. Its run folder is the truth: it says how far the training is.
 
-    row: Row
-    seed: int
+    `origin` says where the data is and how to measure, as `runs.run.enqueue` documents it. With
+    `until_epoch` the job ends there, and another job may continue the run. While an `exclusive` job
+    runs, because it is timed, no other does.
+    """
+
+    recipe: Recipe
     folder: Path
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    told: bool = False  # to stop
-
-    @property
-    def name(self) -> str:
-        """The run folder's name: the row's, and the seed."""
-        return self.folder.name
-
-    @property
-    def log(self) -> Path:
-        """Where its progress and complaints go."""
-        return self.folder.with_name(f"{self.name}.log")
-
-    def finished(self) -> bool:
-        """Whether it is measured as the plan asks. UserError where the folder is another run's."""
-        if not (self.folder / INFO).exists():
-            return False
-        info = read_info(self.folder)
-        if not matches_run(info, from_dict({"seed": self.seed}, self.row.recipe)):
-            raise UserError(f"{self.folder} holds a run of another recipe: give another --runs")
-        return (info.get("result") or {}).get("split") == self.row.measure
-
-    def epochs_done(self) -> int:
-        """How many epochs are behind it."""
-        file = self.folder / METRICS
-        return len(file.read_text().splitlines()) if file.exists() else 0
-
-    def start(self, words: Sequence[str]) -> None:
-        """Begin or resume it in a process of its own, which no Ctrl-C but ours reaches."""
-        if (self.folder / INFO).exists():
-            told = ["resume", str(self.folder)]
-        else:
-            told = ["train", *self.row.words, "--seed", str(self.seed), "--out", str(self.folder)]
-        command = [*told, "--measure", self.row.measure, "--no-report", "--json", *words]
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "leanres", *command],
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def last_words(self) -> str:
-        """The last line of its log."""
-        lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    origin: dict[str, Any] = field(default_factory=dict)
+    until_epoch: int | None = None
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job; `detail` in words where it failed or stopped."""
+    """What happened to a job; `result` is run.json's, empty where `until_epoch` came first."""
 
-    kind: Literal["begun", "resumed", "finished", "stopped", "failed"]
+    kind: Kind
     job: Job
     detail: str = ""
-    result: dict[str, Any] | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the job ended without a result."""
+        return self.kind in ("stopped", "diverged", "failed")
 
 
-def jobs_of(rows: Sequence[Row], runs: Path) -> list[Job]:
-    """Every training of the plan: the first seed of each row in its order, then the second, ..."""
-    ranked = zip_longest(*(row.seeds for row in rows))
-    return [
-        Job(row, seed, runs / f"{row.name}-{seed}")
-        for seeds in ranked
-        for row, seed in zip(rows, seeds, strict=True)
-        if seed is not None
-    ]
+def is_finished(job: Job, dataset: Dataset | None = None) -> bool:
+    """Whether the job's run is complete and measured as the job wants.
 
-
-def campaign(
-    jobs: Sequence[Job],
-    results: Path,
-    at_once: int,
-    seconds: float = float("inf"),
-    words: Sequence[str] = (),
-) -> Iterator[Event]:
-    """Train the jobs that are not finished, in order, `at_once` at a time, for so many seconds.
-
-    Then, or at Ctrl-C or SIGTERM, the running ones are told to save and stop; the same call goes
-    on with them. A finished one is in `results`/ROW.json at once. A job that fails does not stop
-    the others. Each process gets `words` too. The iterator ends by Stopped where a signal
-    came. UserError, before anything runs, where a run folder or a ledger entry holds
-    something else.
+    UserError where the folder holds a run of another recipe, or, with `dataset`, of other data, and
+    where `dataset` has no images to measure on.
     """
-    for job in jobs:
-        if job.finished():
-            _record(job, results)
-        else:
-            _entry(job.row, results)
-    waiting = deque(job for job in jobs if not job.finished())
-    running: list[Job] = []
-    until = time.monotonic() + seconds
-    try:
-        with Stop() as stop:
-            while running or waiting:
-                if stop.signal or time.monotonic() > until:
-                    waiting.clear()
-                    _stop(running)
-                while waiting and len(running) < at_once:
-                    job = waiting.popleft()
-                    begun = (job.folder / INFO).exists()
-                    job.start(words)
-                    running.append(job)
-                    yield Event("resumed" if begun else "begun", job)
-                for job in [job for job in running if _process(job).poll() is not None]:
-                    running.remove(job)
-                    yield _ended(job, results)
-                time.sleep(POLL_S)
-    finally:  # where the caller gave up on us
-        _stop(running)
+    measure = job.origin.get("measure", "test")
+    if dataset is not None:
+        there = {"test": dataset.test is not None, "val": bool(dataset.val or job.recipe.val)}
+        if not there[measure]:
+            raise UserError(f"measure {measure}: there are no such images; give test or val")
+    if not (job.folder / INFO).exists():
+        return False
+    info = read_info(job.folder, queued=True)
+    if not matches_run(info, job.recipe):
+        raise UserError(f"{job.folder} holds a run of another recipe: name another folder")
+    if dataset is not None and not is_queued(info):
+        check_data(job.folder, info, dataset)
+    return bool(info.get("result", {}).get("split") == measure)
+
+
+def ensure(job: Job) -> bool:
+    """Whether the job's run is finished already; its folder is created where there is none."""
+    finished = is_finished(job)
+    if not (job.folder / INFO).exists():
+        enqueue(job.folder, job.recipe, job.origin)
+    return finished
+
+
+def train(
+    job: Job,
+    load: Callable[[dict[str, Any]], Dataset],
+    device: Callable[[dict[str, Any]], Device],
+    halted: Callable[[], bool],
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train a job whose run folder exists in this process; its result.
+
+    Once `halted`, called after each step, is true, the run is saved and Stopped is raised, as by
+    SIGTERM. `load` and `device` are `reopen`'s; `log` receives notes and a line per epoch.
+    """
+    run = reopen(job.folder, load, device)
+    run.info["origin"] |= job.origin
+    for note in run.notes:
+        log(f"note: {note}")
+
+    def watch(state: TrainState) -> None:
+        if halted():
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        log("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
+
+    return complete(run, watch, on_epoch, job.until_epoch)
+
+
+def run_jobs(
+    jobs: Iterable[Job] | Callable[[], Job | None], executor: Executor, deadline: float = math.inf
+) -> Generator[Event, None, None]:
+    """Run the jobs in order, as many at once as the executor has slots; yield what happens.
+
+    Instead of a list, `jobs` may be a function that returns the next job, or None where there is
+    none now: it is called whenever a slot is free, and the end has come when it returns None and
+    nothing runs. At `deadline` (of time.monotonic), Ctrl-C or SIGTERM the running jobs save and
+    stop; a signal then raises Stopped. A job that fails does not stop the others.
+    """
+    take = jobs if callable(jobs) else partial(next, iter(jobs), None)
+    job: Job | None = None
+    with Stop() as stop:
+        try:
+            while True:
+                halted = bool(stop.signal) or time.monotonic() > deadline
+                while not halted and _has_slot(executor) and (job := job or take()):
+                    if job.exclusive and executor.running:
+                        break
+                    yield _begin(job, executor)
+                    job = None
+                if not executor.running:
+                    break
+                if halted:
+                    executor.stop()
+                for event in executor.events(deadline):
+                    _clean(event)
+                    yield event
+        finally:  # the caller may have abandoned this iterator
+            executor.stop()
     stop.check()
 
 
-def _stop(running: Sequence[Job]) -> None:
-    """Tell each once; it saves between two steps."""
-    for job in running:
-        if not job.told:
-            job.told = True
-            _process(job).terminate()
+def _has_slot(executor: Executor) -> bool:
+    exclusive = any(job.exclusive for job in executor.running)
+    return len(executor.running) < executor.slots and not exclusive
 
 
-def _process(job: Job) -> subprocess.Popen[bytes]:
-    assert job.process is not None
-    return job.process
+def _begin(job: Job, executor: Executor) -> Event:
+    if ensure(job):
+        return Event("finished", job, result=read_info(job.folder)["result"])
+    kind: Kind = "started" if _is_queued(job) else "resumed"
+    executor.submit(job)
+    return Event(kind, job)
 
 
-def _ended(job: Job, results: Path) -> Event:
-    code = _process(job).returncode
-    if code == 0 and job.finished():
-        return Event("finished", job, result=_record(job, results))
-    if code in (130, 143, -15):
-        done = job.epochs_done()
-        return Event("stopped", job, f"{done} of {job.row.recipe.epochs} epochs are behind it")
-    return Event("failed", job, f"it ended with {code}: {job.last_words()}")
+def _clean(event: Event) -> None:
+    """Remove the folder of a job that was lost before its first step: it holds no more than one."""
+    if event.is_loss and _is_queued(event.job):
+        shutil.rmtree(event.job.folder, ignore_errors=True)
 
 
-def _entry(row: Row, results: Path) -> tuple[Path, dict[str, Any]]:
-    """The row's ledger file and what is in it. UserError where that is something else."""
-    out = results / f"{row.name}.json"
-    claim = {
-        "command": shlex.join(["leanres", "train", *row.words]),
-        "counted": COUNTED,
-        "recipe": row.recipe.to_dict(),
-    }
-    return out, read_entry(out, claim) | claim
+def _is_queued(job: Job) -> bool:
+    return is_queued(read_info(job.folder, queued=True))
 
 
-def _record(job: Job, results: Path) -> dict[str, Any]:
-    """Put a finished job into its row's ledger entry; its result."""
-    out, entry = _entry(job.row, results)
-    lap = read_race_run(job.folder)
-    if all(known["seed"] != job.seed for known in entry["runs"]):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        add_race_run(entry, lap, out, None)
-    return lap
+def stopped(job: Job) -> Event:
+    """The event of a job that saved and stopped."""
+    file = job.folder / METRICS
+    done = len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+    return Event("stopped", job, f"{done} of {job.recipe.epochs} epochs are done")

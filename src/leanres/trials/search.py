@@ -1,8 +1,14 @@
-"""Architecture search under a budget: exact counts, successive halving on val, kept in a file.
+"""Architecture search under a budget: Optuna proposes, successive halving on val decides.
 
-Candidates are proposed by Optuna's TPE sampler (`pip install 'leanres[search]'`) and stopped early
-by its successive-halving rule (Li et al. 2018, arXiv:1810.05934). Both live in OUT/study.log, each
-candidate's run in OUT/NAME, so a killed search goes on where it stopped.
+Networks are proposed by Optuna's TPE sampler (`pip install 'leanres[search]'`) and stopped early by
+its successive-halving rule (Li et al. 2018, arXiv:1810.05934). The study is OUT/study.log, each
+network's run OUT/NAME, so a killed search continues. Several processes may share the work:
+
+    trial asked of Optuna -> job to the first rung -> reported -> pruned, or promoted to the next
+    rung -> ... -> job to the last epoch -> complete
+
+The study is read and changed under its lock. Each process also holds a lock of its own, which its
+trials name: a running trial whose owner's lock is free has lost its process and is taken over.
 """
 
 from __future__ import annotations
@@ -11,55 +17,36 @@ import contextlib
 import importlib.util
 import json
 import shutil
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanres.data.split import Dataset, Split
+from filelock import FileLock, Timeout
+
+from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.models.cost import Summary, count_params, summarize
+from leanres.io import locked, toml_value, write_bytes
 from leanres.models.resnet import ResNetConfig
-from leanres.models.zoo import config_to_dict
-from leanres.runs import run as runs
-from leanres.runs.layout import CHECKPOINTS, INFO
-from leanres.runs.stop import Stop
-from leanres.training.device import Device
+from leanres.models.zoo import config_from_dict, config_to_dict
+from leanres.runs.layout import CHECKPOINTS, METRICS
 from leanres.training.recipe import Recipe, from_dict
+from leanres.training.recipes import RECIPES
+from leanres.trials.executors import Executor
+from leanres.trials.jobs import Event, Job, run_jobs
+from leanres.trials.proposals import Bounds, cost, propose
 
 if TYPE_CHECKING:
     import optuna
 
-STUDY = "study.log"
-NEAR = 0.99  # of the parameter budget is the least that a candidate uses
+STUDY, BEST = "study.log", "best.toml"
 HAND_MADE = {"stages": 3, "depth_0": 3, "depth_1": 3, "depth_2": 3, "block": "basic", "growth": 2.0}
-PATIENCE = 100  # proposals out of bounds in a row, before the bounds are called empty
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a candidate may cost. `params` is nearly used up: between 99 % of it and all of it."""
-
-    params: int = 5_000_000
-    macs: int | None = None  # at most, for one image
-    receptive_field: tuple[int, int] = (1, 10**6)  # least and most, in pixels
-    multiple: int = 8  # of channels: what matrix units are fed with
-
-    def __post_init__(self) -> None:
-        least, most = self.receptive_field
-        if least > most:
-            raise UserError(f"receptive field from {least} to {most} px: give the least first")
-
-    def admits(self, summary: Summary) -> bool:
-        """Whether a network keeps within all of them."""
-        least, most = self.receptive_field
-        return (
-            NEAR * self.params <= summary.params <= self.params
-            and (self.macs is None or summary.macs <= self.macs)
-            and least <= summary.receptive_field <= most
-        )
+PATIENCE = 300  # proposals in a row that are out of bounds or known, before the search gives up
+REDUCTION = 3  # one network in three is promoted to the next rung, of three times the epochs
+POLL_S = 1.0  # between looks at the networks that other processes train
 
 
 @dataclass(frozen=True)
@@ -73,112 +60,48 @@ class Candidate:
     receptive_field: int
     epochs: int
     accuracy: float  # on val, after the last of the epochs
-    finished: bool  # False: stopped by successive halving
-
-
-def fit_widths(shape: ResNetConfig, growth: float, bounds: Bounds) -> ResNetConfig | None:
-    """The widest network of this shape within the parameter budget; None where none is near it.
-
-    Widths grow by about `growth` from stage to stage, in multiples of `bounds.multiple`.
-    """
-    step = bounds.multiple
-
-    def sized(sixteenths: int) -> ResNetConfig:
-        base = sixteenths / 16
-        widths = (step * max(1, round(base * growth**i)) for i in range(len(shape.depths)))
-        return replace(shape, widths=tuple(widths))
-
-    sixteenths = 16
-    while _params(sized(2 * sixteenths)) <= bounds.params:
-        sixteenths *= 2
-    # The largest that fits: params rise with the base, and twice this one is too large.
-    above = bisect_right(
-        range(sixteenths, 2 * sixteenths), bounds.params, key=lambda n: _params(sized(n))
-    )
-    first = sized(max(16, sixteenths + above - 1))
-    stages = range(len(shape.depths))
-    # One stage a step narrower frees what the rounding of all of them cannot use up.
-    tries = [first, *(_widened(first, i, -step) for i in stages if first.widths[i] > step)]
-    full = {_filled(config, bounds) for config in tries}
-    fitting = [c for c in full if NEAR * bounds.params <= _params(c) <= bounds.params]
-    return max(fitting, key=lambda c: (_params(c), c.widths), default=None)
-
-
-def _filled(config: ResNetConfig, bounds: Bounds) -> ResNetConfig:
-    """The config, its stages widened from the last one on as far as the budget goes."""
-    for stage in reversed(range(len(config.widths))):
-        while _params(wider := _widened(config, stage, bounds.multiple)) <= bounds.params:
-            config = wider
-    return config
-
-
-def _widened(config: ResNetConfig, stage: int, step: int) -> ResNetConfig:
-    widths = list(config.widths)
-    widths[stage] += step
-    return replace(config, widths=tuple(widths))
-
-
-def _cost(config: ResNetConfig, train: Split) -> Summary:
-    _, channels, height, width = train.images.shape
-    return summarize(config, (channels, height, width))
-
-
-@cache
-def _params(config: ResNetConfig) -> int:
-    return count_params(config)
-
-
-def propose(trial: optuna.trial.BaseTrial, bounds: Bounds, train: Split) -> ResNetConfig | None:
-    """A network for these images from a trial's choices; None where it is out of bounds."""
-    stages = trial.suggest_int("stages", 3, 4)
-    depths = tuple(trial.suggest_int(f"depth_{i}", 1, 6) for i in range(stages))
-    block = trial.suggest_categorical("block", ["basic", "wide"])
-    growth = trial.suggest_float("growth", 1.0, 2.2, step=0.1)
-    shape = ResNetConfig(
-        (bounds.multiple,) * stages, depths, block=block, num_classes=len(train.classes)
-    )
-    config = fit_widths(shape, growth, bounds)
-    return config if config and bounds.admits(_cost(config, train)) else None
+    finished: bool  # False: stopped by successive halving, or diverged
 
 
 def search(
     bounds: Bounds,
     recipe: Recipe,
     dataset: Dataset,
-    device: Device,
+    executor: Executor,
     folder: Path,
     trials: int = 20,
     seed: int = 0,
+    origin: dict[str, Any] | None = None,
     watch: Callable[[Candidate], None] = lambda candidate: None,
 ) -> list[Candidate]:
-    """Try networks until `trials` have been trained or stopped; all of them, best first.
+    """Try networks until `trials` have been trained or stopped early; all of them, best first.
 
-    `watch` sees each as it ends. Interrupted (KeyboardInterrupt), the same call goes on: within
-    the running candidate too, from its checkpoint. UserError where `folder` holds another search
-    or nothing is within the bounds.
+    `origin` says where processes find the data (`data.sources.locate`). `watch` receives each
+    network that ends here. Interrupted, the same call continues, within a training too. Other
+    processes may search in the same folder: each trains some of the networks, and all return the
+    same list. UserError where `folder` holds another search or nothing is within the bounds.
     """
-    _check_installed()
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("search needs Optuna: pip install 'leanres[search]'")
     if not recipe.val and dataset.val is None:
         raise UserError("a search chooses on val images, and there are none: --set val=5000")
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"bounds": asdict(bounds), "recipe": recipe.to_dict()}
-    _check_same(folder, asked | {"data": dataset.train.fingerprint})
-    study = _study(folder, recipe, seed)
-    while len(_ended(study)) < trials:
-        candidate = _try_one(study, bounds, recipe, dataset, device, folder)
-        if candidate is not None:
-            watch(candidate)
-        elif _astray(study) >= PATIENCE:
-            raise UserError(
-                f"{PATIENCE} proposals in a row were out of bounds or known: widen the bounds"
-            )
-    return candidates(study)
-
-
-def candidates(study: optuna.Study) -> list[Candidate]:
-    """Everything a study has tried, each network once, best first."""
-    found = {c.name: c for c in (Candidate(**t.user_attrs["candidate"]) for t in _ended(study))}
-    return sorted(found.values(), key=lambda c: (c.finished, c.accuracy), reverse=True)
+    _check_same(folder / "search.json", asked | {"data": dataset.train.fingerprint})
+    own = (origin or {}) | {"measure": "val", "tta": "none"}
+    owner = folder / f".{uuid.uuid4().hex}.lock"
+    share = _Share(folder, bounds, recipe, dataset, own, trials, seed, owner.name)
+    try:
+        with FileLock(owner):
+            while len(share.candidates()) < trials:
+                with contextlib.closing(run_jobs(share.next_job, executor)) as events:
+                    for candidate in filter(None, map(share.end, events)):
+                        watch(candidate)
+                if len(share.candidates()) < trials:
+                    time.sleep(POLL_S)  # other processes train the rest
+    finally:
+        owner.unlink(missing_ok=True)
+    return share.candidates()
 
 
 def pareto_front(tried: list[Candidate]) -> list[Candidate]:
@@ -190,99 +113,202 @@ def pareto_front(tried: list[Candidate]) -> list[Candidate]:
     return front
 
 
-def _check_installed() -> None:
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError("search needs Optuna: pip install 'leanres[search]'")
+def write_best(folder: Path, best: Candidate, recipe: Recipe, base: str) -> Path:
+    """Write the best network in `recipe` as a recipe file, changes to the recipe `base` alone."""
+    known, plain = RECIPES[base].to_dict(), config_to_dict(ResNetConfig())
+    changed = {k: v for k, v in recipe.to_dict().items() if v != known[k]}
+    changed["model"] = {k: v for k, v in best.model.items() if k == "family" or v != plain[k]}
+    lines = [f"{key} = {toml_value(value)}\n" for key, value in ({"base": base} | changed).items()]
+    write_bytes(folder / BEST, "".join(lines).encode())
+    return folder / BEST
 
 
-def _check_same(folder: Path, asked: dict[str, Any]) -> None:
-    """Keep what a folder searches for, and refuse to go on with something else in it."""
-    path = folder / "search.json"
+def _check_same(path: Path, asked: dict[str, Any]) -> None:
+    """Record what a folder searches for; UserError where it searches for something else."""
     text = json.dumps(asked, indent=1) + "\n"
-    if path.exists() and path.read_text() != text:
+    with locked(path):
+        if not path.exists():
+            write_bytes(path, text.encode())
+        elif path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{path.parent} holds a search with other bounds, recipe or data: give another"
+                " --out"
+            )
+
+
+@dataclass
+class _Share:
+    """What this process does of a search: the trials that it trains, in the study of all."""
+
+    folder: Path
+    bounds: Bounds
+    recipe: Recipe
+    dataset: Dataset
+    origin: dict[str, Any]
+    trials: int
+    seed: int
+    owner: str  # name of this process's lock
+    study: optuna.Study = field(init=False)
+    waiting: deque[Job] = field(default_factory=deque)  # to be continued here
+
+    def __post_init__(self) -> None:
+        with locked(self.folder / STUDY):
+            self.study = _open_study(self.folder / STUDY, first_rung(self.recipe.epochs))
+
+    def candidates(self) -> list[Candidate]:
+        """Every network that has ended, here or in another process, best first."""
+        ended = [Candidate(**t.user_attrs["candidate"]) for t in self._trials("candidate")]
+        return sorted(ended, key=lambda c: (c.finished, c.accuracy), reverse=True)
+
+    def next_job(self) -> Job | None:
+        """A job to continue, what a dead process left, or a new network.
+
+        None where all the networks that are wanted have ended or are being trained.
+        """
+        if self.waiting:
+            return self.waiting.popleft()
+        for _ in range(PATIENCE):
+            with locked(self.folder / STUDY):
+                trial = self._abandoned()
+                if trial is None and len(self._trials("network")) >= self.trials:
+                    return None
+                if trial := trial or self._ask():
+                    return self._job(trial)
         raise UserError(
-            f"{folder} holds a search with other bounds, recipe or data: give another --out"
+            f"{PATIENCE} proposals in a row were out of bounds or known: widen the bounds"
+            " or lower --multiple"
         )
-    path.write_text(text)
+
+    def end(self, event: Event) -> Candidate | None:
+        """Tell the study what became of a network; the candidate where it has ended."""
+        job = event.job
+        if event.kind == "failed":
+            raise UserError(f"{job.folder}: {event.detail}")
+        if event.kind == "stopped":
+            self.waiting.append(job)
+        if event.kind not in ("finished", "diverged"):
+            return None
+        lines = (job.folder / METRICS).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        with locked(self.folder / STUDY):
+            trial = self._trial(job.folder.name)
+            if event.kind == "finished" and len(rows) < self.recipe.epochs:
+                trial.report(rows[-1]["val_accuracy"], len(rows))
+                if not trial.should_prune():
+                    self.waiting.append(self._job(trial))
+                    return None
+            candidate = self._candidate(trial, rows)
+            self._tell(trial, candidate)
+        if not candidate.finished:  # after the study knows: a killed search may need them
+            shutil.rmtree(job.folder / CHECKPOINTS)
+        return candidate
+
+    def _tell(self, trial: optuna.Trial, candidate: Candidate) -> None:
+        from optuna.trial import TrialState
+
+        trial.set_user_attr("candidate", asdict(candidate))
+        if candidate.finished:
+            self.study.tell(trial, candidate.accuracy)
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+    def _trials(self, attribute: str) -> list[optuna.trial.FrozenTrial]:
+        return [t for t in self.study.get_trials(deepcopy=False) if attribute in t.user_attrs]
+
+    def _trial(self, name: str) -> optuna.Trial:
+        """The live trial of the network with this name."""
+        import optuna
+
+        (known,) = (t for t in self._trials("network") if t.user_attrs["network"]["name"] == name)
+        return optuna.Trial(self.study, known._trial_id)
+
+    def _abandoned(self) -> optuna.Trial | None:
+        """A running trial whose process has died."""
+        from optuna.trial import TrialState
+
+        for known in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if "network" not in known.user_attrs:  # killed while it was proposed
+                self.study.tell(known.number, state=TrialState.FAIL)
+                self.study.enqueue_trial(known.params)
+            elif _is_free(self.folder / known.user_attrs["owner"]):
+                trial = self._trial(known.user_attrs["network"]["name"])
+                trial.set_user_attr("owner", self.owner)
+                return trial
+        return None
+
+    def _ask(self) -> optuna.Trial | None:
+        """A new trial with a network to train; None where the proposal brings nothing new."""
+        import optuna
+
+        count = len(self.study.get_trials(deepcopy=False))
+        # By the trial's number: the proposals do not depend on which process asks.
+        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + count)
+        trial = self.study.ask()
+        trial.set_user_attr("owner", self.owner)
+        config = propose(trial, self.bounds, self.dataset.train)
+        known = {t.user_attrs["network"]["name"] for t in self._trials("network")}
+        if config is None or _name(config) in known:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return None
+        trial.set_user_attr("network", {"name": _name(config), "model": config_to_dict(config)})
+        return trial
+
+    def _job(self, trial: optuna.Trial) -> Job:
+        """The job to the trial's next rung, or to its end."""
+        network = trial.user_attrs["network"]
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        until = next_rung(self.recipe.epochs, max(frozen.intermediate_values, default=0))
+        recipe = from_dict({"model": network["model"]}, self.recipe)
+        return Job(recipe, self.folder / network["name"], self.origin, until)
+
+    def _candidate(self, trial: optuna.Trial, rows: list[dict[str, Any]]) -> Candidate:
+        network = trial.user_attrs["network"]
+        price = cost(config_from_dict(network["model"]), self.dataset.train)
+        return Candidate(
+            name=network["name"],
+            model=network["model"],
+            params=price.params,
+            macs=price.macs,
+            receptive_field=price.receptive_field,
+            epochs=len(rows),
+            accuracy=rows[-1]["val_accuracy"] if rows else 0.0,  # it diverged in its first epoch
+            finished=len(rows) == self.recipe.epochs,
+        )
 
 
-def _study(folder: Path, recipe: Recipe, seed: int) -> optuna.Study:
-    """The folder's study; what a killed process was trying is queued again."""
+def first_rung(epochs: int) -> int:
+    """The epoch after which the worse two thirds of the networks are stopped."""
+    return max(1, epochs // REDUCTION)
+
+
+def next_rung(epochs: int, done: int) -> int | None:
+    """The first rung after `done` epochs: each is three times the last. None: train to the end."""
+    rung = first_rung(epochs)
+    while rung <= done:
+        rung *= REDUCTION
+    return rung if rung < epochs else None
+
+
+def _open_study(path: Path, first: int) -> optuna.Study:
+    """The study in this file; a new one proposes the shape that one would choose by hand first."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(first, reduction_factor=REDUCTION)
     try:
         study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY))),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=max(1, recipe.epochs // 3), reduction_factor=3
-            ),
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
+            pruner=pruner,
             direction="maximize",
             study_name="search",
             load_if_exists=True,
         )
-    except (ValueError, KeyError, TypeError):  # its own lines do not parse or do not fit
-        raise UserError(f"{folder / STUDY} is damaged: give another --out") from None
-    # Seeded anew by what it knows: a resumed search would propose its first networks again.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-    if not study.trials:  # so the best found is never behind the shape that one would take by hand
+    except (ValueError, KeyError, TypeError):  # a line is not JSON, or not one of Optuna's
+        raise UserError(f"{path} is damaged: give another --out") from None
+    if not study.trials:
         study.enqueue_trial(HAND_MADE)
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
     return study
-
-
-def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials whose network was trained to the end, or stopped by successive halving."""
-    return [t for t in study.get_trials(deepcopy=False) if "candidate" in t.user_attrs]
-
-
-def _astray(study: optuna.Study) -> int:
-    """How many of the last trials in a row brought no network to train."""
-    count = 0
-    for trial in reversed(study.get_trials(deepcopy=False)):
-        if "nothing new" not in trial.user_attrs:
-            break
-        count += 1
-    return count
-
-
-def _try_one(
-    study: optuna.Study,
-    bounds: Bounds,
-    recipe: Recipe,
-    dataset: Dataset,
-    device: Device,
-    folder: Path,
-) -> Candidate | None:
-    """Train one network of the sampler's choice; None where it brings nothing new."""
-    from optuna.trial import TrialState
-
-    trial = study.ask()
-    config = propose(trial, bounds, dataset.train)
-    known = {c.name for c in candidates(study)}
-    if config is None or _name(config) in known:
-        trial.set_user_attr("nothing new", True)
-        study.tell(trial, state=TrialState.FAIL)
-        return None
-    run = _open(folder / _name(config), from_dict({"model": config}, recipe), dataset, device)
-    # A network that diverges is a bad one; the search goes on.
-    with contextlib.suppress(runs.DivergedError):
-        for row in _rows(run):
-            trial.report(row["val_accuracy"], row["epoch"])
-            if row["epoch"] < recipe.epochs and trial.should_prune():
-                break
-    candidate = _candidate(run, config)
-    if candidate.finished and "result" not in run.info:
-        runs.finish(run, "none", "val")
-    trial.set_user_attr("candidate", asdict(candidate))
-    state = TrialState.COMPLETE if candidate.finished else TrialState.PRUNED
-    study.tell(trial, candidate.accuracy if candidate.finished else None, state)
-    if not candidate.finished:  # last: a kill before it could not be resumed without them
-        shutil.rmtree(run.folder / CHECKPOINTS)
-    return candidate
 
 
 def _name(config: ResNetConfig) -> str:
@@ -292,32 +318,13 @@ def _name(config: ResNetConfig) -> str:
     )
 
 
-def _open(place: Path, recipe: Recipe, dataset: Dataset, device: Device) -> runs.Run:
-    if (place / INFO).exists():
-        return runs.reopen(place, lambda _: dataset, lambda _: device)
-    return runs.create(place, recipe, dataset, device)
-
-
-def _rows(run: runs.Run) -> Iterator[dict[str, Any]]:
-    """The epochs that are behind, then those ahead as they end. Stopped where a signal came."""
-    yield from run.state.history[:]
-    with Stop() as stop:
-        for row in runs.epochs(run, stop, lambda state: None):
-            if not stop.signal:  # else this network's fate waits for the next call
-                yield row
-    stop.check()
-
-
-def _candidate(run: runs.Run, config: ResNetConfig) -> Candidate:
-    cost, rows = _cost(config, run.setup.train), run.state.history
-    accuracy = rows[-1]["val_accuracy"] if rows else 0.0  # none: it diverged in its first epoch
-    return Candidate(
-        name=run.folder.name,
-        model=config_to_dict(config),
-        params=cost.params,
-        macs=cost.macs,
-        receptive_field=cost.receptive_field,
-        epochs=len(rows),
-        accuracy=accuracy,
-        finished=len(rows) == run.recipe.epochs,
-    )
+def _is_free(lock: Path) -> bool:
+    """Whether no live process holds the lock; a dead process's file is removed."""
+    if not lock.exists():
+        return True
+    try:
+        with FileLock(lock, timeout=0):
+            lock.unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""`leanres bench race`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from leanres.cli.options import (
+    DATA,
+    DEVICE,
+    JSON,
+    OUTPUT,
+    PATH,
+    RECIPE,
+    SETTINGS,
+    SIZE,
+    STRICT,
+    THREADS,
+    changes,
+    current_command,
+    load_dataset,
+    make_device,
+)
+
+
+def race(
+    recipe: str = RECIPE,
+    settings: list[str] = SETTINGS,
+    target: float = typer.Option(94.0, min=0, max=100, help="Accuracy in percent, with TTA."),
+    n: int = typer.Option(5, min=1, help="Number of seeds, from --seed on."),
+    seed: int = typer.Option(0, min=0, help="The first seed."),
+    warm: bool = typer.Option(
+        False,
+        "--warm",
+        help="Time the training alone, in one warmed-up process, as published records do.",
+    ),
+    data: str = DATA,
+    path: Path | None = PATH,
+    size: int = SIZE,
+    strict: bool = STRICT,
+    device_name: str = DEVICE,
+    threads: int = THREADS,
+    runs: Path = typer.Option(
+        Path("runs"), help="Folder of the run folders.", rich_help_panel=OUTPUT
+    ),
+    out: Path | None = typer.Option(
+        None,
+        help="The ledger entry; its seeds are kept. Default: results/race-RECIPE.json.",
+        rich_help_panel=OUTPUT,
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Seconds to a target accuracy, over n seeds, each timed from process start to accuracy.
+
+    Example: leanres bench race speed --n 3 --target 94
+    """
+    from leanres.data.sources import locate
+    from leanres.training.recipe import from_dict
+    from leanres.training.recipes import load_recipe
+    from leanres.trials import race as library
+    from leanres.trials.executors import LocalProcesses
+    from leanres.trials.jobs import Job
+
+    chosen = from_dict(changes(settings), load_recipe(recipe))
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    entry = out or Path("results", f"race-{Path(recipe).stem}{'-warm' * warm}.json")
+    command = {"command": current_command()}
+
+    def cold_runs(seeds: list[int]) -> Iterator[dict[str, Any]]:
+        executor = LocalProcesses(1, [device_name], threads)
+        origin = command | locate(data, path, size)
+        for number in seeds:
+            job = Job(replace(chosen, seed=number), runs / f"{entry.stem}-{number}", origin)
+            yield library.cold_run(job, executor, device)
+
+    train = cold_runs
+    if warm:
+        dataset = load_dataset(data, path, size, strict)
+        train = partial(library.warm_runs, chosen, dataset=dataset, device=device)
+    counted = "warm: training alone" if warm else "cold: the whole process"
+    header = command | {"counted": counted, "recipe": chosen.to_dict()}
+    for summary in library.race(train, range(seed, seed + n), target / 100, entry, header):
+        typer.echo(_line(summary), err=as_json)
+    typer.echo(json.dumps(summary) if as_json else f"{entry} holds every run")
+
+
+def _line(summary: dict[str, Any]) -> str:
+    """One line: what the runs so far have reached."""
+
+    def spread(key: str, scale: float, digits: int) -> str:
+        mean, sd = summary[key]["mean"], summary[key]["sd"]
+        tail = "" if sd is None else f" ± {scale * sd:.{digits}f}"
+        return f"{scale * mean:.{digits}f}{tail}"
+
+    wall = f", wall clock {spread('wall_seconds', 1, 1)} s" if "wall_seconds" in summary else ""
+    return (
+        f"n = {summary['n']}: {spread('accuracy_tta', 100, 2)} % with augmentation"
+        f" ({spread('accuracy', 100, 2)} % without), trained in"
+        f" {spread('train_seconds', 1, 1)} s{wall}, {100 * summary['reached']:.0f} % of seeds at"
+        f" {100 * summary['target']:g} % or more"
+    )

@@ -1,0 +1,202 @@
+"""Executors: where jobs run. In this process, or each in a process of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+from leanres.runs.layout import read_info
+from leanres.runs.run import DivergedError
+from leanres.runs.stop import Stopped
+from leanres.training.device import Device, detect
+from leanres.training.recipe import Recipe
+from leanres.trials.jobs import Event, Job, stopped, train
+from leanres.trials.worker import DIVERGED
+
+POLL_S = 0.2
+
+
+class Executor(Protocol):
+    """Runs jobs whose run folders exist, up to `slots` at once, for `run_jobs`."""
+
+    slots: int
+
+    @property
+    def running(self) -> Sequence[Job]:
+        """The jobs that were submitted and whose end has not been yielded."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job."""
+
+    def events(self, deadline: float) -> Iterator[Event]:
+        """Retries and ends since the last call, after a wait for the first of them.
+
+        An executor that cannot return before a job has ended stops the job at `deadline`.
+        """
+
+    def stop(self) -> None:
+        """Tell the running jobs to save and stop; their ends are events."""
+
+
+class InProcess:
+    """One job at a time in this process, on data that is loaded once."""
+
+    slots = 1
+
+    def __init__(self, dataset: Dataset, device: Device) -> None:
+        self.dataset, self.device = dataset, device
+        self.running: list[Job] = []
+        self._told = False
+
+    def submit(self, job: Job) -> None:
+        """Keep the job; `events` trains it."""
+        self.running.append(job)
+
+    def events(self, deadline: float) -> Iterator[Event]:
+        """Train the job to its end."""
+        event = self._train(self.running[0], deadline)
+        self.running.clear()
+        yield event
+
+    def _train(self, job: Job, deadline: float) -> Event:
+        def halted() -> bool:
+            return self._told or time.monotonic() > deadline
+
+        try:
+            result = train(job, lambda _: self.dataset, lambda _: self.device, halted)
+            return Event("finished", job, result=result)
+        except Stopped as error:
+            if not halted():
+                signal.raise_signal(error.number)  # it came from outside: for run_jobs too
+            return stopped(job)
+        except UserError as error:
+            diverged = isinstance(error, DivergedError)
+            return Event("diverged" if diverged else "failed", job, str(error))
+
+    def stop(self) -> None:
+        """Stop the submitted job after its first step."""
+        self._told = bool(self.running)
+
+
+@dataclass
+class _Child:
+    """A process that runs a job."""
+
+    job: Job
+    device: str
+    process: subprocess.Popen[bytes]
+    retried: bool
+    told: bool = False  # to stop
+
+
+class LocalProcesses:
+    """Each job in a process of its own on this machine, on the least busy of `devices`.
+
+    A job writes to a log file beside its run folder. `threads` are the CPU threads of a job; 0: its
+    share of the cores, or with one slot what its run had before, else all. A job whose process was
+    killed by a signal, not by us, is tried once more.
+    """
+
+    def __init__(
+        self, slots: int = 1, devices: Sequence[str] = ("auto",), threads: int = 0
+    ) -> None:
+        self.slots, self.devices = slots, devices
+        share = max(1, (os.cpu_count() or 1) // slots) if slots > 1 else 0
+        self.threads = threads or share
+        self._children: list[_Child] = []
+
+    @property
+    def running(self) -> Sequence[Job]:
+        """The jobs whose processes have not been seen to end."""
+        return [child.job for child in self._children]
+
+    def submit(self, job: Job) -> None:
+        """Start the job's process."""
+        self._start(job)
+
+    def _start(self, job: Job, retried: bool = False) -> None:
+        busy = [child.device for child in self._children]
+        device = min(self.devices, key=busy.count)
+        origin = job.origin | {"device": device, "threads": self.threads}
+        options = {"origin": origin, "until_epoch": job.until_epoch, "parent": os.getpid()}
+        command = [sys.executable, "-m", "leanres.trials.worker", str(job.folder)]
+        with log_file(job).open("ab") as log:
+            process = subprocess.Popen(
+                [*command, json.dumps(options)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches it through `stop` alone
+            )
+        self._children.append(_Child(job, device, process, retried))
+
+    def events(self, deadline: float) -> Iterator[Event]:
+        """Wait for the oldest process, at most `POLL_S`, then see which have ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._children[0].process.wait(POLL_S)
+        for child in [child for child in self._children if child.process.poll() is not None]:
+            self._children.remove(child)
+            event = _ended(child)
+            if event.kind == "retried":
+                self._start(child.job, retried=True)
+            yield event
+
+    def stop(self) -> None:
+        """Send each process one SIGTERM."""
+        for child in self._children:
+            if not child.told:
+                child.told = True
+                child.process.terminate()
+
+
+def _ended(child: _Child) -> Event:
+    job, code = child.job, child.process.returncode
+    if code == 0:
+        return Event("finished", job, result=read_info(job.folder).get("result", {}))
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (child.told and code < 0):
+        return stopped(job)
+    if code == DIVERGED:
+        return Event("diverged", job, _last_line(job))
+    if code < 0 and not child.retried:
+        return Event("retried", job, f"signal {-code} killed its process")
+    return Event("failed", job, f"it ended with {code}: {_last_line(job)}")
+
+
+def log_file(job: Job) -> Path:
+    """Where a job's process writes its progress and errors."""
+    return job.folder.with_name(f"{job.folder.name}.log")
+
+
+def _last_line(job: Job) -> str:
+    lines = log_file(job).read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+
+
+def local_executor(
+    dataset: Dataset, recipe: Recipe, devices: Sequence[str], at_once: int = 0, threads: int = 0
+) -> Executor:
+    """Processes on these devices, or this process where one job runs at a time.
+
+    `at_once` 0 means one job per device. UserError for a device that is not usable here.
+    """
+    found = [detect(name, recipe.precision, recipe.compiled) for name in devices]
+    slots = at_once or len(found)
+    if slots > 1:
+        return LocalProcesses(slots, devices, threads)
+    if threads:
+        torch.set_num_threads(threads)
+    found[0].tune()
+    return InProcess(dataset, found[0])

@@ -1,0 +1,109 @@
+"""Networks within bounds: the widest of a shape under a budget, by exact counts."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from leanres.data.split import Split
+from leanres.errors import UserError
+from leanres.models.config import ModelConfig
+from leanres.models.cost import Summary, count_params, summarize
+from leanres.models.resnet import ResNetConfig
+
+if TYPE_CHECKING:
+    import optuna
+
+NEAR = 0.99  # of the parameter budget, at least, is used by a candidate
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a candidate may cost. It uses between 99 % and all of `params`."""
+
+    params: int = 5_000_000
+    macs: int | None = None  # at most, for one image
+    receptive_field: tuple[int, int] = (1, 10**6)  # least and most, in pixels
+    multiple: int = 8  # of channels: matrix units work on blocks of this size
+
+    def __post_init__(self) -> None:
+        least, most = self.receptive_field
+        if least > most:
+            raise UserError(f"receptive field from {least} to {most} px: give the least first")
+
+    def admits(self, summary: Summary) -> bool:
+        """Whether a network is within all of them."""
+        least, most = self.receptive_field
+        return (
+            NEAR * self.params <= summary.params <= self.params
+            and (self.macs is None or summary.macs <= self.macs)
+            and least <= summary.receptive_field <= most
+        )
+
+
+def fit_widths(shape: ResNetConfig, growth: float, bounds: Bounds) -> ResNetConfig | None:
+    """The widest network of this shape within the parameter budget; None if none uses 99 % of it.
+
+    Widths grow by about `growth` from stage to stage, in multiples of `bounds.multiple`.
+    """
+    step = bounds.multiple
+
+    def sized(sixteenths: int) -> ResNetConfig:
+        base = sixteenths / 16
+        widths = (step * max(1, round(base * growth**i)) for i in range(len(shape.depths)))
+        return replace(shape, widths=tuple(widths))
+
+    sixteenths = 16
+    while _params(sized(2 * sixteenths)) <= bounds.params:
+        sixteenths *= 2
+    # The largest that fits: params rise with the base, and twice this one is too large.
+    above = bisect_right(
+        range(sixteenths, 2 * sixteenths), bounds.params, key=lambda n: _params(sized(n))
+    )
+    first = sized(max(16, sixteenths + above - 1))
+    stages = range(len(shape.depths))
+    # With one stage a step narrower, the others may use the budget better than by rounding alone.
+    tries = [first, *(_widened(first, i, -step) for i in stages if first.widths[i] > step)]
+    full = {_filled(config, bounds) for config in tries}
+    fitting = [c for c in full if NEAR * bounds.params <= _params(c) <= bounds.params]
+    return max(fitting, key=lambda c: (_params(c), c.widths), default=None)
+
+
+def _filled(config: ResNetConfig, bounds: Bounds) -> ResNetConfig:
+    """The config with its stages widened, the last one first, as far as the budget goes."""
+    for stage in reversed(range(len(config.widths))):
+        while _params(wider := _widened(config, stage, bounds.multiple)) <= bounds.params:
+            config = wider
+    return config
+
+
+def _widened(config: ResNetConfig, stage: int, step: int) -> ResNetConfig:
+    widths = list(config.widths)
+    widths[stage] += step
+    return replace(config, widths=tuple(widths))
+
+
+def cost(config: ModelConfig, train: Split) -> Summary:
+    """Parameters, MACs and receptive field of a network on images of this size."""
+    channels, height, width = train.images.shape[1:]
+    return summarize(config, (channels, height, width))
+
+
+@cache
+def _params(config: ResNetConfig) -> int:
+    return count_params(config)
+
+
+def propose(trial: optuna.trial.BaseTrial, bounds: Bounds, train: Split) -> ResNetConfig | None:
+    """A network for these images, as Optuna's trial chooses it; None if it is out of bounds."""
+    stages = trial.suggest_int("stages", 3, 4)
+    depths = tuple(trial.suggest_int(f"depth_{i}", 1, 6) for i in range(stages))
+    block = trial.suggest_categorical("block", ["basic", "wide"])
+    growth = trial.suggest_float("growth", 1.0, 2.2, step=0.1)
+    shape = ResNetConfig(
+        (bounds.multiple,) * stages, depths, block=block, num_classes=len(train.classes)
+    )
+    config = fit_widths(shape, growth, bounds)
+    return config if config and bounds.admits(cost(config, train)) else None
