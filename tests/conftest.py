@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from leanres.cli import main
 from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
+from leanres.runs.run import fit
 from leanres.training.device import CPU, Device
 from leanres.training.recipe import Recipe
 
@@ -61,6 +64,35 @@ def small() -> Recipe:
         ema=0.8,
         val=200,
     )
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three small runs: a, b (another seed) and plain (no val images, another lr)."""
+    folder, device = tmp_path_factory.mktemp("runs"), CPU("cpu", "float32", compiled=False)
+    recipe = Recipe(
+        model=SpeedNetConfig((8, 16)),
+        epochs=3,
+        batch_size=200,
+        accumulate=1,
+        augment=(("crop", {"padding": 2}),),
+        progressive_resizing=((0.0, 0.75), (0.6, 1.0)),
+        val=200,
+    )
+    fit(folder / "a", recipe, digits, device)
+    fit(folder / "b", replace(recipe, seed=1), digits, device)
+    fit(folder / "plain", replace(recipe, val=0, lr=0.01), digits, device)
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of one of these runs that a test may change: (name, new name) -> its folder."""
+
+    def copy(name: str = "a", new: str = "") -> Path:
+        return Path(shutil.copytree(trained / name, tmp_path / (new or name)))
+
+    return copy
 
 
 class Outcome(NamedTuple):

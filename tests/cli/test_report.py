@@ -1,4 +1,4 @@
-"""`leanres report` as a user meets it."""
+"""`leanres report`: its pages, notes and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leanres.runs.weights import WEIGHTS
 
 @pytest.fixture
 def leanres(leanres):
-    """The same, without the note on enlarged digits."""
+    """The same fixture, without the note on enlarged digits."""
 
     def call(*words: object):
         outcome = leanres(*words)
@@ -22,7 +22,8 @@ def leanres(leanres):
     return call
 
 
-def spoil(folder, **changes) -> None:
+def change_info(folder, **changes) -> None:
+    """Update parts of run.json; None removes a part."""
     info = json.loads((folder / "run.json").read_text())
     for key, value in changes.items():
         if value is None:
@@ -32,7 +33,7 @@ def spoil(folder, **changes) -> None:
     (folder / "run.json").write_text(json.dumps(info))
 
 
-def test_a_report_is_written_and_named(leanres, copied, tmp_path):
+def test_a_report_is_written_and_its_path_printed(leanres, copied, tmp_path):
     folder = copied()
     code, out, err = leanres("report", folder)
     assert (code, out, err) == (0, f"{folder / 'report.html'}\n", "")
@@ -42,7 +43,7 @@ def test_a_report_is_written_and_named(leanres, copied, tmp_path):
     assert "exact McNemar" in (tmp_path / "two.html").read_text()
 
 
-def test_the_text_goes_to_the_console(leanres, copied):
+def test_the_text_is_printed(leanres, copied):
     code, out, err = leanres("report", copied(), "--text", "--budget", "3k")
     assert (code, err) == (0, "")
     assert "test accuracy" in out
@@ -50,7 +51,7 @@ def test_the_text_goes_to_the_console(leanres, copied):
     assert len(out.splitlines()) < 15
 
 
-def test_train_writes_the_report_and_says_where(leanres, tmp_path, monkeypatch):
+def test_train_writes_the_report_and_prints_its_path(leanres, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["leanres", "train", "digits"])
     network = "model={family='speednet', widths=[8, 16]}"
     words = ["--data", "digits", "--epochs", 1, "--set", network, "--set", "batch_size=400"]
@@ -64,7 +65,7 @@ def test_train_writes_the_report_and_says_where(leanres, tmp_path, monkeypatch):
     assert "report.html" in err
 
 
-def one_line(outcome: tuple[int, str, str], *parts: str) -> None:
+def assert_one_line(outcome: tuple[int, str, str], *parts: str) -> None:
     code, out, err = outcome
     lines = err.splitlines()
     assert (code, out) == (2, "")
@@ -74,29 +75,29 @@ def one_line(outcome: tuple[int, str, str], *parts: str) -> None:
         assert part in lines[0]
 
 
-def test_a_run_without_predictions_is_computed_anew_or_says_what_is_missing(leanres, copied):
+def test_missing_predictions_are_recomputed_or_the_error_says_what_is_missing(leanres, copied):
     folder = copied()
     (folder / PREDICTIONS).unlink()
     code, out, err = leanres("report", folder, "--text")
     assert code == 0
     assert "hardest classes" in out
-    assert "were computed anew from model.safetensors" in err
+    assert "were recomputed from model.safetensors" in err
     (folder / WEIGHTS).unlink()
-    one_line(leanres("report", folder), PREDICTIONS, f"no {WEIGHTS}")
+    assert_one_line(leanres("report", folder), PREDICTIONS, f"no {WEIGHTS}")
 
 
-def test_a_run_without_predictions_and_without_its_data_says_so(leanres, copied, monkeypatch):
+def test_missing_predictions_and_data_are_an_error(leanres, copied, monkeypatch):
     folder = copied()
     (folder / PREDICTIONS).unlink()
-    spoil(folder, origin={"data": "cifar10"})
+    change_info(folder, origin={"data": "cifar10"})
     for name in ("LEANRES_DATA", "LEANRES_CACHE"):
         monkeypatch.setenv(name, str(folder / "none"))
-    one_line(leanres("report", folder), "its images are not here: give them with --data")
+    assert_one_line(leanres("report", folder), "its images were not found: give --data")
 
 
-def test_a_report_without_the_data_says_what_it_lacks(leanres, copied, monkeypatch):
+def test_a_report_without_the_data_says_what_is_missing(leanres, copied, monkeypatch):
     folder = copied()
-    spoil(folder, origin={"data": "cifar10"})
+    change_info(folder, origin={"data": "cifar10"})
     for name in ("LEANRES_DATA", "LEANRES_CACHE"):
         monkeypatch.setenv(name, str(folder / "none"))
     code, out, err = leanres("report", folder)
@@ -105,34 +106,39 @@ def test_a_report_without_the_data_says_what_it_lacks(leanres, copied, monkeypat
     assert "no pictures" in (folder / "report.html").read_text()
 
 
-def test_a_run_that_is_being_written_shows_what_there_is(leanres, copied):
+def test_an_unfinished_run_is_reported_as_far_as_it_is_written(leanres, copied):
     folder = copied()
-    spoil(folder, result=None)
+    change_info(folder, result=None)
     code, out, err = leanres("report", folder)
-    assert (code, err) == (0, f"note: {folder} has no result yet: 3 of 3 epochs are there")
-    assert "it is being written, or it was stopped" in (folder / "report.html").read_text()
+    assert (code, err) == (0, f"note: {folder} has no result yet: 3 of 3 epochs are done")
+    assert "it is still training, or it was stopped" in (folder / "report.html").read_text()
     code, out, _ = leanres("report", folder, "--text")
     assert "no result yet: 3 of 3 epochs" in out
 
 
-def test_a_corrupt_metrics_line_is_skipped_counted_and_said(leanres, copied):
+def test_a_damaged_line_of_metrics_is_skipped_and_counted(leanres, copied):
     folder = copied()
     with (folder / METRICS).open("a") as file:
         file.write('{"epoch": 4, "tra\n')
     code, _, err = leanres("report", folder)
-    assert (code, err) == (0, f"note: 1 line of {folder / METRICS} could not be read: left out")
+    assert (code, err) == (
+        0,
+        f"note: 1 line of {folder / METRICS} could not be read and are left out",
+    )
     assert "1 line of" in (folder / "report.html").read_text()
 
 
 def test_runs_on_different_data_are_refused(leanres, copied):
     one, two = copied("a"), copied("b")
     prints = json.loads((two / "run.json").read_text())["data"]["fingerprints"]
-    spoil(two, data={"fingerprints": prints | {"test": "0123456789abcdef" * 4}})
-    one_line(leanres("report", one, two), "different data", prints["test"][:16], "0123456789abcdef")
+    change_info(two, data={"fingerprints": prints | {"test": "0123456789abcdef" * 4}})
+    assert_one_line(
+        leanres("report", one, two), "different data", prints["test"][:16], "0123456789abcdef"
+    )
 
 
-def test_an_unknown_layer_gets_the_list(leanres, copied):
-    one_line(
+def test_the_error_for_an_unknown_layer_lists_the_layers(leanres, copied):
+    assert_one_line(
         leanres("report", copied(), "--layer", "stages.5"),
         "no layer with maps 'stages.5'",
         "stages.1.conv2",
@@ -144,5 +150,5 @@ def test_an_unknown_layer_gets_the_list(leanres, copied):
     ("words", "part"),
     [(["nowhere"], "nowhere is no run folder"), (["--budget", "few", "x"], "'few' is no count")],
 )
-def test_other_mistakes_are_one_line_too(leanres, words, part):
-    one_line(leanres("report", *words), part)
+def test_other_mistakes_are_one_line_as_well(leanres, words, part):
+    assert_one_line(leanres("report", *words), part)

@@ -1,10 +1,64 @@
-"""What a model card says to others."""
+"""The model card of a weights file."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from leanres.report.card import _what
+from leanres.errors import UserError
+from leanres.metrics.accuracy import wilson_interval
+from leanres.report.card import model_card, portable_command
+from leanres.runs.predictor import load_predictor
+from leanres.runs.weights import WEIGHTS, load_weights, save_weights
+
+
+def rows(card: str) -> dict[str, str]:
+    """The card's table: name -> value."""
+    cells = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1] for row in cells if len(row) == 2}
+
+
+def test_the_card_says_what_was_measured_on_the_file_and_how_it_was_trained(
+    copied, digits, tmp_path
+):
+    folder, out = copied(), tmp_path / "small.safetensors"
+    network, config, preprocess = load_weights(folder / WEIGHTS)
+    network.head.weight.data.mul_(-1)  # another network than the run's: the card is of the file
+    save_weights(out, network, config, preprocess)
+    info = json.loads((folder / "run.json").read_text())
+    info["origin"]["command"] = f"leanres train digits --out {folder} --seed 0"
+    (folder / "run.json").write_text(json.dumps(info))
+    card = model_card(folder, out, digits, "cpu")
+    found = load_predictor(out, "cpu", "float32").evaluate(digits.test, "flip-shift")
+    facts, run = rows(card), info["result"]
+    assert found["accuracy"] < run["accuracy"]
+    low, high = wilson_interval(round(360 * found["accuracy"]), 360)
+    assert facts["test accuracy"] == (
+        f"{100 * found['accuracy']:.2f} % ({100 * found['accuracy_tta']:.2f} % with flip-shift) of"
+        f" 360 (95 % interval without augmentation {100 * low:.2f} to {100 * high:.2f})"
+    )
+    assert facts["before export"].startswith(f"{100 * run['accuracy']:.2f} %")
+    assert facts["other metrics"] == f"NLL {found['nll']:.4f}, ECE {100 * found['ece']:.2f} %"
+    assert facts["network"].startswith(f"{found['params']:,} parameters, ")
+    assert facts["classes"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert facts["trained on"].startswith("1,237 images of digits (fingerprint ")
+    assert f"kernels: {info['hardware']['kernels']}" in facts["training took"]
+    assert "batch_size = 200" in facts["recipe"]
+    assert "predicted as" in facts["most confused"]
+    assert card.count("`small.safetensors`") == 1
+    assert "\nleanres train digits --seed 0   # trains it again\n" in card
+    assert "\nleanres evaluate small.safetensors\n" in card
+
+
+def test_a_run_without_a_command_or_a_result_has_no_line_or_no_card(copied, digits):
+    folder = copied("plain")
+    assert "# trains it again" not in model_card(folder, folder / WEIGHTS, digits, "cpu")
+    info = json.loads((folder / "run.json").read_text())
+    del info["result"]
+    (folder / "run.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"has no result: `leanres resume"):
+        model_card(folder, folder / WEIGHTS, digits, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -21,5 +75,5 @@ from leanres.report.card import _what
         ),
     ],
 )
-def test_the_command_that_trains_again_names_nothing_of_the_machine(command, shown):
-    assert _what(command) == shown
+def test_the_command_leaves_out_what_depends_on_the_machine(command, shown):
+    assert portable_command(command) == shown

@@ -61,7 +61,7 @@ def test_a_figure_becomes_svg_that_follows_the_page(name):
     root = ET.fromstring(svg)
     assert root.get("role") == "img"
     assert root.get("aria-label") == 'what "it" shows & <how>'
-    assert not root.get("width")  # the page decides, the viewBox keeps the shape
+    assert not root.get("width")  # the page decides; the viewBox keeps the aspect ratio
     assert "@font-face" not in svg
     assert "DejaVu" not in svg
     inline = re.sub(r"data:image/png;base64,[^\"']*", "", svg)
@@ -69,7 +69,7 @@ def test_a_figure_becomes_svg_that_follows_the_page(name):
     assert not re.findall(r"#[0-9a-f]{6}\b", inline), "every colour is one of the page's"
 
 
-def test_every_figure_that_is_exported_is_tried_here_and_explained():
+def test_every_exported_figure_is_tested_here_and_has_a_docstring():
     figures = {
         name
         for name in report.__all__
@@ -82,17 +82,17 @@ def test_every_figure_that_is_exported_is_tried_here_and_explained():
         report.curvs  # noqa: B018
 
 
-def test_names_of_classes_are_text_as_they_are():
+def test_names_of_classes_are_text_without_markup():
     svg = style.to_svg(FIGURES["per_class"](), "x")
     texts = [e.text for e in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {"plane", "猫", "a rather long name of a class"} <= set(texts)
-    assert "$5 & <b>" not in texts  # it has no images
+    assert "$5 & <b>" not in texts  # this class has no images
     assert "$5 & <b>" in "".join(
         e.text or "" for e in ET.fromstring(style.to_svg(FIGURES["confusion_matrix"](), "x")).iter()
     )
 
 
-def test_ids_of_two_figures_do_not_meet_and_references_are_kept():
+def test_ids_of_two_figures_differ_and_references_are_kept():
     svgs = [style.to_svg(FIGURES[name](), name) for name in FIGURES]
     for svg in svgs:
         ids = re.findall(r' id="([^"]+)"', svg)
@@ -106,7 +106,7 @@ def test_the_same_figure_gives_the_same_bytes():
     assert style.to_svg(FIGURES["pareto"](), "x") == style.to_svg(FIGURES["pareto"](), "x")
 
 
-def test_a_figure_belongs_to_no_global_list_and_no_backend_is_chosen():
+def test_a_figure_is_not_registered_with_pyplot_and_no_backend_is_chosen():
     from matplotlib import pyplot
 
     before = get_backend(auto_select=False)
@@ -115,7 +115,7 @@ def test_a_figure_belongs_to_no_global_list_and_no_backend_is_chosen():
     assert get_backend(auto_select=False) == before
 
 
-def test_inputs_are_left_alone():
+def test_inputs_are_left_unchanged():
     counts = np.arange(9).reshape(3, 3)
     kept = counts.copy()
     report.confusion_matrix(counts, ["a", "b", "c"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -10,27 +9,26 @@ from torch import nn
 from leanres.errors import UserError
 from leanres.report.network import (
     as_trained,
+    first_filters,
     images_of_step,
     load_network,
-    read_recipe,
     same_data,
     with_predictions,
 )
 from leanres.report.record import read_run
 from leanres.runs.layout import PREDICTIONS
 from leanres.runs.weights import WEIGHTS
-from leanres.training.device import Device
 from leanres.training.loop import start, steps
-from leanres.training.recipe import StepCounts
+from leanres.training.recipe import StepCounts, from_dict
+from leanres.training.setup import Setup
 
 
 @pytest.mark.parametrize("step", [0, 5, 9, 11, 17])
-def test_the_batch_is_what_the_network_was_given(trained, digits, step):
+def test_the_batch_is_what_the_network_was_given(trained, digits, device, step):
     record = read_run(trained / "a")
-    recipe, train = read_recipe(record), as_trained(record, digits).train
-    device, given = Device("cpu", "float32", compiled=False), []
-    network = load_network(record)
-    state = start(recipe, train, network.normalize, device)
+    recipe, train = from_dict(record.info["recipe"]), as_trained(record, digits).train
+    network, given = load_network(record), []
+    state = start(Setup(recipe, train, network.normalize, device))
     state.step = step
 
     class Recorder(nn.Module):
@@ -40,17 +38,17 @@ def test_the_batch_is_what_the_network_was_given(trained, digits, step):
 
     fed = []
     state.model.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].detach()))
-    next(steps(state, train, recipe, Recorder(), device))
+    next(steps(state, Setup(recipe, train, Recorder(), device)))
     shown = images_of_step(recipe, train, step, count=200)
     assert StepCounts(recipe, len(train)).total == 18
     assert shown.shape == fed[0].shape
-    # shrinking and normalising commute but for rounding to bytes
+    # Resizing and normalisation commute, except for the rounding to uint8.
     assert torch.allclose(network.normalize(shown), fed[0], atol=0.51 / (255 * 0.2))
     if shown.shape[-1] == 32:
         assert torch.equal(shown, given[0])
 
 
-def test_splits_are_those_of_the_run(trained, digits):
+def test_splits_equal_those_of_the_run(trained, digits):
     record, plain = read_run(trained / "a"), read_run(trained / "plain")
     assert len(as_trained(record, digits).val) == 200
     assert len(as_trained(record, digits).train) == 1237
@@ -58,7 +56,7 @@ def test_splits_are_those_of_the_run(trained, digits):
     assert as_trained(plain, digits).train is digits.train
 
 
-def test_other_data_is_known_by_its_fingerprints(trained, digits):
+def test_other_data_is_recognised_by_its_fingerprints(trained, digits):
     record = read_run(trained / "a")
     assert same_data(record, digits)
     assert not same_data(record, replace(digits, test=digits.test.subset(range(100))))
@@ -72,32 +70,23 @@ def test_missing_predictions_are_computed_from_the_weights(copied, digits):
     record = with_predictions(read_run(folder), digits)
     assert torch.allclose(record.predictions.probs, whole.probs, atol=1e-6)
     assert torch.equal(record.predictions.labels, whole.labels)
-    assert "computed anew" in record.notes[-1]
+    assert "were recomputed" in record.notes[-1]
 
 
-def test_what_is_missing_for_predictions_is_said(copied, digits):
+def test_the_error_says_what_is_missing_for_predictions(copied, digits):
     folder = copied()
     (folder / PREDICTIONS).unlink()
-    with pytest.raises(UserError, match="its images are not here: give them with --data"):
+    with pytest.raises(UserError, match="its images were not found: give --data"):
         with_predictions(read_run(folder), None)
     (folder / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"and no model\.safetensors"):
         with_predictions(read_run(folder), digits)
-    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         load_network(read_run(folder))
 
 
-def test_filters_are_those_of_the_first_layer(trained):
+def test_filters_are_the_weights_of_the_first_convolution(trained):
     network = load_network(read_run(trained / "a"))
-    assert torch.equal(network.first_filters(), network.model.stem.weight)
+    assert torch.equal(first_filters(network), network.model.stem.weight)
     network.model.stem = nn.Conv2d(1, 4, 3)
-    assert network.first_filters() is None
-
-
-def test_a_recipe_of_another_version_is_refused(copied):
-    folder = copied()
-    info = json.loads((folder / "run.json").read_text())
-    info["recipe"]["from_the_future"] = 1
-    (folder / "run.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match="from_the_future"):
-        read_recipe(read_run(folder))
+    assert first_filters(network) is None

@@ -1,4 +1,4 @@
-"""The page as a file: complete, self-contained, small, and readable by those who do not see it."""
+"""The page as a file: complete, self-contained, small and accessible."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
-    """Every tag with its attributes, and the text; complains of tags that do not close."""
+    """Every tag with its attributes, and the text; fails on tags that do not close."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def page(request) -> Page:
     return Page(request.getfixturevalue(request.param))
 
 
-def test_nothing_outside_the_file_is_asked_for(page):
+def test_the_page_loads_nothing_from_elsewhere(page):
     for tag, attributes in page.tags:
         for key in ("src", "href", "xlink:href", "action", "srcset", "poster", "data"):
             value = attributes.get(key)
@@ -122,18 +122,20 @@ def test_the_page_is_small(html, compared):
     assert len(compared.encode()) < 500_000
 
 
-def test_the_page_says_what_the_run_was_and_how_good(html, trained):
+def test_the_page_describes_the_run_and_its_result(html, trained):
     record, words = read_run(trained / "a"), Page(html).words
     low, high = record.interval
-    assert f"{100 * record.result['accuracy']:.2f} % of 360 test images recognised" in words
+    assert f"{100 * record.result['accuracy']:.2f} % of 360 test images correct" in words
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in words
     assert f"With it (flip-shift): {100 * record.result['accuracy_tta']:.2f}" in words
     assert f"{record.result['params']:,}, 0 % of the budget of 5,000,000" in words
     assert record.info["data"]["fingerprints"]["test"][:16] in words
     for part in ("Loss", "Gradient norm", "Speed", "Confusion matrix", "Most confused pairs"):
         assert part in words
-    for part in ("Surest mistakes", "Least sure hits", "Likely label errors", "Where it looked"):
+    for part in ("Most confident errors", "Least confident correct", "Likely label errors"):
         assert part in words
+    assert f"kernels: {record.info['hardware']['kernels']}" in words
+    assert f"NLL {record.result['nll']:.4f}, ECE {100 * record.result['ece']:.2f} %" in words
     for part in ("Grad-CAM++", "Temperature", "First-layer filters", "Training images, epoch 3"):
         assert part in words
     assert "no command was recorded" in words  # it was started from Python
@@ -141,7 +143,7 @@ def test_the_page_says_what_the_run_was_and_how_good(html, trained):
     assert "batch_size 2000 200" in words  # the recipe's difference from the default
 
 
-def test_the_calibration_is_that_of_the_predictions_and_of_val(html, trained):
+def test_calibration_is_measured_on_predictions_and_fitted_on_val(html, trained):
     found, words = read_run(trained / "a").predictions, Page(html).words
     value = 100 * ece(found.probs.double(), found.labels)
     assert f"as trained {value:.2f} %" in words
@@ -155,7 +157,7 @@ def test_without_val_images_no_temperature_is_fitted(trained, digits, tmp_path):
     assert "with temperature</th>" not in page
 
 
-def test_a_run_judged_on_val_is_not_fitted_on_it(copied, digits):
+def test_no_temperature_is_fitted_on_val_if_the_run_is_measured_on_it(copied, digits):
     folder = copied()
     info = json.loads((folder / "run.json").read_text())
     table = pq.read_table(folder / PREDICTIONS).slice(0, 200)
@@ -163,24 +165,26 @@ def test_a_run_judged_on_val_is_not_fitted_on_it(copied, digits):
     (folder / "run.json").write_text(json.dumps(info))
     pq.write_table(table, folder / PREDICTIONS)
     words = Page(write_report(folder, digits).read_text()).words
-    assert "A temperature fitted on the images that it is judged by would flatter it" in words
+    assert (
+        "A temperature fitted on the images that it is measured on would be too optimistic" in words
+    )
     assert "test has not been read" in words
 
 
 def test_without_the_data_there_are_figures_and_a_note(trained, tmp_path):
     page = Page(write_report(trained / "a", out=tmp_path / "x.html").read_text())
-    assert "were not at hand: no pictures, no maps and no temperature" in page.words
+    assert "were not found: no pictures, maps or temperature" in page.words
     assert "Confusion matrix" in page.words
-    assert len(page.all("img")) == 1  # the filters, which are in the weights
+    assert len(page.all("img")) == 1  # the filters, which need only the weights
 
 
-def test_other_data_than_the_runs_is_not_used(trained, digits, tmp_path):
+def test_data_that_the_run_was_not_trained_on_is_not_used(trained, digits, tmp_path):
     other = replace(digits, train=digits.train.subset(range(500)))
     page = write_report(trained / "a", other, out=tmp_path / "x.html").read_text()
     assert f"given {other.train.fingerprint[:16]}" in page
 
 
-def test_a_run_that_is_being_written_has_a_page_that_says_so(copied, digits):
+def test_the_page_of_an_unfinished_run_says_so(copied, digits):
     folder = copied()
     info = json.loads((folder / "run.json").read_text())
     del info["result"]
@@ -193,11 +197,22 @@ def test_a_run_that_is_being_written_has_a_page_that_says_so(copied, digits):
     assert "Learning rate" in words
     (folder / METRICS).unlink()
     assert "0 of 3 epochs" in Page(write_report(folder, digits).read_text()).words
-    with pytest.raises(UserError, match="no layer can be looked at yet"):
+    with pytest.raises(UserError, match="no layer can be explained yet"):
         write_report(folder, digits, layers=["stem"])
 
 
-def test_names_from_outside_cannot_write_html(copied):
+def test_a_run_with_an_unknown_setting_has_a_page_without_batches(copied, digits):
+    folder = copied()
+    info = json.loads((folder / "run.json").read_text())
+    info["recipe"]["from_a_plugin"] = 1
+    (folder / "run.json").write_text(json.dumps(info))
+    words = Page(write_report(folder, digits).read_text()).words
+    assert "Training images, epoch" not in words
+    assert "First-layer filters" in words
+    assert "from_a_plugin" in words
+
+
+def test_names_cannot_inject_html(copied):
     folder = copied(new="<img src=x onerror=alert(1)>")
     info = json.loads((folder / "run.json").read_text())
     classes = ["<script>alert(1)</script>", *info["preprocess"]["classes"][1:]]
@@ -212,7 +227,7 @@ def test_names_from_outside_cannot_write_html(copied):
     assert "<script>alert(1)</script>" in page.text
 
 
-def test_chosen_layers_are_shown_and_unknown_ones_refused(trained, digits, tmp_path):
+def test_chosen_layers_are_shown_and_unknown_ones_are_refused(trained, digits, tmp_path):
     out = tmp_path / "x.html"
     words = Page(write_report(trained / "a", digits, out=out, layers=["stem"]).read_text()).words
     assert "Layers: stem (31x31)" in words
@@ -231,7 +246,7 @@ def test_several_runs_are_one_table_and_a_verdict(compared, trained):
         write_report([])
 
 
-def test_the_text_has_the_essentials(trained):
+def test_the_text_report_has_the_essentials(trained):
     records = gather([trained / "a"])
     text = text_report(records, 5_000_000)
     result = records[0].result
@@ -239,6 +254,7 @@ def test_the_text_has_the_essentials(trained):
     assert "hardest classes: " in text
     assert "most confused: " in text
     assert "recipe: " in text
+    assert f"kernels: {records[0].info['hardware']['kernels']}" in text
     both = text_report(gather([trained / "a", trained / "plain"]), 5_000_000)
     assert both.splitlines()[0].split() == [
         "run",
@@ -247,14 +263,16 @@ def test_the_text_has_the_essentials(trained):
         "epochs",
         "seed",
         "accuracy",
+        "with",
+        "TTA",
         "NLL",
         "ECE",
     ]
     assert "McNemar" in both
 
 
-def test_ten_thousand_images_take_a_few_seconds_and_little_room(copied, tmp_path):
-    """CIFAR-10's size with made-up images and answers; inference is not part of it."""
+def test_ten_thousand_images_take_a_few_seconds_and_little_space(copied, tmp_path):
+    """CIFAR-10's size with made-up images and predictions, without inference."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(10_000) % 10
     images = torch.randint(256, (10_000, 3, 32, 32), generator=rng, dtype=torch.uint8)
@@ -271,7 +289,7 @@ def test_ten_thousand_images_take_a_few_seconds_and_little_room(copied, tmp_path
     write_predictions(folder / PREDICTIONS, logits, test)
     begin = time.process_time()
     page = write_report(folder, data)
-    # 4.3 s on a 2.5 GHz Xeon core; processor time, as others may use the machine
+    # 4.3 s on a 2.5 GHz Xeon core; CPU time, because other programs may run on the machine.
     assert time.process_time() - begin < 20
     assert page.stat().st_size < 3_000_000
     assert np.isfinite(json.loads((folder / "run.json").read_text())["result"]["nll"])

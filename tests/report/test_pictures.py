@@ -42,7 +42,7 @@ def test_an_overlay_is_brightest_where_the_map_is_largest(image):
 
 
 @pytest.mark.parametrize(("value", "why"), [(0.0, "blank"), (float("nan"), "not finite")])
-def test_a_map_that_shows_nothing_is_named_and_not_drawn(image, value, why):
+def test_an_invalid_map_is_named_and_not_drawn(image, value, why):
     heat = torch.full((3, 3), value)
     with pytest.raises(ValueError, match=f"the map is {why}"):
         pictures.overlay(image, heat)
@@ -51,11 +51,11 @@ def test_a_map_that_shows_nothing_is_named_and_not_drawn(image, value, why):
     assert (figure.axes[0].images[0].get_array() == image.permute(1, 2, 0).numpy()).all()
 
 
-def test_filters_stand_side_by_side_each_on_its_own_scale():
+def test_filters_are_placed_side_by_side_each_on_its_own_scale():
     weights = torch.zeros(3, 3, 2, 2)
     weights[0], weights[1], weights[2, 0] = 5.0, -0.1, 0.2
     tiles = pictures.mosaic(weights, columns=2)
-    assert tiles.shape == (3, 6, 6)  # two rows of two, a pixel of grey between
+    assert tiles.shape == (3, 6, 6)  # two rows of two filters with a grey pixel between them
     assert tiles[:, 0, 0].tolist() == [255, 255, 255]
     assert tiles[:, 0, 3].tolist() == [0, 0, 0]
     assert tiles[:, 3, 0].tolist() == [255, 128, 128]

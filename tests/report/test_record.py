@@ -27,9 +27,16 @@ def test_a_run_is_read_as_it_was_written(trained):
     assert record.column("images_per_s")[1][0] > 0
     assert record.column("gradient_norm")[1][0] > 0
     assert record.column("nothing") == ([], [])
+    assert record.command is None  # started from Python
+    hardware = record.info["hardware"]
+    assert f"{hardware['threads']} threads, float32, kernels: {hardware['kernels']}, torch" in (
+        record.hardware
+    )
+    assert ("batch_size", "2000", "200") in record.recipe_changes
+    assert "momentum" not in {key for key, _, _ in record.recipe_changes}
 
 
-def test_damaged_lines_are_left_out_counted_and_said(copied):
+def test_damaged_lines_are_skipped_counted_and_noted(copied):
     folder = copied()
     good = (folder / METRICS).read_bytes().splitlines()
     bad = [b"{", b"\xff\xfe", b"[1]", b'{"epoch": "one"}', b'{"epoch": NaN}', b""]
@@ -37,11 +44,11 @@ def test_damaged_lines_are_left_out_counted_and_said(copied):
     rows, skipped = read_rows(folder / METRICS)
     assert (len(rows), skipped) == (3, 5)
     (note,) = read_run(folder).notes
-    assert note == f"5 lines of {folder / METRICS} could not be read: left out"
+    assert note == f"5 lines of {folder / METRICS} could not be read and are left out"
     assert read_rows(folder / "none.jsonl") == ([], 0)
 
 
-def test_a_run_that_is_being_written_shows_what_there_is(copied):
+def test_an_unfinished_run_is_read_as_far_as_it_is_written(copied):
     folder = copied()
     info = json.loads((folder / "run.json").read_text())
     del info["result"]
@@ -50,13 +57,13 @@ def test_a_run_that_is_being_written_shows_what_there_is(copied):
     record = read_run(folder)
     assert record.result is None
     assert len(record.rows) == 2
-    assert record.notes[-1] == f"{folder} has no result yet: 2 of 3 epochs are there"
+    assert record.notes[-1] == f"{folder} has no result yet: 2 of 3 epochs are done"
     with pytest.raises(ValueError, match="has no result"):
         _ = record.interval
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "foreign", "short", "nan"])
-def test_predictions_that_cannot_be_used_are_a_note(copied, how):
+def test_unusable_predictions_become_a_note(copied, how):
     folder = copied()
     path = folder / PREDICTIONS
     table = pq.read_table(path)
@@ -80,7 +87,7 @@ def test_predictions_that_cannot_be_used_are_a_note(copied, how):
     assert PREDICTIONS in record.notes[0]
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, copied):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path, copied):
     with pytest.raises(UserError, match="is no run folder"):
         read_run(tmp_path)
     folder = copied()
@@ -91,7 +98,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, copied):
         read_run(folder)
 
 
-def test_probabilities_are_those_of_the_file(trained):
+def test_probabilities_equal_those_of_the_file(trained):
     found = read_run(trained / "a").predictions
     table = pq.read_table(trained / "a" / PREDICTIONS)
     assert found.probs[:, 7].tolist() == table["p_7"].to_pylist()

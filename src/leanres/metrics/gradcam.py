@@ -93,9 +93,10 @@ def explain(
         raise UserError(unknown("layer with maps", layer, list(sizes)))
     module = model.get_submodule(layer)
     tensors = (images, classes.to(images.device))
-    batches = zip(*(torch.split(tensor, BATCH_SIZE) for tensor in tensors), strict=True)
+    chunks, targets = (torch.split(tensor, BATCH_SIZE) for tensor in tensors)
     with evaluating(model):
-        return torch.cat([_maps(model, module, *batch, weighting) for batch in batches])
+        pairs = zip(chunks, targets, strict=True)
+        return torch.cat([_maps(model, module, *pair, weighting) for pair in pairs])
 
 
 def _maps(

@@ -35,7 +35,7 @@ METRICS: Table[ReportedMetric] = Table(
     "metric",
     {
         "accuracy": ReportedMetric("accuracy", percent),
-        "accuracy_tta": ReportedMetric("accuracy with TTA", percent),
+        "accuracy_tta": ReportedMetric("with TTA", percent),
         "nll": ReportedMetric("NLL", four_decimals),
         "ece": ReportedMetric("ECE", percent),
     },

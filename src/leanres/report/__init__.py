@@ -1,6 +1,6 @@
-"""A run explains itself: run folders to one self-contained page, and each figure by itself.
+"""Reports: run folders -> one self-contained page, and each of its figures as a function.
 
-Names are imported when first used, so that `leanres --help` loads neither torch nor matplotlib.
+Names are imported on first use, so that `leanres --help` loads neither torch nor matplotlib.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""The figures of the report: each takes arrays and returns a matplotlib Figure.
+"""The figures of the report: functions from arrays to a matplotlib Figure.
 
-Accuracies, confidences and shares come in [0, 1] and are drawn in percent.
+Accuracies, confidences and shares are in [0, 1] and drawn in percent.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from leanres.metrics.calibration import Bins
 from leanres.report.style import BLUE, DASHES, FAINT, INK, ORANGE, SERIES, new_figure, styled
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
-MOST_CLASSES = 30  # that a figure names one by one
-MOST_NUMBERS = 12  # classes up to which a confusion matrix shows its counts
+MAX_CLASSES = 30  # up to which a figure names every class
+MAX_CLASSES_WITH_COUNTS = 12  # up to which a confusion matrix shows its counts
 
 
 def _rgba(color: str, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The colour with each of the opacities: (...) -> (..., 4) in [0, 1]."""
+    """RGBA values of one colour with the given opacities: (...) -> (..., 4) in [0, 1]."""
     from matplotlib.colors import to_rgb
 
     rgb = np.broadcast_to(to_rgb(color), (*alpha.shape, 3))
@@ -41,24 +41,24 @@ def curves(
     log: bool = False,
     xlabel: str = "epoch",
 ) -> Figure:
-    """Lines over epochs: name -> (x, y), and `marks`, single points by name, such as the test.
+    """Lines over epochs, name -> (x, y), and single points `marks`, such as the test accuracy.
 
-    A line of up to 15 points shows each; `log` is the y axis's scale.
+    Lines of up to 15 points have markers. `percent` and `log` are for the y axis.
     """
     figure = new_figure()
     axes = figure.subplots()
-    for place, (name, (x, y)) in enumerate(series.items()):
+    for i, (name, (x, y)) in enumerate(series.items()):
         axes.plot(
             np.asarray(x),
             np.asarray(y),
-            DASHES[place % len(DASHES)],
-            color=SERIES[place % len(SERIES)],
+            DASHES[i % len(DASHES)],
+            color=SERIES[i % len(SERIES)],
             marker="o" if len(np.asarray(x)) <= 15 else None,
             markersize=4,
             label=name,
         )
-    for place, (name, (at, value)) in enumerate((marks or {}).items()):
-        color = SERIES[(len(series) + place) % len(SERIES)]
+    for i, (name, (at, value)) in enumerate((marks or {}).items(), len(series)):
+        color = SERIES[i % len(SERIES)]
         axes.plot(at, value, "D", color=color, markersize=7, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
@@ -71,7 +71,7 @@ def curves(
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Names above the axes, where they hide no data; none for a single line."""
+    """A legend above the axes, where it hides no data; none for a single line."""
     names = axes.get_legend_handles_labels()[1]
     if len(names) > 1:
         columns = min(4, len(names)) if max(map(len, names)) < 12 else 1
@@ -82,15 +82,15 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def per_class(names: Sequence[str], correct: Sequence[int], totals: Sequence[int]) -> Figure:
     """Accuracy of each class with its 95 % Wilson interval, best at the top.
 
-    Of more than 30 classes the 30 worst are shown; classes without images are left out.
+    Shows at most the 30 worst classes; classes without images are left out.
     """
     rows = [(c / n, name, c, n) for name, c, n in zip(names, correct, totals, strict=True) if n]
-    rows = sorted(rows)[:MOST_CLASSES]
+    rows = sorted(rows)[:MAX_CLASSES]
     figure = new_figure(440, 70 + 22 * len(rows))
     axes = figure.subplots()
     shares = np.array([row[0] for row in rows])
     bounds = np.array([wilson_interval(c, n) for _, _, c, n in rows])
-    # At 0 and 1 the bound is the share itself, give or take a rounding.
+    # At 0 and 1 the bound equals the share up to rounding; matplotlib refuses negative lengths.
     reach = np.abs(np.stack((shares - bounds[:, 0], bounds[:, 1] - shares)))
     places = np.arange(len(rows))
     style: dict[str, Any] = {"ecolor": BLUE, "elinewidth": 2, "capsize": 0, "markersize": 7}
@@ -105,23 +105,23 @@ def per_class(names: Sequence[str], correct: Sequence[int], totals: Sequence[int
 
 @styled
 def confusion_matrix(counts: ArrayLike, names: Sequence[str]) -> Figure:
-    """Counts (K, K), row = true class, column = predicted; shaded by the share of the row."""
+    """Confusion matrix (K, K) of counts, row = true class; shaded by the share of the row."""
     table = np.asarray(counts)
     k = len(table)
-    side = min(620, 130 + 38 * k) if k <= MOST_NUMBERS else 520
+    side = min(620, 130 + 38 * k) if k <= MAX_CLASSES_WITH_COUNTS else 520
     figure = new_figure(side, side - 30)
     axes = figure.subplots()
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    # Opacity grows with the square root, so that a share of 1 % can be seen at all.
+    # The square root makes a share of 1 % visible.
     axes.imshow(_rgba(BLUE, 0.55 * np.sqrt(shares)), interpolation="nearest")
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
-    if k <= MOST_CLASSES:
-        size = 10 if k <= MOST_NUMBERS else 8
+    if k <= MAX_CLASSES:
+        size = 10 if k <= MAX_CLASSES_WITH_COUNTS else 8
         axes.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(k), names)
         axes.tick_params(labelcolor=INK, labelsize=size)
-    if k <= MOST_NUMBERS:
+    if k <= MAX_CLASSES_WITH_COUNTS:
         for row, column in np.argwhere(table > 0):
             number = f"{table[row, column]:,}"
             axes.text(column, row, number, ha="center", va="center", fontsize=9.5)
@@ -132,10 +132,13 @@ def confusion_matrix(counts: ArrayLike, names: Sequence[str]) -> Figure:
 def prediction_counts(
     predicted: Sequence[int], labels: Sequence[int], names: Sequence[str]
 ) -> Figure:
-    """How often each class was predicted, beside how often it is the label."""
+    """How often each class is predicted, and how often it is the label.
+
+    Of more than 30 classes those at both extremes are shown.
+    """
     order = np.argsort(np.asarray(predicted) - np.asarray(labels), kind="stable")
-    if len(order) > MOST_CLASSES:  # the extremes on either side
-        order = np.concatenate((order[: MOST_CLASSES // 2], order[-MOST_CLASSES // 2 :]))
+    if len(order) > MAX_CLASSES:
+        order = np.concatenate((order[: MAX_CLASSES // 2], order[-MAX_CLASSES // 2 :]))
     figure = new_figure(440, 80 + 22 * len(order))
     axes = figure.subplots()
     places = np.arange(len(order))
@@ -152,21 +155,21 @@ def prediction_counts(
 
 @styled
 def confidence_histogram(confidence: ArrayLike, correct: ArrayLike) -> Figure:
-    """How sure the network was when right and when wrong: (N,) confidences, (N,) bool.
+    """Histograms of the confidence (N,) of correct and of wrong predictions, (N,) bool.
 
-    Counts on a logarithmic axis: mistakes are few.
+    Counts are on a logarithmic axis because errors are few.
     """
-    sure, right = np.asarray(confidence), np.asarray(correct, bool)
+    confidences, right = np.asarray(confidence), np.asarray(correct, bool)
     figure = new_figure()
     axes = figure.subplots()
     edges = np.linspace(0, 1, 21)
-    for name, chosen, place in (("right", right, 0), ("wrong", ~right, 1)):
-        counts = np.histogram(sure[chosen], edges)[0]
+    for i, (name, chosen) in enumerate({"correct": right, "wrong": ~right}.items()):
+        counts = np.histogram(confidences[chosen], edges)[0]
         axes.stairs(
             counts,
             edges,
-            color=SERIES[place],
-            linestyle=DASHES[place],
+            color=SERIES[i],
+            linestyle=DASHES[i],
             linewidth=2,
             label=f"{name} ({int(chosen.sum()):,})",
         )
@@ -181,19 +184,19 @@ def confidence_histogram(confidence: ArrayLike, correct: ArrayLike) -> Figure:
 
 @styled
 def reliability_diagram(before: Bins, after: Bins | None = None) -> Figure:
-    """Accuracy of the images of each confidence bin; on the diagonal it equals the confidence.
+    """Accuracy against confidence of each bin; on the diagonal they are equal.
 
-    `after` is the same with a temperature. A point's area shows its share of the images.
+    `after` are the bins after temperature scaling. The area of a point is its share of the images.
     """
     figure = new_figure(380, 340)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfect")
     named = {"as trained": before} | ({"with temperature": after} if after else {})
-    for place, (name, bins) in enumerate(named.items()):
-        color, share = SERIES[place], bins.count / bins.count.sum()
+    for i, (name, bins) in enumerate(named.items()):
+        color, share = SERIES[i], bins.count / bins.count.sum()
         x, y = bins.confidence.numpy(), bins.accuracy.numpy()
-        axes.plot(x, y, DASHES[place], color=color, linewidth=1.5, label=name)
-        axes.scatter(x, y, s=12 + 200 * share.numpy(), color=color, marker="os"[place])
+        axes.plot(x, y, DASHES[i], color=color, linewidth=1.5, label=name)
+        axes.scatter(x, y, s=12 + 200 * share.numpy(), color=color, marker="os"[i])
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
@@ -211,13 +214,13 @@ def pareto(
 ) -> Figure:
     """Accuracy with its interval against parameters (log axis), and the budget as a line.
 
-    A filled point is on the front: no network here is both smaller and better.
+    Filled points are Pareto-optimal: no other network is both smaller and more accurate.
     """
     figure = new_figure(420, 320)
     axes = figure.subplots()
     for i, name in enumerate(names):
         low, high = intervals[i]
-        front = not any(
+        optimal = not any(
             (p <= params[i] and a > accuracy[i]) or (p < params[i] and a == accuracy[i])
             for p, a in zip(params, accuracy, strict=True)
         )
@@ -227,10 +230,10 @@ def pareto(
             yerr=[[abs(accuracy[i] - low)], [abs(high - accuracy[i])]],
             fmt="o",
             color=BLUE,
-            markerfacecolor=BLUE if front else "none",
+            markerfacecolor=BLUE if optimal else "none",
             elinewidth=1.5,
         )
-        # Half of the names to the left: runs of one network stand in one column.
+        # Every other name is on the left: runs of one network share a column.
         side: tuple[int, str] = (8, "left") if i % 2 == 0 else (-8, "right")
         axes.annotate(
             name,

@@ -1,4 +1,4 @@
-"""What the network looked at, what it was shown, and its first filters, as tiles for the page."""
+"""The sections of a run's page that need its weights or images: Grad-CAM, filters, batches."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from torch import Tensor
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.metrics.accuracy import worst_errors
-from leanres.metrics.gradcam import METHODS, invalid_map_reasons, usual_layers
-from leanres.registry import unknown
-from leanres.report.network import (
-    as_trained,
+from leanres.metrics.gradcam import (
+    METHODS,
     explain,
-    first_filters,
-    images_of_step,
+    invalid_map_reasons,
     map_layers,
-    read_recipe,
+    usual_layers,
 )
+from leanres.registry import unknown
+from leanres.report.network import as_trained, first_filters, images_of_step
 from leanres.report.pictures import data_uri, enlarged, mosaic, overlay
 from leanres.report.record import Record
-from leanres.report.sections import Tile, percent
+from leanres.report.sections import Tile, image_tiles
 from leanres.runs.predictor import Predictor
-from leanres.training.recipe import StepCounts
+from leanres.training.recipe import StepCounts, from_dict
 
-EXPLAINED = 6  # images, each with two classes, two methods and (by default) two layers
-SHOWN = 16  # of a training batch
+NUM_EXPLAINED = 6  # images, each with two classes, two methods and (by default) two layers
+NUM_OF_BATCH = 16  # images shown of a training batch
 
 
 @dataclass(frozen=True)
-class Looked:
-    """One image with its maps: a tile per layer, method and class; a fault in place of a tile."""
+class ExplainedImage:
+    """An image and one cell per layer, method and class: its map, or why that cannot be drawn."""
 
     image: Tile
     cells: tuple[Tile | str, ...]
@@ -42,63 +41,67 @@ class Looked:
 def gradcam_section(
     record: Record, net: Predictor | None, images: Tensor | None, layers: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Grad-CAM and Grad-CAM++ on the surest mistakes, for the predicted and for the true class.
+    """Grad-CAM and Grad-CAM++ of the most confident errors, for the predicted and the true class.
 
-    None where weights or images are not at hand. UserError for an unknown layer.
+    None without weights, images or errors. UserError for an unknown layer.
     """
     found = record.predictions
     if net is None or images is None or found is None:
         return None
-    sizes = map_layers(net, images[0])
+    sizes = map_layers(net.model, net.normalize(images[:1]))
     for layer in layers:
         if layer not in sizes:
             raise UserError(unknown("layer with maps", layer, list(sizes)))
     chosen = list(layers) or usual_layers(sizes)
-    wrong = worst_errors(found.probs, found.labels, EXPLAINED)
+    wrong = worst_errors(found.probs, found.labels, NUM_EXPLAINED)
     if not len(wrong) or not chosen:
         return None
     classes = {"predicted": found.predicted[wrong], "true": found.labels[wrong]}
-    columns = [(la, m, c) for la in chosen for m in METHODS for c in classes]
-    maps = [explain(net, images[wrong], la, classes[c], m) for la, m, c in columns]
+    inputs = net.normalize(images[wrong])
+    columns = {
+        (layer, method, of): explain(net.model, inputs, layer, classes[of], method)
+        for layer in chosen
+        for method in METHODS
+        for of in classes
+    }
+    tiles = image_tiles(found, record.classes, images, wrong)
     return {
-        "heads": [{"layer": la, "method": m} for la in chosen for m in METHODS],
+        "heads": [{"layer": layer, "method": method} for layer in chosen for method in METHODS],
         "classes": list(classes),
         "layers": [{"name": name, "size": "x".join(map(str, sizes[name]))} for name in chosen],
         "rows": [
-            _looked(record, images[index], index, columns, [m[place] for m in maps])
-            for place, index in enumerate(wrong.tolist())
+            ExplainedImage(tile, tuple(_cells(record, images, index, columns, row)))
+            for row, (index, tile) in enumerate(zip(wrong.tolist(), tiles, strict=True))
         ],
-        "faults": sum(bool(fault) for m in maps for fault in invalid_map_reasons(m)),
+        "invalid": sum(bool(why) for maps in columns.values() for why in invalid_map_reasons(maps)),
     }
 
 
-def _looked(
+def _cells(
     record: Record,
-    image: Tensor,
+    images: Tensor,
     index: int,
-    columns: list[tuple[str, str, str]],
-    maps: list[Tensor],
-) -> Looked:
-    found, names = record.predictions, record.classes
+    columns: dict[tuple[str, str, str], Tensor],
+    row: int,
+) -> list[Tile | str]:
+    """A tile per column for image `index`, whose map is at `row`; the reason in place of no map."""
+    found = record.predictions
     assert found is not None
-    said = {
-        "predicted": names[int(found.predicted[index])],
-        "true": names[int(found.labels[index])],
-    }
-    sure = percent(float(found.probs[index].max()), 1)
-    alt = f"image {index}: labelled {said['true']}, predicted {said['predicted']} with {sure}"
-    base = Tile(data_uri(image), alt, (said["true"], f"→\u00a0{said['predicted']}", sure))
-    cells = []
-    for (layer, method, of), heat in zip(columns, maps, strict=True):
-        (fault,) = invalid_map_reasons(heat[None])
-        where = f"{method} of image {index} at {layer} for the {of} class {said[of]}"
-        where += f": {_place(heat)}" if not fault else ""
-        cells.append(fault or Tile(data_uri(overlay(image, heat)), where, ()))
-    return Looked(base, tuple(cells))
+    labels = {"predicted": int(found.predicted[index]), "true": int(found.labels[index])}
+    cells: list[Tile | str] = []
+    for (layer, method, of), maps in columns.items():
+        (reason,) = invalid_map_reasons(maps[row, None])
+        if reason:
+            cells.append(reason)
+            continue
+        alt = f"{method} of image {index} at {layer} for the {of} class"
+        alt += f" {record.classes[labels[of]]}: {_strongest(maps[row])}"
+        cells.append(Tile(data_uri(overlay(images[index], maps[row])), alt))
+    return cells
 
 
-def _place(heat: Tensor) -> str:
-    """Where a map is strongest, in words: for those who do not see it."""
+def _strongest(heat: Tensor) -> str:
+    """Where a map (h, w) is strongest, in words: the image's alternative text."""
     h, w = heat.shape
     y, x = divmod(int(heat.argmax()), w)
     row = ("top", "middle", "bottom")[min(2, 3 * y // h)]
@@ -106,10 +109,12 @@ def _place(heat: Tensor) -> str:
     return f"strongest at {row} {column}"
 
 
-def inside(record: Record, net: Predictor | None, dataset: Dataset | None) -> dict[str, Any]:
-    """First-layer filters, and training images as the network saw them in its first and last epoch.
+def filters_and_batches(
+    record: Record, net: Predictor | None, dataset: Dataset | None
+) -> dict[str, Any]:
+    """First-layer filters, and training images as the network got them in the first and last epoch.
 
-    What is not at hand is None or empty.
+    Filters are None without weights, batches are empty without the dataset.
     """
     weights = None if net is None else first_filters(net)
     return {
@@ -125,16 +130,16 @@ def _filters(weights: Tensor) -> dict[str, Any]:
 
 def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
     try:
-        recipe = read_recipe(record)
-        train = as_trained(record, dataset).train
-        counts = StepCounts(recipe, len(train))
-        steps = {1: 0, recipe.epochs: counts.total - counts.steps_per_epoch}
-        return [
-            _batch(epoch, images_of_step(recipe, train, step, SHOWN))
-            for epoch, step in steps.items()
-        ]
-    except UserError:  # a recipe of another version, with settings that this one does not know
+        recipe = from_dict(record.info["recipe"])
+    except UserError:  # a setting or augmentation that is not registered in this process
         return []
+    train = as_trained(record, dataset).train
+    counts = StepCounts(recipe, len(train))
+    steps = {1: 0, recipe.epochs: counts.total - counts.steps_per_epoch}
+    return [
+        _batch(epoch, images_of_step(recipe, train, step, NUM_OF_BATCH))
+        for epoch, step in steps.items()
+    ]
 
 
 def _batch(epoch: int, images: Tensor) -> dict[str, Any]:

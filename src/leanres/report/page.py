@@ -1,4 +1,4 @@
-"""Run folders -> one self-contained HTML page: no request leaves it, no server, no font."""
+"""Run folders -> one self-contained HTML page: no server, no fonts, no request to anywhere."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch import Tensor
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import write_bytes
+from leanres.metrics.reported import other_metrics, percent
 from leanres.report import figures, network, sections
-from leanres.report.compare import check_comparable, config_of, cost, groups, table_row, verdicts
-from leanres.report.gradcam_section import gradcam_section, inside
+from leanres.report.compare import (
+    cell_text,
+    check_comparable,
+    config_of,
+    groups,
+    network_cost,
+    table_row,
+    verdicts,
+)
+from leanres.report.gradcam_section import filters_and_batches, gradcam_section
 from leanres.report.network import load_network, same_data, with_predictions
 from leanres.report.record import Record, read_run
+from leanres.runs.ledger import shown
 from leanres.runs.predictor import Predictor
 from leanres.runs.weights import WEIGHTS
 from leanres.version import __version__
 
-BUDGET = 5_000_000
+BUDGET = 5_000_000  # parameters
 PAGE = "report.html"
 
 
@@ -34,13 +43,14 @@ def write_report(
     budget: int = BUDGET,
     layers: Sequence[str] = (),
 ) -> Path:
-    """Write the page of one run, or one page that compares several, and return its path.
+    """Write the page of one run, or one page that compares several runs, and return its path.
 
-    One run's page is RUN/report.html, that of several report.html beside the first; `out` names
-    another. `dataset` is what the runs were trained on: without it there are no images, maps or
-    temperature, and the page says so. `layers` are those for Grad-CAM, by default the last of the
-    two coarsest maps. UserError for no run folder, for runs on different data, an unknown layer,
-    or predictions that are neither there nor can be computed.
+    The page is RUN/report.html for one run and report.html beside the first of several, unless
+    `out` is given. `dataset` is what the runs were trained on: without it there are no images, maps
+    or temperature, and the page says so. `layers` are the layers for Grad-CAM; the default are the
+    last ones of the two smallest map sizes. UserError for a folder that is not a run, for runs on
+    different data, for an unknown layer, and for predictions that are missing and cannot be
+    computed.
     """
     records = gather(runs, dataset)
     page = (
@@ -50,36 +60,35 @@ def write_report(
     )
     folder = records[0].folder if len(records) == 1 else records[0].folder.resolve().parent
     path = out or folder / PAGE
-    write_bytes(path, page.encode(errors="replace"))  # a name may hold any bytes
+    write_bytes(path, page.encode(errors="replace"))  # a folder's name may hold any bytes
     return path
 
 
 def gather(runs: Path | str | Sequence[Path | str], dataset: Dataset | None = None) -> list[Record]:
-    """The records of comparable runs, with predictions. UserError as `write_report`."""
+    """The records of comparable runs, with predictions. Raises UserError like `write_report`."""
     folders = [runs] if isinstance(runs, Path | str) else list(runs)
     if not folders:
         raise UserError("no run: give at least one run folder")
     records = [read_run(folder) for folder in folders]
     check_comparable(records)
     records = [with_predictions(record, _usable(record, dataset)) for record in records]
-    check_comparable(records)  # now by their labels too
+    check_comparable(records)  # now their labels can be compared as well
     return records
 
 
 def _usable(record: Record, dataset: Dataset | None) -> Dataset | None:
-    """The data set, unless it is not what the run was trained on."""
+    """The dataset if it is what the run was trained on, else None."""
     return dataset if dataset is not None and same_data(record, dataset) else None
 
 
 def _data_note(record: Record, dataset: Dataset | None) -> str:
-    """Why there will be no images."""
+    """Why the page shows no images."""
     if dataset is None:
-        why = "the images that it was trained on were not at hand"
+        why = "the images that it was trained on were not found"
     else:
-        ours = str(record.info["data"]["fingerprints"].get("train"))
-        theirs = dataset.train.fingerprint
-        why = f"it was trained on other data (train {ours[:16]}, given {theirs[:16]})"
-    return f"{why}: no pictures, no maps and no temperature (give its data with --data and --path)"
+        then, now = record.info["data"]["fingerprints"]["train"], dataset.train.fingerprint
+        why = f"it was trained on other data (train {then[:16]}, given {now[:16]})"
+    return f"{why}: no pictures, maps or temperature (give its data with --data and --path)"
 
 
 def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequence[str]) -> str:
@@ -88,21 +97,21 @@ def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequen
         record = record.with_notes(_data_note(record, given))
     net = load_network(record) if (record.folder / WEIGHTS).exists() else None
     if net is None and layers:
-        raise UserError(f"{record.folder} has no {WEIGHTS}: no layer can be looked at yet")
+        raise UserError(f"{record.folder} has no {WEIGHTS}: no layer can be explained yet")
     found = record.predictions
-    images = _images(record, dataset) if found is not None else None
-    changed, recipe = sections.recipe_rows(record)
+    images = None
+    if found is not None and dataset is not None:
+        images = network.measured_split(record, dataset).images.cpu()
     context: dict[str, Any] = {
         "record": record,
         "config": type(config_of(record)).__name__.removesuffix("Config"),
-        "cost": cost(record),
+        "cost": network_cost(record),
         "budget": budget,
-        "command": (record.info.get("origin") or {}).get("command"),
+        "other_metrics": other_metrics(record.result or {}),
         "charts": sections.training(record) if record.rows else [],
-        "changed": changed,
-        "recipe": recipe,
+        "recipe": [(key, shown(value)) for key, value in record.info["recipe"].items()],
         "found": None,
-        "inside": inside(record, net, dataset),
+        "inside": filters_and_batches(record, net, dataset),
         "maps": None,
     }
     if found is not None:
@@ -119,25 +128,21 @@ def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequen
     return _render("run.html.j2", context)
 
 
-def _images(record: Record, dataset: Dataset | None) -> Tensor | None:
-    return None if dataset is None else network.judged_split(record, dataset).images.cpu()
-
-
 def _calibration(record: Record, net: Predictor | None, dataset: Dataset | None) -> dict[str, Any]:
     assert record.predictions is not None
     why, val = "", None
     if record.split == "val":
         why = (
-            "The run was judged on its val images. A temperature fitted on the images that it is"
-            " judged by would flatter it, so none is fitted."
+            "The run was measured on its val images. A temperature fitted on the images that it is"
+            " measured on would be too optimistic, so none is fitted."
         )
-    elif not record.info["data"].get("val"):
+    elif not record.info["data"]["val"]:
         why = (
             "The run held no val images out, so there is nothing to fit a temperature on. Fitting"
-            " it on test would flatter the network and is not done (--set val=5000 holds some out)."
+            " it on test would be too optimistic (--set val=5000 holds some out)."
         )
     elif dataset is None or net is None:
-        why = "The val images or the weights were not at hand, so no temperature is fitted."
+        why = "The val images or the weights were not found, so no temperature is fitted."
     else:
         split = network.as_trained(record, dataset).val
         assert split is not None, "a run with val images has a val split"
@@ -147,47 +152,47 @@ def _calibration(record: Record, net: Predictor | None, dataset: Dataset | None)
 
 def _compare_page(records: Sequence[Record], budget: int) -> str:
     rows = [table_row(record) for record in records]
-    judged = [record for record in records if record.result is not None]
+    measured = [record for record in records if record.result is not None]
     context = {
         "records": records,
         "rows": rows,
         "columns": [key for key in rows[0] if any(row[key] is not None for row in rows)],
         "verdicts": verdicts(records),
-        "groups": [group for group in groups(judged) if len(group.records) > 1],
+        "groups": [group for group in groups(measured) if len(group.records) > 1],
         "charts": _overlaid(records),
-        "pareto": _pareto(judged, budget) if judged else None,
+        "pareto": _pareto(measured, budget) if measured else None,
         "budget": budget,
     }
     return _render("compare.html.j2", context)
 
 
 def _overlaid(records: Sequence[Record]) -> list[sections.Chart]:
-    wanted = (
+    curves = (
         ("Train loss", "train_loss", False),
         ("Val loss", "val_loss", False),
         ("Train accuracy", "train_accuracy", True),
         ("Val accuracy", "val_accuracy", True),
     )
     charts = []
-    for title, key, share in wanted:
+    for title, key, share in curves:
         lines = {record.name: record.column(key) for record in records}
-        there = {name: line for name, line in lines.items() if line[0]}
-        if there:
-            figure = figures.curves(there, "" if share else "nats", percent=share)
-            charts.append(sections.chart(title, figure, "One line a run, over its epochs."))
+        lines = {name: line for name, line in lines.items() if line[0]}
+        if lines:
+            figure = figures.curves(lines, "" if share else "nats", percent=share)
+            charts.append(sections.make_chart(title, figure, "One line per run, over its epochs."))
     return charts
 
 
 def _pareto(records: Sequence[Record], budget: int) -> sections.Chart:
-    params = [cost(record).params for record in records]
+    params = [network_cost(record).params for record in records]
     accuracy = [(record.result or {})["accuracy"] for record in records]
     intervals = [record.interval for record in records]
     figure = figures.pareto(params, accuracy, intervals, [r.name for r in records], budget)
     caption = (
-        "Up and to the left is better. Filled: no run here is both smaller and better. Bars are"
-        " 95 % intervals; the dashed line is the budget."
+        "Up and to the left is better. A run is filled if no other one is both smaller and more"
+        " accurate. Bars are 95 % intervals; the dashed line is the budget."
     )
-    return sections.chart("Accuracy against parameters", figure, caption)
+    return sections.make_chart("Accuracy against parameters", figure, caption)
 
 
 @cache
@@ -199,8 +204,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters["percent"] = sections.percent
+    # A no-break space keeps the number and its unit on one line.
+    env.filters["percent"] = lambda share, digits=2: percent(share, digits).replace(" ", "\u00a0")
     env.filters["duration"] = sections.duration
+    env.globals["cell_text"] = cell_text
     return env
 
 

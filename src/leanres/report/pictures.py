@@ -1,6 +1,6 @@
-"""Images for the report: data-URI PNGs for the page, and grids as matplotlib Figures.
+"""Images of the report: PNGs as data URIs for the page, and grids as matplotlib Figures.
 
-Images are uint8 (3, H, W), maps float (h, w) of `evaluation.gradcam.explain`.
+Images are uint8 (3, H, W); heat maps are float (h, w), as `metrics.gradcam.explain` returns them.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from torch import Tensor
 from leanres.metrics.gradcam import invalid_map_reasons
 from leanres.report.style import new_figure, styled
 
-LARGEST_PX = 64  # side of a thumbnail: a page of a hundred stays small
+THUMBNAIL_PX = 64  # longest side: a page with a hundred of them stays small
 OVERLAY_PX = 64
 OPACITY = 0.55  # of a heat map at its maximum: the image stays visible
 
 
 def data_uri(image: Tensor) -> str:
-    """The image as a PNG in a data URI; shrunk to 64 pixels a side where it is larger."""
+    """The image as a data URI of a PNG, scaled down to at most 64 px a side."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    picture.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
-    return _png(picture)
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    return _png_uri(picture)
 
 
-def _png(picture: Image.Image) -> str:
+def _png_uri(picture: Image.Image) -> str:
     raw = io.BytesIO()
     picture.save(raw, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
 
 
 def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """The image with the map on it, brightest where it is largest: (3, 64, 64) uint8.
+    """The image with the heat map drawn over it: (3, 64, 64) uint8.
 
-    The map is enlarged bilinearly and scaled by its own maximum, so brightness compares places of
-    one map, not two maps. ValueError for a map that is blank or not finite.
+    The map is enlarged bilinearly and scaled by its own maximum, so brightness can be compared
+    within a map but not between maps. Raises ValueError for a map that is blank or not finite.
     """
-    (fault,) = invalid_map_reasons(heat[None])
-    if fault:
-        raise ValueError(f"the map is {fault}: there is nothing to draw")
+    (reason,) = invalid_map_reasons(heat[None])
+    if reason:
+        raise ValueError(f"the map is {reason}: there is nothing to draw")
     side = (OVERLAY_PX, OVERLAY_PX)
     base = F.interpolate(image[None].float(), side, mode="bilinear", antialias=True)[0]
     large = F.interpolate(heat[None, None].float(), side, mode="bilinear")[0, 0].clamp_min(0)
@@ -59,13 +59,14 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
 
 
 def mosaic(weights: Tensor, columns: int = 16) -> Tensor:
-    """First-layer filters (N, 3, k, k) side by side, each on its own scale: (3, H, W) uint8.
+    """First-layer filters (N, 3, k, k) side by side as one image (3, H, W) uint8.
 
-    The largest weight of a filter, in size, is full colour; grey is 0. A gap of one pixel is grey.
+    Each filter is scaled by its largest absolute weight; grey is 0. Gaps of one pixel are grey.
+    Raises ValueError for filters that do not have 3 channels.
     """
     if weights.ndim != 4 or weights.shape[1] != 3:
         raise ValueError(
-            f"weights of {tuple(weights.shape)}: give (N, 3, k, k), filters of colours"
+            f"weights of {tuple(weights.shape)}: give (N, 3, k, k), filters of RGB images"
         )
     peak = weights.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
     tiles = F.pad(
@@ -80,15 +81,15 @@ def mosaic(weights: Tensor, columns: int = 16) -> Tensor:
 
 
 def enlarged(image: Tensor, least: int = 320) -> str:
-    """A small picture as a PNG data URI, each pixel a square, at least `least` pixels wide."""
+    """A small image as a data URI of a PNG, enlarged to about `least` pixels, without smoothing."""
     factor = max(1, round(least / image.shape[2]))
     pixels = image.permute(1, 2, 0).contiguous().numpy()
-    return _png(Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)))
+    return _png_uri(Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)))
 
 
 @styled
 def image_grid(images: Tensor, captions: Sequence[str] = (), columns: int = 8) -> Figure:
-    """Images (N, 3, H, W) uint8 in reading order, each with its caption if there are any."""
+    """Images (N, 3, H, W) uint8 as a grid in reading order, with captions if there are any."""
     return _grid([image.permute(1, 2, 0).cpu().numpy() for image in images], captions, columns)
 
 
@@ -96,23 +97,23 @@ def image_grid(images: Tensor, captions: Sequence[str] = (), columns: int = 8) -
 def heat_maps(
     images: Tensor, maps: Tensor, captions: Sequence[str] = (), columns: int = 8
 ) -> Figure:
-    """Images (N, 3, H, W) uint8 with their Grad-CAM maps (N, h, w) on them.
+    """Images (N, 3, H, W) uint8 with their Grad-CAM maps (N, h, w) drawn over them.
 
-    A map that is blank or not finite is named in its place and not drawn.
+    An image whose map is blank or not finite is shown without it, and its caption says so.
     """
-    bad = invalid_map_reasons(maps)
+    reasons = invalid_map_reasons(maps)
     names = list(captions) or [""] * len(images)
-    names = [f"{name}\n({why})" if why else name for name, why in zip(names, bad, strict=True)]
-    shown = [
+    names = [f"{name}\n({why})" if why else name for name, why in zip(names, reasons, strict=True)]
+    drawn = [
         image if why else overlay(image, heat)
-        for image, heat, why in zip(images.cpu(), maps.cpu(), bad, strict=True)
+        for image, heat, why in zip(images.cpu(), maps.cpu(), reasons, strict=True)
     ]
-    return _grid([image.permute(1, 2, 0).numpy() for image in shown], names, columns)
+    return _grid([image.permute(1, 2, 0).numpy() for image in drawn], names, columns)
 
 
 @styled
 def filters(weights: Tensor, columns: int = 16) -> Figure:
-    """The first layer's filters (N, 3, k, k), each on its own scale; grey is 0."""
+    """First-layer filters (N, 3, k, k), each scaled by its largest absolute weight; grey is 0."""
     return _grid([mosaic(weights, columns).permute(1, 2, 0).numpy()], (), 1, side=420)
 
 

@@ -1,4 +1,4 @@
-"""Record: what a run folder tells of its run, read without torch's help or the data."""
+"""Record: the content of a run folder, read without the network and without the images."""
 
 from __future__ import annotations
 
@@ -18,43 +18,45 @@ from torch import Tensor
 from leanres.errors import UserError
 from leanres.metrics.accuracy import wilson_interval
 from leanres.runs.layout import INFO, METRICS, PREDICTIONS, TIMES, read_info, read_times
+from leanres.runs.ledger import differences
 from leanres.training.loop import MetricsRow
+from leanres.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities (N, K) float32 and labels (N,) int64 of the images that judged the run."""
+    """Probabilities (N, K) float32 and labels (N,) int64 of the images of a run's evaluation."""
 
     probs: Tensor
     labels: Tensor
 
     @property
     def predicted(self) -> Tensor:
-        """The likeliest class of each image, (N,) int64."""
+        """The most likely class of each image, (N,) int64."""
         return self.probs.argmax(1)
 
     @property
     def correct(self) -> Tensor:
-        """Whether each image was recognised, (N,) bool."""
+        """Whether each prediction is correct, (N,) bool."""
         return self.predicted == self.labels
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as its folder has it; `read_run(folder)` makes it.
+    """A run as stored in its folder; `read_run(folder)` returns it.
 
-    `notes` are for people: what is missing, and what was passed over.
+    `notes` are sentences about what is missing or was skipped.
     """
 
     folder: Path
     info: dict[str, Any]
-    rows: list[MetricsRow]  # one per finished epoch, its times with it
+    rows: list[MetricsRow]  # one per finished epoch, with its times
     predictions: Predictions | None
     notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """The name of the folder."""
         return self.folder.resolve().name
 
     @property
@@ -64,18 +66,18 @@ class Record:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The final measurement; None while the run is being written, or was stopped."""
+        """The final evaluation; None for an unfinished run, or if there were no images for it."""
         result = self.info.get("result")
-        return result if result and result.get("split") else None
+        return result if result and result["split"] else None
 
     @property
     def split(self) -> str:
-        """What the result was measured on: "test" or "val"."""
+        """What the result is measured on: "test" or "val"."""
         return str((self.result or {}).get("split", "test"))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval of the accuracy. ValueError without a result."""
+        """The 95 % Wilson interval of the accuracy. Raises ValueError without a result."""
         if self.result is None:
             raise ValueError(f"{self.folder} has no result")
         n = self.result["n"]
@@ -83,16 +85,34 @@ class Record:
 
     @property
     def epochs(self) -> int:
-        """How many the recipe asks for."""
+        """Epochs of the whole training, as the recipe says."""
         return int(self.info["recipe"]["epochs"])
 
+    @property
+    def command(self) -> str | None:
+        """The command that started the run; None for a run started from Python."""
+        command: str | None = self.info["origin"].get("command")
+        return command
+
+    @property
+    def hardware(self) -> str:
+        """Processor, threads, precision, kernels and version of torch that trained the run."""
+        used = self.info["hardware"]
+        device = f"{used['gpu'] or used['cpu']}, {used['threads']} threads, {used['precision']}"
+        return f"{device}, kernels: {used['kernels']}, torch {used['torch']}"
+
+    @property
+    def recipe_changes(self) -> list[tuple[str, str, str]]:
+        """(setting, default, value in this run) for each setting that is not the default."""
+        return differences(Recipe().to_dict(), self.info["recipe"])
+
     def column(self, key: str) -> tuple[list[float], list[float]]:
-        """(epochs, values) of the rows that have a number under `key`."""
+        """(epochs, values) of the epochs with a finite number for `key`."""
         pairs = [(row["epoch"], row[key]) for row in self.rows if _is_number(row.get(key))]
         return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
     def with_notes(self, *notes: str) -> Record:
-        """The same with more to say."""
+        """The same record with further notes."""
         return replace(self, notes=(*self.notes, *notes))
 
 
@@ -102,7 +122,7 @@ def _is_number(value: object) -> bool:
 
 
 def read_run(folder: Path | str) -> Record:
-    """What is in a run folder. UserError where it is none; all else that fails is a note."""
+    """Read a run folder. UserError if it is not one; unreadable parts become notes."""
     folder = Path(folder)
     info = read_info(folder)
     if not isinstance(info["preprocess"].get("classes"), Sequence):
@@ -112,27 +132,29 @@ def read_run(folder: Path | str) -> Record:
     record = Record(folder, info, [row | times.get(row["epoch"], {}) for row in rows], None)
     if skipped:
         lines = "1 line" if skipped == 1 else f"{skipped} lines"
-        record = record.with_notes(f"{lines} of {folder / METRICS} could not be read: left out")
+        record = record.with_notes(
+            f"{lines} of {folder / METRICS} could not be read and are left out"
+        )
     if record.result is None:
-        done = f"{len(rows)} of {record.epochs} epochs are there"
+        done = f"{len(rows)} of {record.epochs} epochs are done"
         return record.with_notes(f"{folder} has no result yet: {done}")
     return _with_predictions(record)
 
 
 def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
-    """The rows of metrics.jsonl and how many of its lines are damaged; ([], 0) without a file."""
+    """The rows of metrics.jsonl, and the number of damaged lines; ([], 0) without a file."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
         return [], 0
-    rows = [row for row in map(_row, lines) if row is not None]
+    rows = [row for row in map(_parse_row, lines) if row is not None]
     return rows, len([line for line in lines if line.strip()]) - len(rows)
 
 
-def _row(line: bytes) -> MetricsRow | None:
+def _parse_row(line: bytes) -> MetricsRow | None:
     try:
         row = json.loads(line)
-    except ValueError:  # UnicodeDecodeError is one too
+    except ValueError:  # includes UnicodeDecodeError
         return None
     return row if isinstance(row, dict) and _is_number(row.get("epoch")) else None
 
@@ -149,7 +171,7 @@ def _with_predictions(record: Record) -> Record:
     assert record.result is not None
     if len(found.labels) != record.result["n"]:
         count = f"{len(found.labels)} images, the result {record.result['n']}"
-        return record.with_notes(f"{path} is of another measurement ({count}): left out")
+        return record.with_notes(f"{path} belongs to another evaluation ({count}): left out")
     return replace(record, predictions=found)
 
 

@@ -1,7 +1,7 @@
-"""How figures look, and a matplotlib Figure as inline SVG that follows the page's colours.
+"""The style of figures, and conversion of a matplotlib Figure to inline SVG.
 
-A figure is drawn in the colours of the light theme. In the page each of them becomes a CSS
-variable, which the dark theme sets anew; text stays text, in the page's own font.
+Figures are drawn in the colours of the light theme. In the SVG each colour becomes a CSS variable
+of the page, which the dark theme redefines. Text stays text, in the font of the page.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import html
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
@@ -19,12 +20,12 @@ from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
-# Okabe and Ito's colours, told apart by the colour-blind; the first three darkened for white paper.
-# Every colour is a name in the page's style sheet: light here, dark there.
+# Okabe and Ito's palette for colour-blind readers, the first three colours darkened for a white
+# background. Each one is a variable of the page's style sheet, which has a dark variant.
 INK, FAINT, GRID = "#1c2430", "#5b6675", "#d8dee6"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0068a8", "#c04f00", "#00795a", "#a8478a", "#3c8dbc"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY)
-DASHES = ("-", "--", "-.", ":")  # no series is told by its colour alone
+DASHES = ("-", "--", "-.", ":")  # series do not differ by colour alone
 NAMES = {
     INK: "ink",
     FAINT: "faint",
@@ -36,12 +37,12 @@ NAMES = {
     SKY: "sky",
 }
 
-LEAST = 0.75  # of its size, to which a figure shrinks on a small screen before it scrolls
+MIN_SCALE = 0.75  # a figure shrinks to this share of its size before it scrolls
 
 RC: Any = {  # matplotlib types the keys one by one
-    "svg.fonttype": "none",  # text as text: small, searchable, in the reader's font
-    "svg.hashsalt": "leanres",  # the same figure, the same bytes
-    "text.parse_math": False,  # a class may be called "$5"
+    "svg.fonttype": "none",  # text, not paths: small, searchable, in the reader's font
+    "svg.hashsalt": "leanres",  # the same figure gives the same bytes
+    "text.parse_math": False,  # a class may be named "$5"
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.labelsize": 11,
@@ -72,7 +73,7 @@ RC: Any = {  # matplotlib types the keys one by one
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """A figure function that draws in the house style, whatever the caller's settings are."""
+    """Decorator: draw a figure in the style of the report, whatever the caller's rcParams are."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -83,43 +84,36 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(width: float = 380, height: float = 260) -> Figure:
-    """An empty figure of that size in CSS pixels; it belongs to no window and no global list."""
-    return Figure(figsize=(width / 72, height / 72))  # an SVG unit is 1/72 of matplotlib's inch
+    """An empty figure, sizes in CSS pixels, that is not registered with pyplot."""
+    return Figure(figsize=(width / 72, height / 72))  # SVG has 72 units per matplotlib inch
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """The figure as an <svg> element for a page; `label` is its alternative text."""
+    """The figure as an <svg> element; `label` is its alternative text."""
     raw = io.StringIO()
     with mpl.rc_context(RC), warnings.catch_warnings():
-        # The font that measures the text may lack a class name's letters; the reader's has them.
+        # The font used for the layout may lack letters of a class name that the reader's font has.
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(raw, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format")))
     return _tidy(raw.getvalue(), label)
 
 
 def _tidy(svg: str, label: str) -> str:
-    """Only what a page needs: no prolog, no metadata, no ids but those that are referred to."""
+    """Remove what a page does not need: prolog, metadata, and ids that nothing refers to."""
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', svg)
     assert box is not None, "matplotlib writes a viewBox"
     body = svg[svg.index(">", box.end()) + 1 :]
     used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", body))
-    mark = f"f{abs(hash_text(label + body)) % 16**6:06x}-"  # ids are unique over the whole page
-    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{mark}{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r'(url\(|href=")#', rf"\g<1>#{mark}", body)
+    prefix = f"f{zlib.crc32((label + body).encode()) % 16**6:06x}-"  # unique ids within the page
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(url\(|href=")#', rf"\g<1>#{prefix}", body)
     body = re.sub(r"(font-family:|font: [\d.]+px) [^;\"]+", r"\1 var(--sans)", body)
     body = re.sub("|".join(NAMES), lambda m: f"var(--{NAMES[m[0]]})", body)
     body = re.sub(r"\s*\n\s*", "\n", body).strip()
     width = float(box[1].split()[2])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        f' viewBox="{box[1]}" style="max-width:{width:.0f}px; min-width:{LEAST * width:.0f}px"'
+        f' viewBox="{box[1]}" style="max-width:{width:.0f}px; min-width:{MIN_SCALE * width:.0f}px"'
         f' role="img" aria-label="{html.escape(label)}">{body}'
     )
-
-
-def hash_text(text: str) -> int:
-    """A number of the text, the same in every process (Python's own hash is not)."""
-    import zlib
-
-    return zlib.crc32(text.encode())

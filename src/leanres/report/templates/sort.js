@@ -1,4 +1,4 @@
-// Without this script the tables are as they were written; with it a click on a head sorts them.
+// Makes tables sortable by a click on a column heading. Without it they are complete, in order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   const value = (row, place) => row.cells[place].dataset.value ?? row.cells[place].textContent.trim();

@@ -1,0 +1,49 @@
+"""A further metric is one row of METRICS and one function: every report shows it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from leanres.metrics.accuracy import MEASURES
+from leanres.metrics.calibration import brier
+from leanres.metrics.reported import METRICS, ReportedMetric
+from leanres.report import write_report
+from leanres.report.card import model_card
+from leanres.report.page import gather
+from leanres.report.text import text_report
+from leanres.runs.layout import INFO
+from leanres.runs.predictor import load_predictor
+from leanres.runs.weights import WEIGHTS
+
+
+@pytest.fixture
+def brier_score(monkeypatch):
+    """Add the Brier score as a metric."""
+    row = ReportedMetric("Brier score", lambda value: f"{value:.3f} of 2")
+    monkeypatch.setitem(METRICS, "brier", row)
+    monkeypatch.setitem(MEASURES, "brier", lambda logits, y: brier(logits.softmax(1), y))
+
+
+@pytest.mark.usefixtures("brier_score")
+def test_a_new_metric_is_in_every_report(copied, digits):
+    folders, texts = [copied("a"), copied("b")], []
+    for folder in folders:
+        result = load_predictor(folder, "cpu", "float32").evaluate(digits.test)
+        info = json.loads((folder / INFO).read_text())
+        info["result"] |= result  # as the end of a training records it
+        (folder / INFO).write_text(json.dumps(info))
+        texts.append(f"{result['brier']:.3f} of 2")
+    one, two = texts
+    assert one != two
+    page = write_report(folders[0], digits).read_text()
+    assert f"Brier score {one}" in page
+    assert f"Brier score {one}" in model_card(folders[0], folders[0] / WEIGHTS, digits, "cpu")
+    assert f"Brier score {one}" in text_report(gather(folders[0]), 5_000_000)
+    both = text_report(gather(folders), 5_000_000)
+    assert "Brier score" in both.splitlines()[0]
+    assert all(text in line for text, line in zip(texts, both.splitlines()[1:3], strict=True))
+    compared = write_report(folders).read_text()
+    assert '<th scope="col" class="number">Brier score</th>' in compared
+    assert all(f">{text}</td>" in compared for text in texts)
