@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks against other processes, the cache folder, values as TOML."""
+"""Files: atomic writes, locks between processes, the cache folder, values as TOML."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from platformdirs import user_cache_path
 
 from leanres.errors import UserError
 
-LOCK = ".lock"  # of a folder
-LOCK_WAIT_S = 30.0  # a ledger entry is read, changed and written in milliseconds
+LOCK = ".lock"  # the file in a folder that `Lock` holds
+LOCK_WAIT_S = 30.0  # for `locked`, whose holders take milliseconds
 
 
 class CheckpointError(UserError):
-    """A file of a run that cannot be written, or must not be trusted; names file and reason."""
+    """A file of a run that cannot be written or is damaged; the message names file and reason."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary name, fsync, rename. CheckpointError where that fails."""
+    """Write a file atomically: temporary name, fsync, rename. CheckpointError if that fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -37,10 +37,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 class Lock:
-    """Holds a folder against other processes until it is released, dropped, or killed.
+    """Locks a folder against other processes until it is released or the process ends.
 
-    UserError where another process holds it. Where files cannot be locked (a read-only folder, a
-    file system without locks) there is no protection, and no error.
+    `use` says in the error message what the folder is used for. UserError if it is locked already.
+    Where files cannot be locked (a read-only folder, a file system without locks) it has no effect.
     """
 
     def __init__(self, folder: Path, use: str = "training") -> None:
@@ -55,15 +55,15 @@ class Lock:
             pass
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Unlock the folder."""
         self._lock.release()
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold one file against other processes while it is read, changed and written.
+    """Lock one file against other processes while it is read, changed and written.
 
-    UserError where another process holds it for 30 seconds.
+    UserError if another process holds it for more than 30 seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -74,18 +74,22 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """`$LEANRES_CACHE`, or `leanres` in the user's cache folder."""
+    """`$LEANRES_CACHE`, or else `leanres` in the user's cache folder of the platform."""
     if own := os.environ.get("LEANRES_CACHE"):
         return Path(own).expanduser()
     return user_cache_path("leanres", appauthor=False)
 
 
 def toml_value(value: Any) -> str:
-    """A number, text, list or dict as TOML writes it after a key's equals sign."""
+    """A number, string, list or dict in TOML, as it is written after `key = `."""
     import tomlkit
 
     if isinstance(value, dict):
         table = tomlkit.inline_table()
         table.update(value)
         return table.as_string()
+    if isinstance(value, list | tuple):
+        array = tomlkit.array()
+        array.extend(value)
+        return array.as_string()
     return str(tomlkit.item(value).as_string())

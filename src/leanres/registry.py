@@ -1,4 +1,8 @@
-"""Tables of named entries, and the check of a setting against the range beside its type."""
+"""Tables of named entries, and the validation of settings against their type and range.
+
+A setting declares its range beside its type: `p: Annotated[float, Range(0, 1)] = 0.5`. This holds
+for parameters of registered functions (`check_settings`) and for dataclass fields (`checked`).
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
-from typing import get_type_hints as _hints
+from typing import get_type_hints as _type_hints
 
 from leanres.errors import UserError
 
 V = TypeVar("V")
-Spec = tuple[str, dict[str, Any]]  # an entry of a table by name, and its settings
+Spec = tuple[str, dict[str, Any]]  # the name of a table entry, and its settings
 
 
 class Table(dict[str, V]):
     """A registry: name -> entry, read and extended like any dict.
 
-    `kind` names what the table holds in the error for an unknown name, which names the nearest.
+    `kind` says in error messages what the table holds. An unknown name is a `UserError` that
+    suggests the nearest one.
     """
 
     def __init__(self, kind: str, entries: dict[str, V]) -> None:
@@ -32,7 +37,7 @@ class Table(dict[str, V]):
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
-    """The message for a name that is not among `known`: the nearest one, then all of them."""
+    """The error message for a name that is not in `known`: the nearest one, then all of them."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"no {kind} {name!r}{hint} there are: {', '.join(sorted(known))}"
@@ -40,9 +45,10 @@ def unknown(kind: str, name: str, known: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both included: `p: Annotated[float, Range(0, 1)] = 0.5`.
+    """Inclusive bounds of a number, written beside its type in `Annotated`.
 
-    On a tuple of numbers the bounds hold for each; `ordered` also asks that they never fall.
+    In a tuple, every number has to be within the bounds. `ordered` also requires that the numbers
+    do not decrease.
     """
 
     low: float
@@ -50,14 +56,14 @@ class Range:
     ordered: bool = False
 
     def admits(self, value: Any) -> bool:
-        """Whether a number, or each number of a tuple, is within the bounds."""
+        """Whether a number, or every number of a tuple, is within the bounds. NaN never is."""
         numbers = value if isinstance(value, tuple) else (value,)
         within = all(self.low <= number <= self.high for number in numbers)
         return within and not (self.ordered and list(numbers) != sorted(numbers))
 
 
 class Convert(NamedTuple):
-    """Reads a setting by a function of its own: (label, value) -> value, or a UserError."""
+    """Replaces the check by type with a function: (label, value) -> the value, or a UserError."""
 
     read: Callable[[str, Any], Any]
 
@@ -65,44 +71,48 @@ class Convert(NamedTuple):
 def check_settings(
     function: Callable[..., Any], name: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings as `function`, registered as `name`, takes them. UserError for a wrong one.
+    """Validate and convert settings of `function`, which is registered as `name`.
 
-    The settings of a function are its parameters with a default; their types may carry a `Range`.
+    The settings of a function are its parameters that have a default. One without a type hint has
+    the type of its default. UserError for an unknown setting or a value that does not fit.
     """
     parameters = inspect.signature(function).parameters
-    known = [key for key, p in parameters.items() if p.default is not p.empty]
+    defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
     for key in settings:
-        if not known:
+        if not defaults:
             raise UserError(f"{name} has no settings, but {key!r} came: leave it out")
-        if key not in known:
-            raise UserError(unknown(f"setting of {name}", key, known))
-    hints = setting_types(function)
+        if key not in defaults:
+            raise UserError(unknown(f"setting of {name}", key, list(defaults)))
+    hints = {key: type(default) for key, default in defaults.items()} | setting_types(function)
     return {key: checked(f"{name}: {key}", value, hints[key]) for key, value in settings.items()}
 
 
 def setting_types(owner: Any) -> dict[str, Any]:
-    """Type of each parameter of a function, or field of a class, with its annotations."""
-    return _hints(owner, include_extras=True)
+    """Type hints of a function's parameters or a class's fields, `Annotated` included."""
+    return _type_hints(owner, include_extras=True)
 
 
 def checked(label: str, value: Any, hint: Any) -> Any:
-    """`value` as the type says: lists become tuples, whole numbers floats. Else UserError."""
+    """`value` converted to the type `hint`: lists become tuples, whole numbers become floats.
+
+    UserError, starting with `label`, for a value of another type or out of range.
+    """
     for note in notes_of(hint):
         if isinstance(note, Convert):
             return note.read(label, value)
     try:
         return _fit(value, hint)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"{label} = {value!r}: give {wanted(hint)}") from None
 
 
 def notes_of(hint: Any) -> tuple[Any, ...]:
-    """What stands beside the type in `Annotated[...]`; nothing for a plain type."""
+    """The metadata of `Annotated[type, *metadata]`; empty for any other type."""
     return hint.__metadata__ if get_origin(hint) is Annotated else ()
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """The value as `hint` has it; ValueError where it is none."""
+    """`value` converted to the type `hint`. ValueError or OverflowError if that is impossible."""
     origin, options = get_origin(hint), get_args(hint)
     if origin is Annotated:
         fitted = _fit(value, options[0])
@@ -110,7 +120,7 @@ def _fit(value: Any, hint: Any) -> Any:
             return fitted
     elif origin in (Union, UnionType):
         for option in options:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OverflowError):
                 return _fit(value, option)
     elif origin is Literal:
         if isinstance(value, str) and value in options:
@@ -124,23 +134,25 @@ def _fit(value: Any, hint: Any) -> Any:
     raise ValueError
 
 
-def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _fit_tuple(value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list or tuple as a tuple; `hints` are the arguments of tuple[X, Y] or tuple[X, ...]."""
     if isinstance(value, list | tuple):
-        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        each = hints[:1] * len(value) if hints[-1] is Ellipsis else hints
         if len(each) == len(value):
-            return tuple(_fit(one, kind) for one, kind in zip(value, each, strict=True))
+            return tuple(_fit(item, hint) for item, hint in zip(value, each, strict=True))
     raise ValueError
 
 
 def _fit_number(value: Any, kind: type) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or (kind is int and value != value // 1):
+    """An int or float as `kind`. A bool is not a number; 3.0 is a whole number, 3.5 is not."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (kind is int and value != value // 1):
         raise ValueError
     return kind(value)
 
 
 def wanted(hint: Any) -> str:
-    """What a setting of this type takes, in words: "a whole number from 1 to 64"."""
+    """What a setting of this type accepts, in words: "a whole number from 1 to 64"."""
     origin, options = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [note for note in options[1:] if isinstance(note, Range)]
@@ -155,5 +167,5 @@ def wanted(hint: Any) -> str:
         if options[-1] is Ellipsis:
             return "a list"
         return "two numbers" if len(options) == 2 else f"{len(options)} values"
-    names = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
-    return names.get(hint, "a name")
+    words = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
+    return words.get(hint, "a name")

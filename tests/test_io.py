@@ -1,0 +1,215 @@
+"""Atomic writes, locks between real processes, the cache folder, values as TOML."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from leanres import io
+from leanres.errors import UserError
+from leanres.io import CheckpointError, Lock, cache_folder, locked, toml_value, write_bytes
+
+
+def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Another process that runs `code`, the arguments in `sys.argv[1:]`."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+# --- atomic writes --------------------------------------------------------------------------
+
+
+def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_bytes(b"old and longer")
+    write_bytes(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_write_that_fails_keeps_the_old_file_and_says_why(tmp_path, monkeypatch, call):
+    file = tmp_path / "run.json"
+    file.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((Path, call) if call == "replace" else (os, call)), fail)
+    with pytest.raises(CheckpointError) as caught:
+        write_bytes(file, b"new")
+    assert str(caught.value) == f"cannot write {file}: No space left on device"
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^cannot write .*absent.*: No such file"):
+        write_bytes(tmp_path / "absent" / "run.json", b"new")
+
+
+# --- locks ----------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from pathlib import Path
+from leanres.io import Lock
+lock = Lock(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds a lock on `tmp_path` until it ends."""
+    with run_python(HOLD, tmp_path) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_that_another_process_holds_is_refused_in_one_line(tmp_path, holder):
+    with pytest.raises(UserError) as caught:
+        Lock(tmp_path, use="searching")
+    assert str(caught.value) == (
+        f"{tmp_path} is in use: another process is searching there; wait for it or stop it"
+    )
+
+
+def test_a_killed_process_releases_its_lock(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    Lock(tmp_path).release()
+
+
+def test_a_second_lock_of_the_same_process_is_refused_until_the_first_is_released(tmp_path):
+    first = Lock(tmp_path)
+    with pytest.raises(UserError, match="is in use"):
+        Lock(tmp_path)
+    first.release()
+    Lock(tmp_path).release()
+
+
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), NotImplementedError()])
+def test_where_files_cannot_be_locked_there_is_no_lock_and_no_error(tmp_path, monkeypatch, error):
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(io.FileLock, "acquire", fail)
+    Lock(tmp_path).release()
+
+
+INCREMENT = """
+import json, sys, time
+from pathlib import Path
+from leanres.io import locked, write_bytes
+file = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(20):
+    with locked(file):
+        counts = json.loads(file.read_text()) if file.exists() else {}
+        time.sleep(0.002)
+        counts[sys.argv[2]] = counts.get(sys.argv[2], 0) + 1
+        counts["total"] = counts.get("total", 0) + 1
+        write_bytes(file, json.dumps(counts).encode())
+"""
+
+
+def test_two_processes_that_change_one_file_lose_nothing(tmp_path):
+    file = tmp_path / "new folder" / "ledger.json"
+    processes = [run_python(INCREMENT, file, name) for name in ("a", "b")]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:  # both start together, so that they do compete
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert json.loads(file.read_text()) == {"a": 20, "b": 20, "total": 40}
+
+
+def test_a_file_that_stays_locked_is_given_up_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "LOCK_WAIT_S", 0.05)
+    file = tmp_path / "ledger.json"
+    start = time.monotonic()
+    with locked(file), pytest.raises(UserError) as caught, locked(file):
+        pass
+    assert time.monotonic() - start < 5
+    assert str(caught.value) == f"{file} is in use by another process: wait for it or stop it"
+    with locked(file):  # free again
+        pass
+
+
+# --- the cache folder -----------------------------------------------------------------------
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("LEANRES_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("own", [None, ""])
+def test_without_it_the_cache_is_where_the_platform_keeps_caches(monkeypatch, tmp_path, own):
+    monkeypatch.delenv("LEANRES_CACHE")
+    if own is not None:
+        monkeypatch.setenv("LEANRES_CACHE", own)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == Path(platformdirs.user_cache_dir("leanres", appauthor=False))
+    if sys.platform == "linux":
+        assert cache_folder() == tmp_path / ".cache" / "leanres"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert cache_folder() == tmp_path / "xdg" / "leanres"
+
+
+# --- TOML -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        7,
+        -(2**62),
+        1e-12,
+        0.1,
+        float("inf"),
+        True,
+        "",
+        'quotes ", backslash \\, a\nline, é',
+        [],
+        {},
+        [1, 2.5, "x"],
+        [[0, 0.75], [0.4, 1]],
+        [["crop", {"padding": 2, "mode": "reflect"}], ["flip", {}]],
+        [{"a": 1}, {"b": [{"c": 2}]}],
+        {"family": "resnet", "widths": [16, 32], "deep": {"x": [{"y": 1}]}},
+    ],
+)
+def test_a_value_survives_toml_on_one_line(value):
+    text = toml_value(value)
+    assert "\n" not in text
+    found = tomllib.loads(f"key = {text}")["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_tuples_become_lists():
+    assert toml_value((("crop", {"padding": 2}), ("flip", {}))) == (
+        '[["crop", {padding = 2}], ["flip", {}]]'
+    )
