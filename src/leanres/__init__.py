@@ -1,6 +1,13 @@
-"""leanres: small residual networks for small images: design, train, examine, ship.
+"""Small residual networks for small images: design, train, examine, ship.
 
-Names are imported when first used, so that `import leanres` costs nothing.
+    import leanres
+
+    data = leanres.load_data("cifar10")  # or "digits", or a folder of images
+    result = leanres.fit("runs/first", leanres.RECIPES["speed"], data)
+    predictor = leanres.load_predictor("runs/first")
+    print(result["accuracy"], predictor.evaluate(data.test)["per_class"])
+
+Names are imported when first used, so `import leanres` itself does not import torch.
 """
 
 from importlib import import_module
@@ -8,30 +15,33 @@ from typing import Any
 
 from leanres.version import __version__
 
-_HOMES = {
+_MODULES = {  # public name -> its module, in the order in which one needs them
+    "load_data": "leanres.data.sources",
     "Dataset": "leanres.data.split",
     "Split": "leanres.data.split",
-    "load_data": "leanres.data.sources",
     "MODELS": "leanres.models.zoo",
     "summarize": "leanres.models.cost",
     "RECIPES": "leanres.training.recipes",
     "Recipe": "leanres.training.recipe",
+    "Device": "leanres.training.device",
     "detect": "leanres.training.device",
     "find_lr": "leanres.lr_finder.finder",
     "fit": "leanres.runs.run",
     "resume": "leanres.runs.run",
     "load_predictor": "leanres.runs.predictor",
+    "Predictor": "leanres.runs.predictor",
     "Prediction": "leanres.runs.predictor",
+    "write_report": "leanres.report",
+    "export": "leanres.ship.export",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'leanres' has no attribute {name!r}")
-    module, _, own = _HOMES[name].partition(":")
-    return getattr(import_module(module), own or name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m leanres` is `leanres`."""
+"""`python -m leanres` runs the command line, as `leanres` does."""
 
 from leanres.cli import main
 

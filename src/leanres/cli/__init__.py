@@ -17,46 +17,43 @@ from leanres.cli import (
     export,
     find_lr,
     models,
+    predict,
     recipes,
     report,
+    resume,
     runs,
     search,
     train,
 )
+from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.errors import UserError
 from leanres.version import __version__
 
 app = typer.Typer(
     name="leanres",
-    no_args_is_help=True,
+    cls=HelpGroup,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (
-    models.models,
-    models.summary,
-    data.data,
-    recipes.recipes,
-    find_lr.find_lr,
-    train.train,
-    train.resume,
-    compare.compare,
-    search.search,
-    evaluate.evaluate,
-    evaluate.predict,
-    report.report,
-    export.export,
-    campaign.campaign,
-)
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(runs.app, name="runs")
-app.add_typer(bench.app, name="bench")
+COMMANDS = {  # heading of `leanres --help` -> its commands, in the order in which one needs them
+    "Data and networks": (data.data, models.models, models.summary),
+    "Training": (recipes.recipes, find_lr.find_lr, train.train, resume.resume),
+    "Results": (evaluate.evaluate, report.report, runs.app),
+    "Use": (export.export, predict.predict),
+    "Many trainings": (compare.compare, search.search, campaign.campaign),
+    "Speed": (bench.app,),
+}
+for heading, commands in COMMANDS.items():
+    for command in commands:
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, rich_help_panel=heading)
+        else:
+            app.command(cls=HelpCommand, rich_help_panel=heading)(command)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"leanres {__version__}")
         raise typer.Exit
@@ -65,14 +62,25 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and exit.",
     ),
 ) -> None:
-    """Small residual networks for small images: design, train, examine, ship."""
+    """Small residual networks for small images: design, train, examine, ship.
+
+    `leanres COMMAND --help` explains a command and gives an example.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 the user's mistake, 130 and 143 stopped."""
+    """Run the command line and exit.
+
+    Exit codes: 0 done, 2 the user's mistake, 130 and 143 stopped by Ctrl-C and SIGTERM. An error
+    of our own is raised, so Python prints its traceback and exits with 1.
+    """
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -85,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(f"{error.filename}: {error.strerror}", 2)
     except Exception as error:
-        # What the parser refuses knows its own exit code and how to say it.
-        message = getattr(error, "format_message", None)
+        message = getattr(error, "format_message", None)  # of the parser's own errors
         if message is None:
             raise
         _fail(message(), getattr(error, "exit_code", 2))

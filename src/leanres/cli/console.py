@@ -1,10 +1,12 @@
-"""What commands show: one console for all of them, and pictures in files."""
+"""What commands print and write: one console for all of them, tables, pictures, text files."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanres.errors import UserError
 
@@ -13,10 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PICTURES = (".png", ".svg", ".pdf")
+GAP = 2  # spaces between the columns of a table
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that takes names as they are, and wraps nothing that goes to a file or a pipe."""
+    """A console that prints names as they are, and wraps nothing in a file or pipe."""
     from rich.console import Console  # a sixth of the time of --help
 
     stream = sys.stderr if stderr else sys.stdout
@@ -24,8 +27,60 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
+def print_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Collection[str] = (),
+    drop: Sequence[str] = (),
+) -> None:
+    """Print rows under bold heads: the first column and those in `left` left-aligned.
+
+    On a terminal narrower than the table the heads take two lines. Where that is not enough, the
+    columns in `drop` are left out, in that order, and a last line names them.
+    """
+    from rich.cells import cell_len
+
+    out = console()
+    cells = zip(*rows, strict=True) if rows else [()] * len(heads)
+    columns = list(zip(heads, cells, strict=True))
+    droppable = [head for head in drop if head in heads]
+    can_wrap = any(" " in head for head in heads)
+    attempts = [(False, 0), *((can_wrap, count) for count in range(len(droppable) + 1))]
+    for in_two_lines, count in attempts:
+        kept = [column for column in columns if column[0] not in droppable[:count]]
+        lines = _layout(kept, {heads[0], *left}, in_two_lines)
+        if cell_len(lines[0]) <= out.width:
+            break
+    for number, line in enumerate(lines):
+        is_head = number < len(lines) - len(rows)
+        out.print(line.rstrip(), style="bold" if is_head else None, soft_wrap=True)
+    if count:
+        names = ", ".join(droppable[:count])
+        out.print(f"left out in {out.width} columns: {names} (--json has them)", style="dim")
+
+
+def _layout(
+    columns: list[tuple[str, tuple[str, ...]]], left: Collection[str], in_two_lines: bool
+) -> list[str]:
+    """The lines of a table, the heads first, each as wide as the table.
+
+    With `in_two_lines` the last word of each head has a line of its own.
+    """
+    from rich.cells import cell_len
+
+    padded = []
+    for head, column in columns:
+        first, _, last = head.rpartition(" ")
+        cells = (first, last, *column) if in_two_lines else (head, *column)
+        width = max(map(cell_len, cells))
+        spaces = [" " * (width - cell_len(cell)) for cell in cells]
+        sides = zip(cells, spaces, strict=True) if head in left else zip(spaces, cells, strict=True)
+        padded.append([start + end for start, end in sides])
+    return [(" " * GAP).join(row) for row in zip(*padded, strict=True)]
+
+
 def check_picture(option: str, path: Path | None) -> None:
-    """Refuse a file that no picture can be drawn into, before there is one: UserError."""
+    """Refuse a file whose suffix is no picture's, before any work: UserError."""
     if path is not None and path.suffix.lower() not in PICTURES:
         raise UserError(f"{option} {path}: give a file that ends in {', '.join(PICTURES)}")
 
@@ -37,3 +92,12 @@ def save_picture(drawing: Figure, path: Path) -> None:
         drawing.savefig(path, dpi=150)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_json(out: Path | None, report: dict[str, Any]) -> None:
+    """Write the report, after it was printed: a file that cannot be written then loses nothing."""
+    if out is not None:
+        from leanres.io import write_bytes
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(out, (json.dumps(report, indent=1) + "\n").encode())

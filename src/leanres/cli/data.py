@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from leanres.cli.options import DATA_HELP, PATH, SIZE, STRICT, load_dataset
+from leanres.cli.console import print_table
+from leanres.cli.options import DATA_HELP, JSON, OUTPUT, PATH, SIZE, STRICT, load_dataset
 
 if TYPE_CHECKING:
     from leanres.data.describe import Description
@@ -16,14 +17,19 @@ if TYPE_CHECKING:
 
 
 def data(
-    name: str = typer.Argument("cifar10", help=DATA_HELP),
+    name: str = typer.Argument("cifar10", metavar="DATA", help=DATA_HELP),
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    out: Path = typer.Option(Path("runs/data"), help="Folder for the two PNG grids."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    out: Path = typer.Option(
+        Path("runs/data"), help="Folder for samples.png and augmented.png.", rich_help_panel=OUTPUT
+    ),
+    as_json: bool = JSON,
 ) -> None:
-    """Describe a data set: sizes, balance, pixel statistics, duplicates; draw two sample grids."""
+    """Describe a data set: sizes, balance, pixel statistics, duplicates; draw two sample grids.
+
+    Example: leanres data digits
+    """
     from dataclasses import asdict
 
     from leanres.data.describe import describe
@@ -33,8 +39,8 @@ def data(
     grids = _write_grids(dataset, out)
     if as_json:
         typer.echo(json.dumps(asdict(facts) | {"grids": [str(g) for g in grids]}, indent=1))
-        return
-    _print(facts, grids)
+    else:
+        _print_description(facts, grids)
 
 
 def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
@@ -60,34 +66,28 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     return [out / name for name in grids]
 
 
-def _print(facts: Description, grids: list[Path]) -> None:
-    from rich.table import Table
-
-    from leanres.cli.console import console
-
-    out = console()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("images of each class", no_wrap=True)
-    for name in facts.splits:
-        table.add_column(name, justify="right")
-    for label in facts.classes:
-        table.add_row(label, *(f"{s.per_class[label]:,}" for s in facts.splits.values()))
-    table.add_row("all", *(f"{s.num_images:,}" for s in facts.splits.values()), style="bold")
-    out.print(f"{facts.name} from {facts.source}")
-    out.print(table)
-    for name, split in facts.splits.items():
+def _print_description(facts: Description, grids: list[Path]) -> None:
+    splits = facts.splits
+    typer.echo(f"{facts.name} from {facts.source}")
+    rows = [
+        [label, *(f"{split.per_class[label]:,}" for split in splits.values())]
+        for label in facts.classes
+    ]
+    rows.append(["all", *(f"{split.num_images:,}" for split in splits.values())])
+    print_table(["images per class", *splits], rows)
+    for name, split in splits.items():
         height, width = split.size
         mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
-        out.print(
-            f"{name}: {height}x{width} pixels, mean {mean}, std {std}, fingerprint"
-            f" {split.fingerprint[:16]}"
+        typer.echo(
+            f"{name}: {height}x{width} px, mean {mean}, std {std}\n"
+            f"  fingerprint {split.fingerprint[:16]}"
         )
     for pair in facts.duplicates:
         where = (
             f"within {pair.first}"
             if pair.first == pair.second
-            else (f"of {pair.second} that are in {pair.first} too")
+            else f"of {pair.second} that are in {pair.first} too"
         )
         pairs = ", ".join(f"{a}={b}" for a, b in pair.pairs)
-        out.print(f"duplicates {where}: {pair.count}{f' ({pairs})' if pairs else ''}")
-    out.print(f"pictures: {', '.join(map(str, grids))}")
+        typer.echo(f"duplicates {where}: {pair.count}{f' ({pairs})' if pairs else ''}")
+    typer.echo(f"pictures: {', '.join(map(str, grids))}")

@@ -8,49 +8,54 @@ from pathlib import Path
 
 import typer
 
-from leanres.cli.options import PATH, TARGET, load_dataset, load_run_data
+from leanres.cli.options import JSON, OUTPUT, PATH, TARGET, TARGET_DATA, load_target_data
 from leanres.errors import UserError
 
 
 def export(
     target: Path = TARGET,
     out: Path = typer.Argument(
-        metavar="OUT", help="FILE.safetensors for leanres, FILE.onnx for anything else."
+        metavar="OUT", help="FILE.safetensors for leanres, FILE.onnx for ONNX runtimes."
     ),
-    full: bool = typer.Option(False, "--full", help="Weights as float32 instead of float16."),
-    card: bool = typer.Option(False, "--card", help="Write a model card (OUT's name .md) too."),
-    data: str | None = typer.Option(
-        None, help="Images to check it on; default: what the run was trained on, or cifar10."
-    ),
+    data: str | None = TARGET_DATA,
     path: Path | None = PATH,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    full: bool = typer.Option(
+        False, "--full", help="Weights as float32 instead of float16.", rich_help_panel=OUTPUT
+    ),
+    card: bool = typer.Option(
+        False,
+        "--card",
+        help="Write a model card beside OUT too, with the suffix .md.",
+        rich_help_panel=OUTPUT,
+    ),
+    as_json: bool = JSON,
 ) -> None:
-    """Write one file to ship, preprocessing included, and check it on real images."""
-    from leanres.report.card import model_card
-    from leanres.runs.layout import read_info
-    from leanres.runs.weights import load_weights, weights_file
-    from leanres.ship import export as exports
+    """Write one file to ship, preprocessing included, and check it on real images.
 
-    exports.FORMATS[out.suffix]
-    is_run = (target / "run.json").exists()
-    if card and not (is_run and out.suffix == ".safetensors"):
-        raise UserError("--card tells of a run's weights: give a run folder and a .safetensors")
+    Example: leanres export runs/first first.onnx
+    """
+    from leanres.report.card import model_card
+    from leanres.runs.layout import INFO
+    from leanres.runs.weights import load_weights, weights_file
+    from leanres.ship.export import IMAGES, TARGETS
+    from leanres.ship.export import export as write_checked
+
+    TARGETS[out.suffix]
+    if card and not ((target / INFO).exists() and out.suffix == ".safetensors"):
+        raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
     preprocess = load_weights(weights_file(target))[2]
-    if data is None and is_run:
-        dataset = load_run_data(read_info(target), None, path)
-    else:
-        dataset = load_dataset(data or "cifar10", path, preprocess.size)
-    images = (dataset.test or dataset.val or dataset.train).images[: exports.IMAGES]
-    done = exports.export(target, out, images, full)
+    dataset = load_target_data(target, preprocess.size, data, path)
+    images = (dataset.test or dataset.val or dataset.train).images[:IMAGES]
+    done = write_checked(target, out, images, full)
     if card:
         out.with_suffix(".md").write_text(model_card(target, out, dataset), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(asdict(done) | {"path": str(done.path)}))
         return
     typer.echo(
-        f"{done.path}: {done.bytes / 2**20:.2f} MiB; of {done.images:,} images"
-        f" {100 * done.agreement:.2f} % keep their class, no probability moves by more than"
-        f" {done.drift:.2g}"
+        f"{done.path}: {done.bytes / 2**20:.2f} MiB. Checked on {done.images:,} images:"
+        f" {100 * done.agreement:.2f} % keep their class,\n"
+        f"no probability changes by more than {done.drift:.2g}"
     )
     if card:
-        typer.echo(f"{out.with_suffix('.md')}: its card")
+        typer.echo(f"model card: {out.with_suffix('.md')}")

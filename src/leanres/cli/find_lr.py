@@ -4,68 +4,94 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.console import check_picture, save_picture
+from leanres.cli.console import check_picture, console, print_table, save_picture
 from leanres.cli.options import (
+    DATA_OR_AUTO,
     DEVICE,
+    JSON,
+    MEASUREMENT,
+    MODEL,
+    OUTPUT,
     PATH,
+    RECIPE,
+    SEED,
+    SETTINGS,
     SIZE,
     STRICT,
     THREADS,
     changes,
     load_data_or_digits,
     make_device,
-    to_argv,
 )
 
 if TYPE_CHECKING:
     from leanres.lr_finder.analysis import LRRange
     from leanres.training.recipe import Recipe
 
+# Options that `train` lacks, or that mean something else there. All but --json take a value.
+OWN_OPTIONS = ("--lr-min", "--lr-max", "--steps", "--mode", "--out", "--json")
+
 
 def find_lr(
-    recipe: str = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file."),
-    data: str = typer.Option("cifar10", help="As in train."),
+    recipe: str = RECIPE,
+    settings: list[str] = SETTINGS,
+    seed: int | None = SEED,
+    model: str | None = MODEL,
+    data: str = DATA_OR_AUTO,
     path: Path | None = PATH,
     size: int = SIZE,
     strict: bool = STRICT,
-    settings: list[str] = typer.Option([], "--set", help="Change a setting, as in train."),
-    seed: int | None = typer.Option(None, help="Short for --set seed=N."),
-    model: str | None = typer.Option(None, help="Short for --set model=NAME."),
-    lr_min: float | None = typer.Option(None, help="Lowest lr to test; default: 1e-06."),
-    lr_max: float | None = typer.Option(None, help="Highest lr to test; default: 10."),
-    steps: int | None = typer.Option(
-        None, help="Optimizer steps in between; default: 100 to 1,000, to see 25,000 images."
+    lr_min: float | None = typer.Option(
+        None, help="Lowest learning rate to test; default: 1e-06.", rich_help_panel=MEASUREMENT
     ),
-    mode: str | None = typer.Option(None, help="exponential (default) or linear."),
+    lr_max: float | None = typer.Option(
+        None, help="Highest learning rate to test; default: 10.", rich_help_panel=MEASUREMENT
+    ),
+    steps: int | None = typer.Option(
+        None,
+        help="Optimizer steps in between; default: 100 to 1,000, to see 25,000 images.",
+        rich_help_panel=MEASUREMENT,
+    ),
+    mode: str | None = typer.Option(
+        None,
+        help="How the learning rate rises: exponential (default) or linear.",
+        rich_help_panel=MEASUREMENT,
+    ),
     device_name: str = DEVICE,
     threads: int = THREADS,
-    out: Path | None = typer.Option(None, help="Draw the curve to this .png, .svg or .pdf."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    out: Path | None = typer.Option(
+        None, help="Draw the curve into this .png, .svg or .pdf file.", rich_help_panel=OUTPUT
+    ),
+    as_json: bool = JSON,
 ) -> None:
-    """Suggest a learning rate: train a copy while it rises, see where the loss falls."""
-    from leanres.cli.console import console
+    """Suggest a learning rate: raise it while a copy of the network trains, and watch the loss.
+
+    Example: leanres find-lr digits --data digits
+    """
     from leanres.lr_finder.analysis import LRSweep
-    from leanres.lr_finder.finder import find_lr as test_range
+    from leanres.lr_finder.finder import find_lr as run_range_test
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     given = {"lr_min": lr_min, "lr_max": lr_max, "steps": steps, "mode": mode}
     sweep: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    LRSweep(**sweep)  # a mistake shows before any work
+    LRSweep(**sweep)  # refuses a mistake before any work
     check_picture("--out", out)
     changed = changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
     device = make_device(device_name, chosen.precision, chosen.compiled, threads)
-    dataset, fallen_back = load_data_or_digits(data, path, size, strict)
-    if fallen_back and recipe == "speed":
-        recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
+    dataset, is_fallback = load_data_or_digits(data, path, size, strict)
+    if is_fallback and recipe == "speed":
+        chosen = from_dict(changed, load_recipe("digits"))
     with console(stderr=True).status("testing learning rates"):
-        result = test_range(chosen, dataset, device, **sweep)
+        result = run_range_test(chosen, dataset, device, **sweep)
     if out is not None:
         from leanres.lr_finder.plot import figure
 
@@ -73,55 +99,63 @@ def find_lr(
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
-    plain = {"data": data, "path": path, "size": size, "model": model, "seed": seed}
-    arguments = [recipe, *_given(settings, **plain)]
-    _print(result, out, _command(arguments, chosen, result))
+    _print_range(result, out)
+    typer.echo(f"train with it: {train_command(sys.argv[1:], result, chosen)}")
 
 
-def _given(settings: list[str], **options: Any) -> list[str]:
-    """What the user gave and a training needs too, less the rates that the test has found."""
-    rates = ("lr", "bias_lr", "head_lr")
-    kept = [text for text in settings if text.partition("=")[0].strip() not in rates]
-    return to_argv(kept, **options)
+def train_command(typed: Sequence[str], result: LRRange, recipe: Recipe) -> str:
+    """The typed `find-lr ...` as a `leanres train` command with the learning rates that it found.
 
-
-def _command(words: list[str], recipe: Recipe, result: LRRange) -> str:
-    """`leanres train` with lr_max for its lr; every parameter group keeps its share of the lr."""
+    The main group gets lr_max, the other parameter groups keep their share of it; a one-cycle
+    schedule gets lr_min too.
+    """
     found = result.settings(recipe)
-    name, details = found.pop("schedule", ("", {}))
-    rates = [word for key, lr in found.items() for word in ("--set", f"{key}={lr:.2g}")]
-    if details:
-        table = ", ".join(f"{key} = {_toml(value)}" for key, value in details.items())
-        rates += ["--set", f'schedule=["{name}", {{{table}}}]']
-    return shlex.join(["leanres", "train", *words, *rates])
+    kept = _shared_words(typed[1:], found)
+    added = [word for key, value in found.items() for word in ("--set", f"{key}={_toml(value)}")]
+    return shlex.join(["leanres", "train", *kept, *added])
 
 
-def _toml(value: object) -> str:
-    """A setting of a schedule as TOML writes it; numbers to two digits."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:.2g}" if number else json.dumps(value)
+def _shared_words(words: Sequence[str], found: Collection[str]) -> list[str]:
+    """The words without find-lr's own options, and without the settings that it has found."""
+    kept: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        option, has_value, value = word.partition("=")
+        if option in OWN_OPTIONS:
+            if option != "--json" and not has_value:
+                next(remaining)
+        elif option == "--set":
+            setting = value if has_value else next(remaining)
+            if setting.partition("=")[0].strip() not in found:
+                kept += ["--set", setting]
+        else:
+            kept.append(word)
+    return kept
 
 
-def _print(result: LRRange, out: Path | None, command: str) -> None:
-    from rich.table import Table
+def _toml(value: Any) -> str:
+    """A learning rate, or a schedule with learning rates among its settings, to two digits."""
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    from leanres.io import toml_value  # filelock would double the time of --help
 
-    from leanres.cli.console import console
-    from leanres.lr_finder.analysis import WHAT
+    name, details = value
+    rounded = {k: float(f"{v:.2g}") if type(v) is float else v for k, v in details.items()}
+    return toml_value([name, rounded])
+
+
+def _print_range(result: LRRange, picture: Path | None) -> None:
+    from leanres.lr_finder.analysis import RULES
     from leanres.lr_finder.plot import ASCII, UNICODE, chart
 
     terminal = console()
-    drawn = UNICODE if terminal.encoding.startswith("utf") else ASCII
-    terminal.print(chart(result, glyphs=drawn))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("rule")
-    table.add_column("lr", justify="right")
-    table.add_column("why")
+    terminal.print(chart(result, glyphs=UNICODE if terminal.encoding.startswith("utf") else ASCII))
+    rows = []
     for rule, lr in result.suggestions.items():
         names = [name for name, by in result.rules.items() if by == rule]
         reason = "; ".join(f"{name}: {result.reasons[name]}" for name in names)
-        table.add_row(f"{rule[0].upper()}{rule[1:]}", f"{lr:.2g}", reason or WHAT[rule])
-    terminal.print(table)
-    terminal.print(result.stopped)
-    if out is not None:
-        terminal.print(f"picture: {out}")
-    terminal.print(f"use it: {command}")
+        rows.append([rule.capitalize(), f"{lr:.2g}", reason or RULES[rule].description])
+    print_table(["rule", "lr", "why"], rows, left=("why",))
+    typer.echo(result.stopped)
+    if picture is not None:
+        typer.echo(f"picture: {picture}")

@@ -4,98 +4,114 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from leanres.cli.console import print_table
+from leanres.cli.options import JSON
+
 if TYPE_CHECKING:
     from leanres.models.cost import Summary
+    from leanres.models.zoo import Entry
+    from leanres.training.recipes import MeasuredResult
 
 
-def models(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """List the networks with parameters, MACs and receptive fields."""
+def models(as_json: bool = JSON) -> None:
+    """List the networks with parameters, MACs, receptive fields and accuracies.
+
+    Example: leanres models
+    """
     from leanres.models.cost import summarize
     from leanres.models.zoo import MODELS
     from leanres.training.recipes import best_measured
 
-    rows = []
-    for name, entry in MODELS.items():
-        s, own = summarize(entry.config), best_measured(name)
-        rows.append(
-            {
-                "name": name,
-                "params": s.params,
-                "macs": s.macs,
-                "receptive_field": s.receptive_field,
-                "chained_receptive_field": s.chained_receptive_field,
-                "reported": entry.reported,
-                "own": own and asdict(own),
-                "source": entry.source,
-                "note": entry.note,
-            }
-        )
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+    costs = {name: summarize(entry.config) for name, entry in MODELS.items()}
+    measured = {name: best_measured(name) for name in MODELS}
+    if not as_json:
+        _print_models(costs, measured)
         return
-    _print_models(rows)
+    rows = [
+        {
+            "name": name,
+            "params": costs[name].params,
+            "macs": costs[name].macs,
+            "receptive_field": costs[name].receptive_field,
+            "chained_receptive_field": costs[name].chained_receptive_field,
+            "reported": entry.reported,
+            "measured": best and asdict(best),
+            "source": entry.source,
+            "note": entry.note,
+        }
+        for (name, entry), best in zip(MODELS.items(), measured.values(), strict=True)
+    ]
+    typer.echo(json.dumps(rows, indent=1))
 
 
-def _print_models(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+def _print_models(costs: dict[str, Summary], measured: dict[str, MeasuredResult | None]) -> None:
+    from leanres.models.zoo import MODELS
 
-    from leanres.cli.console import console
+    rows = [
+        [
+            name,
+            f"{costs[name].params:,}",
+            f"{costs[name].macs / 1e6:,.1f}",
+            str(costs[name].receptive_field),
+            str(costs[name].chained_receptive_field),
+            *accuracies(entry.reported, measured[name]),
+            _source(entry),
+        ]
+        for name, entry in MODELS.items()
+    ]
+    heads = ["model", "params", "MMACs", "receptive field", "rf (chained)", "reported %"]
+    print_table(
+        [*heads, "measured %", "source"], rows, left=("source",), drop=("source", "rf (chained)")
+    )
+    typer.echo(
+        "\naccuracies on CIFAR-10's test images: as the source reports it, and measured here"
+        "\nleanres summary NAME lists one layer by layer"
+    )
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for title in ("params", "MMACs", "field", "chained", "reported %", "own %"):
-        table.add_column(title, justify="right")
-    table.add_column("source", overflow="fold")
-    for row in rows:
-        reported, own = row["reported"], row["own"]
-        table.add_row(
-            row["name"],
-            f"{row['params']:,}",
-            f"{row['macs'] / 1e6:,.1f}",
-            str(row["receptive_field"]),
-            str(row["chained_receptive_field"]),
-            "" if reported is None else f"{reported:.2f}",
-            "" if own is None else f"{own['accuracy']:.2f} (n={own['n']})",
-            f"{row['source']}{'; ' if row['note'] else ''}{row['note']}",
-        )
-    console().print(table)
+
+def _source(entry: Entry) -> str:
+    return "; ".join(filter(None, (entry.source, entry.note)))
+
+
+def accuracies(reported: float | None, measured: MeasuredResult | None) -> tuple[str, str]:
+    """The cells of `reported %` and `measured %`: "91.25" and "93.23 (n=10)", empty for None."""
+    return (
+        "" if reported is None else f"{reported:.2f}",
+        "" if measured is None else f"{measured.accuracy:.2f} (n={measured.n})",
+    )
 
 
 def summary(
-    name: str = typer.Argument(help="A model of `leanres models`."),
+    name: str = typer.Argument(metavar="NAME", help="A model of `leanres models`."),
     budget: str = typer.Option("5M", help="Most parameters allowed, such as 5M or 300k."),
     size: int = typer.Option(32, min=1, max=4096, help="Side of the images in pixels."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = JSON,
 ) -> None:
-    """Show a network layer by layer: shapes, parameters, MACs, receptive field, size."""
+    """Show a network layer by layer: shapes, parameters, MACs, receptive field, size.
+
+    Example: leanres summary resnet20 --budget 300k
+    """
     from leanres.models.cost import parse_count, summarize
     from leanres.models.zoo import MODELS
 
     most = parse_count(budget)
-    costs = summarize(MODELS[name].config, (3, size, size))
+    entry = MODELS[name]
+    costs = summarize(entry.config, (3, size, size))
     if as_json:
         within = {"name": name, "budget": most, "within_budget": costs.within(most)}
         typer.echo(json.dumps(within | costs.to_dict(), indent=1))
         return
     _print_summary(name, costs, most)
+    typer.echo(f"source: {_source(entry)}")
 
 
 def _print_summary(name: str, costs: Summary, most: int) -> None:
-    from rich.table import Table
-
-    from leanres.cli.console import console
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("kind")
-    for title in ("output", "params", "MACs", "field", "chained"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in costs.rows:
-        table.add_row(
+    rows = [
+        [
             row.name,
             row.kind,
             "x".join(map(str, row.shape)),
@@ -103,15 +119,18 @@ def _print_summary(name: str, costs: Summary, most: int) -> None:
             f"{row.macs:,}" if row.macs else "",
             str(row.receptive_field),
             str(row.chained_receptive_field),
-        )
-    out = console()
-    out.print(table)
+        ]
+        for row in costs.rows
+    ]
+    heads = ["layer", "kind", "output", "params", "MACs", "receptive field", "rf (chained)"]
+    print_table(heads, rows, left=("kind",), drop=("rf (chained)", "kind"))
     sizes = ", ".join(f"{mib:.2f} MiB {kind}" for kind, mib in costs.size_mib.items())
     verdict = "within" if costs.within(most) else "OVER"
-    out.print(
-        f"\n{name}: {costs.params:,} params ({verdict} the budget of {most:,}), "
-        f"{costs.macs / 1e6:,.1f} MMACs\n{sizes}\n"
-        f"receptive field {costs.receptive_field} px "
-        f"({costs.global_receptive_field} with the global pool), chained as layer lists count it "
-        f"{costs.chained_receptive_field}"
+    typer.echo(
+        f"\n{name}: {costs.params:,} params ({verdict} the budget of {most:,}),"
+        f" {costs.macs / 1e6:,.1f} MMACs\n{sizes}\n"
+        f"receptive field {costs.receptive_field} px"
+        f" ({costs.global_receptive_field} px after the global pool)\n"
+        f"rf (chained) {costs.chained_receptive_field} px: all layers as one chain, as summary"
+        " tools count it"
     )

@@ -1,4 +1,4 @@
-"""What several commands share: their options, the data set, the device, settings on a recipe."""
+"""What several commands share: options, loading the data, the device, settings of a recipe."""
 
 from __future__ import annotations
 
@@ -15,50 +15,101 @@ from leanres.errors import NotFoundError, UserError
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
+    from leanres.runs.predictor import Predictor
     from leanres.training.device import Device
 
+# The headings of the help pages, in the order in which a command lists its options.
+TRAINING, DATA_GROUP, MEASUREMENT = "Training", "Data", "Measurement"
+MACHINE, OUTPUT = "Machine", "Output"
+
 DATA_HELP = "cifar10, digits, or a folder with one subfolder per class."
-DATA_GROUP, TRAINING, OUTPUT = "Data", "Training", "Output"  # headings of the help pages
-MACHINE = "Machine"
 
 RECIPE = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file.")
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
 
-DATA = typer.Option("cifar10", "--data", help=DATA_HELP, rich_help_panel=DATA_GROUP)
+SETTINGS = typer.Option(
+    [],
+    "--set",
+    metavar="KEY=VALUE",
+    help="Change a setting of the recipe: --set lr=0.2 (repeatable).",
+    rich_help_panel=TRAINING,
+)
+EPOCHS = typer.Option(None, help="Short for --set epochs=N.", rich_help_panel=TRAINING)
+SEED = typer.Option(None, help="Short for --set seed=N.", rich_help_panel=TRAINING)
+MODEL = typer.Option(None, help="Short for --set model=NAME.", rich_help_panel=TRAINING)
+STEP_MODEL = typer.Argument(None, help="A model; default: the recipe's own.")
+STEP_RECIPE = typer.Option(
+    "speed",
+    help="The recipe whose batch, augmentation and optimizer are used.",
+    rich_help_panel=TRAINING,
+)
+
+DATA = typer.Option("cifar10", help=DATA_HELP, rich_help_panel=DATA_GROUP)
+DATA_OR_AUTO = typer.Option(
+    "cifar10",
+    help=f"{DATA_HELP[:-1]}; auto: cifar10, or digits where CIFAR-10 cannot be had.",
+    rich_help_panel=DATA_GROUP,
+)
 RUN_DATA = typer.Option(
-    None, "--data", help=f"{DATA_HELP} Default: the run's own.", rich_help_panel=DATA_GROUP
+    None, help=f"{DATA_HELP} Default: the run's own.", rich_help_panel=DATA_GROUP
+)
+TARGET_DATA = typer.Option(
+    None,
+    help=f"{DATA_HELP} Default: the run's own; for a weights file cifar10.",
+    rich_help_panel=DATA_GROUP,
 )
 PATH = typer.Option(
     None,
-    "--path",
-    help="Where the data is; default: $LEANRES_DATA, the cache, a download.",
+    help="Where the data is. Default: $LEANRES_DATA, else the cache, else a download.",
     rich_help_panel=DATA_GROUP,
 )
 SIZE = typer.Option(
-    32,
-    "--size",
-    help="Side in pixels that a folder's images are resized to.",
-    rich_help_panel=DATA_GROUP,
+    32, help="Side in pixels that a folder's images are resized to.", rich_help_panel=DATA_GROUP
 )
 STRICT = typer.Option(
     False,
     "--strict",
-    help="Stop at the first image that cannot be read.",
+    help="Stop at the first image that cannot be read, instead of skipping it.",
     rich_help_panel=DATA_GROUP,
 )
-SETTINGS = typer.Option(
-    [],
-    "--set",
-    help="Change a setting of the recipe: --set lr=0.2 (repeatable).",
-    rich_help_panel=TRAINING,
+
+TTA = typer.Option(
+    "flip-shift",
+    help="Test-time augmentation, measured beside the plain accuracy: none, flip, flip-shift or"
+    " flip-shift-unsure.",
+    rich_help_panel=MEASUREMENT,
 )
-SEED = typer.Option(None, "--seed", help="Short for --set seed=N.", rich_help_panel=TRAINING)
-MODEL = typer.Option(None, "--model", help="Short for --set model=NAME.", rich_help_panel=TRAINING)
+
 DEVICE = typer.Option(
-    "auto", "--device", help="auto, cpu, cuda, or cuda:1.", rich_help_panel=MACHINE
+    "auto",
+    "--device",
+    help="auto (a GPU if there is one), cpu, cuda or cuda:1.",
+    rich_help_panel=MACHINE,
 )
-THREADS = typer.Option(
-    0, "--threads", min=0, help="CPU threads; 0: one per core.", rich_help_panel=MACHINE
+THREADS = typer.Option(0, min=0, help="CPU threads; 0: one per core.", rich_help_panel=MACHINE)
+DEVICES = typer.Option(
+    "auto",
+    help="Devices to deal the trainings to, with commas: cuda:0,cuda:1.",
+    rich_help_panel=MACHINE,
+)
+AT_ONCE = typer.Option(
+    0, min=0, help="Trainings that run at once; 0: one per device.", rich_help_panel=MACHINE
+)
+THREADS_EACH = typer.Option(
+    0,
+    min=0,
+    help="CPU threads of each training; 0: its share of the cores.",
+    rich_help_panel=MACHINE,
+)
+
+NO_REPORT = typer.Option(
+    False, "--no-report", help="Write no report.html at the end.", rich_help_panel=OUTPUT
+)
+TRACK = typer.Option(
+    "", help="Log metrics live: tensorboard, mlflow, or both with a comma.", rich_help_panel=OUTPUT
+)
+OUT_JSON = typer.Option(
+    None, help="Write the result to this JSON file too.", rich_help_panel=OUTPUT
 )
 JSON = typer.Option(
     False, "--json", help="Print JSON; progress goes to stderr.", rich_help_panel=OUTPUT
@@ -68,14 +119,14 @@ JSON = typer.Option(
 def load_dataset(
     name: str, path: Path | None, size: int = 32, strict: bool = False, download: bool = True
 ) -> Dataset:
-    """The data set, with a progress bar for a download and its notes on stderr."""
+    """The data set, with a progress bar for a download; its notes go to stderr."""
     from leanres.data.sources import load_data
 
     with _progress() as progress:
         dataset = load_data(
             name, path, size=size, strict=strict, download=download, progress=progress
         )
-    _print_notes(dataset.notes)
+    print_notes(dataset.notes)
     return dataset
 
 
@@ -97,21 +148,34 @@ def load_data_or_digits(
 
 
 def load_run_data(
-    info: dict[str, Any],
-    name: str | None = None,
-    path: Path | None = None,
-    download: bool = True,
+    info: dict[str, Any], name: str | None = None, path: Path | None = None, download: bool = True
 ) -> Dataset:
-    """The data that a run.json names, or what is given in its place."""
+    """The data that a run.json names, or the data given instead."""
     from leanres.runs.layout import load_data_of
 
     with _progress() as progress:
         dataset = load_data_of(info, name, path, download, progress)
-    _print_notes(dataset.notes)
+    print_notes(dataset.notes)
     return dataset
 
 
-def _print_notes(notes: tuple[str, ...]) -> None:
+def load_target_data(
+    target: Path, size: int, name: str | None, path: Path | None, strict: bool = False
+) -> Dataset:
+    """The data to measure a run or weights file on: as given, else the run's own, else CIFAR-10.
+
+    A run's own data has the val split that the run held out of train.
+    """
+    from leanres.runs.layout import INFO, read_info
+
+    if name is not None or not (target / INFO).exists():
+        return load_dataset(name or "cifar10", path, size, strict)
+    info = read_info(target)
+    return load_run_data(info, None, path).with_val(info["recipe"].get("val", 0))
+
+
+def print_notes(notes: tuple[str, ...] | list[str]) -> None:
+    """One line each on stderr."""
     for note in notes:
         typer.echo(f"note: {note}", err=True)
 
@@ -124,7 +188,7 @@ def _progress() -> Iterator[Any]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     out = console(stderr=True)
-    # Not drawn off a terminal: even an empty bar leaves a blank line in a log.
+    # Only on a terminal: even an empty bar leaves a blank line in a log.
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
@@ -137,20 +201,33 @@ def _progress() -> Iterator[Any]:
 
 
 def make_device(name: str, precision: str, compiled: bool | None, threads: int) -> Device:
-    """The device of this process, its number of threads set; 0 threads: one per core."""
-    import torch
-
+    """The device, ready for training, with the process's CPU threads set; 0: one per core."""
     from leanres.training.device import detect
 
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     device = detect(name, precision, compiled)
     device.tune()
     return device
 
 
+def make_predictor(target: Path, device: str, threads: int) -> Predictor:
+    """The network of a run folder or weights file, ready to evaluate and predict."""
+    from leanres.runs.predictor import load_predictor
+
+    set_threads(threads)
+    return load_predictor(target, device)
+
+
+def set_threads(threads: int | None) -> None:
+    """Set PyTorch's CPU threads; 0 or None leaves them as they are, one per core."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def changes(settings: list[str], **short: Any) -> dict[str, Any]:
-    """What `--set` and the options short for it change; an option that was not given is None."""
+    """The settings that `--set` and the options short for it change; None was not given."""
     from leanres.training.recipe import parse_setting
 
     given = {key: value for key, value in short.items() if value is not None}
@@ -158,7 +235,7 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
 
 
 def current_command() -> str:
-    """The running command as a shell takes it again."""
+    """The running command, quoted for a shell."""
     return shlex.join(["leanres", *sys.argv[1:]])
 
 
@@ -166,6 +243,20 @@ def check_measure(measure: str) -> None:
     """UserError for anything but test and val."""
     if measure not in ("test", "val"):
         raise UserError(f"--measure {measure}: give test or val")
+
+
+def check_measurement(tta: str, measure: str) -> None:
+    """UserError for an unknown test-time augmentation or split: before the training, not after."""
+    from leanres.metrics.inference import TTA as POLICIES
+
+    POLICIES[tta]
+    check_measure(measure)
+
+
+def check_val(measure: str, has_val: bool) -> None:
+    """UserError where val is to be measured and there is none."""
+    if measure == "val" and not has_val:
+        raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
 
 
 def numbers(option: str, text: str, example: str = "0,1,2") -> list[int]:
@@ -180,10 +271,12 @@ def numbers(option: str, text: str, example: str = "0,1,2") -> list[int]:
 
 
 def with_tta(result: dict[str, Any]) -> str:
-    """The accuracy under test-time augmentation, in words; nothing where there was none."""
+    """The accuracy with test-time augmentation, in words; nothing where there was none."""
+    from leanres.metrics.reported import percent
+
     if result["tta"] == "none":
         return ""
-    return f", {100 * result['accuracy_tta']:.2f} % with {result['tta']} augmentation"
+    return f", {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
 
 
 def to_argv(settings: list[str], **options: Any) -> list[str]:

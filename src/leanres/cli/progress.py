@@ -1,30 +1,37 @@
-"""Progress as people expect it: one live line on a terminal, plain lines elsewhere."""
+"""What a training prints: its first line, a live line on a terminal, epochs, the result."""
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import typer
 
 from leanres.cli.console import console
+from leanres.cli.options import print_notes, with_tta
+from leanres.errors import UserError
+from leanres.runs.tracking import open_trackers
 
 if TYPE_CHECKING:
     from leanres.runs.run import Run
     from leanres.training.loop import TrainState
 
 REFRESH_S = 1.0  # reading the loss waits for the device: not at every step
+HEADS = f"{'train %':>9}{'loss':>8}{'val %':>9}{'loss':>8}{'lr':>10}{'images/s':>10}{'s':>8}"
 
 
 class Live:
     """While entered, shows where the training is; `step` after each step, `row` per epoch."""
 
     def __init__(self, run: Run, stderr: bool = False) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.run = run
         self.console = console(stderr)
         columns = (
             TextColumn("epoch {task.fields[epoch]}/" + str(run.recipe.epochs)),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(),
         )
@@ -34,8 +41,10 @@ class Live:
         self.task = self.progress.add_task(
             "", total=run.counts.total, completed=run.state.step, epoch=1, facts=""
         )
-        self.began, self.first = time.perf_counter(), run.state.step
-        self.shown = 0.0
+        self.began, self.first_step = time.perf_counter(), run.state.step
+        self.shown_at = 0.0
+        self.width = len(f"epoch {run.recipe.epochs:>3}/{run.recipe.epochs}")
+        self.has_heads = False
 
     def __enter__(self) -> Live:
         self.progress.start()
@@ -47,39 +56,130 @@ class Live:
     def step(self, state: TrainState) -> None:
         """Refresh the live line, at most once a second."""
         now = time.perf_counter()
-        if not self.console.is_terminal or now - self.shown < REFRESH_S:
+        if not self.console.is_terminal or now - self.shown_at < REFRESH_S:
             return
-        self.shown = now
+        self.shown_at = now
         counts = self.run.counts
-        rate = (state.step - self.first) * counts.images_per_step / (now - self.began)
+        rate = (state.step - self.first_step) * counts.images_per_step / (now - self.began)
+        lr = float(state.optimizers[0].param_groups[0]["lr"])
         self.progress.update(
             self.task,
             completed=state.step,
             epoch=min(state.step // counts.steps_per_epoch + 1, self.run.recipe.epochs),
-            facts=f"{_now(state, counts.selected_per_step)} lr {_lr(state):.3g}"
-            f"  {rate:,.0f} images/s ",
+            facts=f"{_last_step(state, counts.selected_per_step)}lr {lr:.3g}  {rate:,.0f} images/s",
         )
 
     def row(self, row: dict[str, Any]) -> None:
-        """Print an epoch's line."""
-        val = (
-            f"  val {100 * row['val_accuracy']:6.2f} % loss {row['val_loss']:.4f}"
-            if "val_accuracy" in row
-            else ""
-        )
+        """Print an epoch's row, the first one under the heads."""
+        if not self.has_heads:
+            self.console.print(" " * self.width + HEADS, style="bold")
+            self.has_heads = True
+        val = " " * 17
+        if "val_accuracy" in row:
+            val = f"{100 * row['val_accuracy']:>9.2f}{row['val_loss']:>8.4f}"
         self.console.print(
-            f"epoch {row['epoch']:>3}/{self.run.recipe.epochs}"
-            f"  train {100 * row['train_accuracy']:6.2f} % loss {row['train_loss']:.4f}{val}"
-            f"  lr {row['lr']:.3g}  {row['images_per_s']:,.0f} images/s  {row['seconds']:.1f} s"
+            f"epoch {row['epoch']:>3}/{self.run.recipe.epochs}".ljust(self.width)
+            + f"{100 * row['train_accuracy']:>9.2f}{row['train_loss']:>8.4f}{val}"
+            + f"{row['lr']:>10.3g}{row['images_per_s']:>10,.0f}{row['seconds']:>8.1f}"
         )
 
 
-def _now(state: TrainState, batch: int) -> str:
+def _last_step(state: TrainState, batch: int) -> str:
     if not state.losses:
         return ""
     correct = 100 * float(state.correct[-1]) / batch
-    return f"loss {float(state.losses[-1]):.3f}  accuracy {correct:.0f} % "
+    return f"loss {float(state.losses[-1]):.3f}  acc {correct:.0f} %  "
 
 
-def _lr(state: TrainState) -> float:
-    return float(state.optimizers[0].param_groups[0]["lr"])
+def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) -> None:
+    """Train to the end, measure, report. Exits with 128 + the signal where one stopped it."""
+    from leanres.runs.run import complete
+    from leanres.runs.stop import Stopped
+
+    typer.echo(_headline(run), err=as_json)
+    with open_trackers(
+        trackers, run.folder, run.info, _history(run), lambda note: print_notes([note])
+    ) as track:
+        with Live(run, stderr=as_json) as live:
+
+            def on_epoch(row: dict[str, Any]) -> None:
+                live.row(row)
+                track.row(row)
+
+            try:
+                result = complete(run, live.step, on_epoch)
+            except Stopped as stopped:
+                number, result = stopped.number, {}
+        if not result:
+            typer.echo(
+                f"stopped at step {run.state.step} of {run.counts.total}, saved\n"
+                f"continue with: leanres resume {run.folder}",
+                err=as_json,
+            )
+            raise typer.Exit(128 + number)
+        track.result(result)
+    if as_json:
+        typer.echo(json.dumps({"run": str(run.folder), **result}))
+    else:
+        _print_result(run, result)
+    if report:
+        _write_report(run, as_json)
+
+
+def _history(run: Run) -> list[dict[str, Any]]:
+    """The finished epochs with their times, as the training yielded them."""
+    times = {time["epoch"]: time for time in run.times}
+    return [row | times.get(row["epoch"], {}) for row in run.state.history]
+
+
+def _write_report(run: Run, as_json: bool) -> None:
+    """Write the run's page; a failure is a note, for the run itself is complete."""
+    from leanres.report import write_report
+
+    try:
+        page = write_report(run.folder, run.dataset)
+    except (UserError, OSError) as error:
+        print_notes([f"no report ({error}): leanres report {run.folder} writes one"])
+    else:
+        typer.echo(f"report: {page}", err=as_json)
+
+
+def _headline(run: Run) -> str:
+    """The first line of a run: network, data, length, where and by which kernels it computes."""
+    from leanres.models.cost import count_params
+
+    params = count_params(run.state.model)
+    device, recipe = run.device, run.recipe
+    name = recipe.model if isinstance(recipe.model, str) else "own network"
+    val = f" + {len(run.val):,} val" if run.val is not None else ""
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    return (
+        f"{name} ({params / 1e6:.2f} M params) on {len(run.setup.train):,} images{val} of"
+        f" {run.dataset.name}, {epochs} of {run.counts.steps_per_epoch} steps, {device.name}"
+        f" {device.precision}{', compiled' if device.compiled else ''}, kernels: {device.kernels},"
+        f" seed {recipe.seed} -> {run.folder}"
+    )
+
+
+def _print_result(run: Run, result: dict[str, Any]) -> None:
+    from leanres.metrics.reported import other_metrics, percent
+
+    folder = run.folder
+    if result["split"]:
+        n, rate = result["n"], ""
+        if "matrix_tflops" in result:
+            rate = (
+                f" (4096^3 {run.device.precision} product on this machine:"
+                f" {result['matrix_tflops']:.2f} TFLOP/s)"
+            )
+        typer.echo(
+            f"{result['split']} accuracy {percent(result['accuracy'])}"
+            f" ({round(n * result['accuracy']):,} of {n:,}){with_tta(result)}\n"
+            f"{other_metrics(result)}; trained in {result['train_seconds']:.0f} s{rate}"
+        )
+    typer.echo(
+        f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json\n"
+        f"next: leanres evaluate {folder}\n"
+        f"      leanres predict {folder} IMAGES\n"
+        f"      leanres resume {folder} --epochs {2 * run.recipe.epochs}"
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.options import PATH, load_run_data
+from leanres.cli.options import OUTPUT, PATH, RUN_DATA, load_run_data, print_notes
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,15 +15,30 @@ if TYPE_CHECKING:
 
 
 def report(
-    runs: list[Path] = typer.Argument(metavar="RUN...", help="One run folder, or several."),
-    data: str | None = typer.Option(None, help="As in train; default: what the run was given."),
+    runs: list[Path] = typer.Argument(metavar="RUNS", help="One run folder, or several."),
+    data: str | None = RUN_DATA,
     path: Path | None = PATH,
-    out: Path | None = typer.Option(None, help="File; default: report.html in (or beside) RUN."),
-    layer: list[str] = typer.Option([], help="Layer for Grad-CAM (repeatable)."),
-    budget: str = typer.Option("5M", help="Parameters to hold the network against."),
-    text: bool = typer.Option(False, "--text", help="Print the essentials instead."),
+    layer: list[str] = typer.Option(
+        [],
+        help="Layer for Grad-CAM (repeatable). Default: the last layers of the two coarsest maps.",
+        rich_help_panel=OUTPUT,
+    ),
+    budget: str = typer.Option(
+        "5M", help="Parameter budget to compare the network with.", rich_help_panel=OUTPUT
+    ),
+    text: bool = typer.Option(
+        False, "--text", help="Print the essentials instead.", rich_help_panel=OUTPUT
+    ),
+    out: Path | None = typer.Option(
+        None,
+        help="The page. Default: report.html in RUN, or beside the first of several.",
+        rich_help_panel=OUTPUT,
+    ),
 ) -> None:
-    """Explain a run on one page, or compare several: errors, calibration, where it looked."""
+    """Explain a run on one page, or compare several: curves, errors, calibration, Grad-CAM.
+
+    Example: leanres report runs/first --text
+    """
     from leanres.models.cost import parse_count
     from leanres.report.page import gather, write_report
     from leanres.report.record import read_run
@@ -31,26 +46,25 @@ def report(
 
     limit = parse_count(budget)
     records = [read_run(run) for run in runs]
-    lacking = any(record.result and record.predictions is None for record in records)
-    pictures = len(runs) == 1 and not text
+    lacks_predictions = any(record.result and record.predictions is None for record in records)
+    has_pictures = len(runs) == 1 and not text
     dataset: Dataset | None = None
     notes: list[str] = []
-    if pictures or lacking or data is not None or path is not None:
-        dataset, notes = _data(records[0].info, data, path)
+    if has_pictures or lacks_predictions or data is not None or path is not None:
+        dataset, notes = _load_if_here(records[0].info, data, path)
     if text:
         records = gather(runs, dataset)
         shown = text_report(records, limit)
     else:
         shown = str(write_report(runs, dataset, out=out, budget=limit, layers=layer))
-    for note in (*notes, *(note for record in records for note in record.notes)):
-        typer.echo(f"note: {note}", err=True)
+    print_notes([*notes, *(note for record in records for note in record.notes)])
     typer.echo(shown)
 
 
-def _data(
+def _load_if_here(
     info: dict[str, Any], data: str | None, path: Path | None
 ) -> tuple[Dataset | None, list[str]]:
-    """The run's data and nothing to say, or None and why; nothing is downloaded for a report."""
+    """The run's data, or None and a note why not; nothing is downloaded for a report."""
     try:
         return load_run_data(info, data, path, download=False), []
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`leanres runs`: the ledger of all runs and committed results."""
+"""`leanres runs`: all runs and committed results as one table; `leanres runs diff`."""
 
 from __future__ import annotations
 
@@ -8,107 +8,124 @@ from typing import Any
 
 import typer
 
+from leanres.cli.console import print_table
+from leanres.cli.help import HelpCommand, HelpGroup
+from leanres.cli.options import OUTPUT, print_notes
 from leanres.errors import UserError
 
-app = typer.Typer(help="List, filter and sort all runs; `runs diff A B` compares two.")
-RUNS = typer.Option(Path("runs"), "--runs", help="Folder of run folders.")
-RESULTS = typer.Option(Path("results"), "--results", help="Folder of committed results.")
+app = typer.Typer(name="runs", cls=HelpGroup)
+PLACES = "Places"
+RUNS = typer.Option(
+    Path("runs"), "--runs", metavar="FOLDER", help="Folder of run folders.", rich_help_panel=PLACES
+)
+RESULTS = typer.Option(
+    Path("results"),
+    "--results",
+    metavar="FOLDER",
+    help="Folder of committed results.",
+    rich_help_panel=PLACES,
+)
+NARROW = ("status", "split", "seed", "params", "model")  # left out first on a narrow terminal
 
 
 @app.callback(invoke_without_command=True)
 def runs(
     context: typer.Context,
     where: list[str] = typer.Option(
-        [], "--where", help="Keep rows that fit: model=resnet20, 'accuracy>0.9' (repeatable)."
+        [],
+        help="Keep the rows that meet it: model=resnet20, 'accuracy>0.9' (repeatable).",
+        rich_help_panel="Rows and columns",
     ),
-    sort: str = typer.Option("", help="Column to sort by; -accuracy: largest first."),
-    show: str = typer.Option("", help="Columns, with commas; default: the usual ones."),
-    as_csv: Path | None = typer.Option(None, "--csv", help="Write all columns to this file."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per run."),
+    sort: str = typer.Option(
+        "", help="Column to sort by; -accuracy: largest first.", rich_help_panel="Rows and columns"
+    ),
+    show: str = typer.Option(
+        "", help="Columns to print, with commas.", rich_help_panel="Rows and columns"
+    ),
     runs: Path = RUNS,
     results: Path = RESULTS,
+    as_csv: Path | None = typer.Option(
+        None, "--csv", help="Write all columns to this file.", rich_help_panel=OUTPUT
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print one JSON object per run.", rich_help_panel=OUTPUT
+    ),
 ) -> None:
-    """List, filter and sort all runs (runs/*) and committed results (results/*.json)."""
+    """List, filter and sort all runs (runs/*) and committed results (results/*.json).
+
+    Example: leanres runs --where 'accuracy>0.5' --sort -accuracy
+    """
     if context.invoked_subcommand is not None:
         return
-    from leanres.runs.ledger import matching, read_ledger, to_csv
-    from leanres.runs.ledger import sort as sorted_by
+    from leanres.runs.ledger import matching, read_ledger, sort_rows, to_csv
 
     rows, notes = read_ledger(runs, results)
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
+    print_notes(notes)
     for condition in where:
         rows = matching(rows, condition)
-    rows = sorted_by(rows, sort) if sort else rows
+    rows = sort_rows(rows, sort) if sort else rows
     if as_csv is not None:
-        _write(as_csv, to_csv(rows))
+        _write_text(as_csv, to_csv(rows))
         typer.echo(f"{len(rows)} runs written to {as_csv}")
     elif as_json:
         for row in rows:
             typer.echo(json.dumps(row))
+    elif rows:
+        _print_rows(rows, [key.strip() for key in show.split(",")] if show else [])
     else:
-        _print(rows, show, runs, results)
+        typer.echo(f"no such runs in {runs}/ and {results}/")
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _print(rows: list[dict[str, Any]], show: str, runs: Path, results: Path) -> None:
-    from rich.table import Table
-
-    from leanres.cli.console import console
+def _print_rows(rows: list[dict[str, Any]], chosen: list[str]) -> None:
+    """A table of the chosen columns, by default of the ledger's usual ones."""
     from leanres.registry import unknown
     from leanres.runs.ledger import SHOWN, columns
 
-    if not rows:
-        typer.echo(f"no runs that fit in {runs}/ and {results}/")
-        return
     known = columns(rows)
-    usual = [key for key in SHOWN if key in known]
-    chosen = [key.strip() for key in show.split(",")] if show else usual
     for key in chosen:
         if key not in known:
             raise UserError(unknown("column", key, known))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for key in chosen:
-        table.add_column(key, no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(key, row.get(key)) for key in chosen))
-    console().print(table)
+    heads = chosen or [key for key in SHOWN if key in known]
+    cells = [[_cell(key, row.get(key)) for key in heads] for row in rows]
+    print_table(heads, cells, left=heads, drop=() if chosen else NARROW)
 
 
 def _cell(key: str, value: Any) -> str:
+    from leanres.metrics.reported import METRICS
     from leanres.runs.ledger import shown
 
     if value is None:
         return "-"
-    if key in ("accuracy", "accuracy_tta", "ece"):
-        return f"{100 * value:.2f} %"
+    if key in METRICS:
+        return METRICS[key].format(value)
     if isinstance(value, float):
         return f"{value:.4g}"
-    if key == "params":
-        return f"{value:,}"
-    return shown(value)
+    return f"{value:,}" if key == "params" else shown(value)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def diff(
     first: str = typer.Argument(metavar="A", help="A run folder, a results file, or its name."),
     second: str = typer.Argument(metavar="B", help="Another."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     runs: Path = RUNS,
     results: Path = RESULTS,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON.", rich_help_panel=OUTPUT),
 ) -> None:
-    """What differs between two runs: in the recipe, and in what came out."""
-    from leanres.runs.ledger import diff as compare
-    from leanres.runs.ledger import read_entry
+    """Show what differs between two runs: in the recipe, and in the outcome.
 
-    a, b = (read_entry(_find(name, runs, results)) for name in (first, second))
-    recipe, outcome = compare(a, b)
+    Example: leanres runs diff first second
+    """
+    from leanres.runs.ledger import diff_rows, read_row
+
+    a, b = (read_row(_find_run(name, runs, results)) for name in (first, second))
+    recipe, outcome = diff_rows(a, b)
     if as_json:
         parts = {"recipe": recipe, "outcome": outcome}
         typer.echo(json.dumps({k: {key: [x, y] for key, x, y in v} for k, v in parts.items()}))
@@ -119,7 +136,7 @@ def diff(
             typer.echo(f"  {key}: {x} -> {y}")
 
 
-def _find(name: str, runs: Path, results: Path) -> Path:
+def _find_run(name: str, runs: Path, results: Path) -> Path:
     """A path as given, or a name within the two folders."""
     for path in (Path(name), runs / name, results / name, results / f"{name}.json"):
         if path.exists():

@@ -1,6 +1,6 @@
 """The ledger: every run folder and committed result as one flat row; filter, sort, diff, CSV.
 
-It reads JSON alone, so that listing a hundred runs loads neither torch nor the data.
+Only JSON is read, so listing a hundred runs imports no torch and loads no data.
 """
 
 from __future__ import annotations
@@ -15,22 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from leanres.errors import UserError
+from leanres.metrics.reported import HEADLINE, METRICS
 from leanres.registry import Table, unknown
 
-Row = dict[str, Any]
-SHOWN = ("name", "status", "model", "params", "epochs", "seed", "split", "accuracy", "accuracy_tta")
-_FIRST = (*SHOWN, "n", "nll", "ece", "train_seconds", "data", "started", "commit", "device", "path")
-_OUTCOME = (
-    "split",
-    "n",
-    "accuracy",
-    "accuracy_tta",
-    "tta",
-    "nll",
-    "ece",
-    "params",
-    "train_seconds",
-)
+LedgerRow = dict[str, Any]
+Difference = tuple[str, str, str]  # key, first value, second value
+SHOWN = ("name", "status", "model", "params", "epochs", "seed", "split", *HEADLINE)  # in a listing
+_ORIGIN = ("train_seconds", "data", "started", "commit", "device", "path")
+_BAD_FILE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _SIGNS: Table[Callable[[Any, Any], bool]] = Table(
     "sign",
     {
@@ -44,71 +36,76 @@ _SIGNS: Table[Callable[[Any, Any], bool]] = Table(
 )
 
 
-def read_ledger(runs: Path, results: Path) -> tuple[list[Row], list[str]]:
-    """(rows, notes): `runs`/*/run.json and `results`/*.json, oldest first; what is not readable.
+def read_ledger(runs: Path, results: Path) -> tuple[list[LedgerRow], list[str]]:
+    """The rows of `runs`/*/run.json and `results`/*.json, oldest first, and a note per bad file.
 
-    A row holds the outcome, every setting of the recipe, and where it came from. A committed
-    result of a run whose folder is there too is one row, the folder's.
+    A row holds the outcome, every setting of the recipe, and its origin. A committed result of a
+    run whose folder exists too is not a row of its own: the folder's row stands for both.
     """
-    rows: dict[object, Row] = {}
+    rows: dict[object, LedgerRow] = {}
     notes = []
     for path in (*sorted(runs.glob("*/run.json")), *sorted(results.glob("*.json"))):
         try:
-            for row in _entries(path):
+            for row in _read_rows(path):
                 rows.setdefault(_identity(row), row)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _BAD_FILE as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             notes.append(f"{path} is no run: {reason}")
     return sorted(rows.values(), key=lambda row: str(row["started"])), notes
 
 
-def _identity(row: Row) -> object:
-    """What two rows of one training share: when it began, its seed, and what came out of it."""
+def _identity(row: LedgerRow) -> object:
+    """What two rows of the same training have in common: its start, seed and outcome."""
     if not row["started"] or row["accuracy"] is None:
         return row["path"], row["name"]
     return row["started"], row.get("seed"), row["split"], row["accuracy"], row["epochs"]
 
 
-def read_entry(path: Path) -> Row:
-    """The row of one run folder, run.json or results file (of several runs: the first).
+def read_row(path: Path) -> LedgerRow:
+    """The row of one run folder, run.json or results file (of several runs: the first one's).
 
-    UserError where it is none.
+    UserError where `path` is none of these.
     """
     file = path / "run.json" if path.is_dir() else path
     try:
-        return _entries(file)[0]
+        return _read_rows(file)[0]
     except FileNotFoundError:
         raise UserError(f"{path} is no run folder and no results file") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _BAD_FILE as error:
         raise UserError(f"{file} is no run: {type(error).__name__} {error}") from None
 
 
-def _entries(path: Path) -> list[Row]:
-    """The row of a run, or one per seed of a repeated one (`leanres bench race`)."""
+def _read_rows(path: Path) -> list[LedgerRow]:
+    """The row of a run, or one per seed where a file holds several (`leanres bench race`)."""
     info = json.loads(path.read_text(encoding="utf-8"))
     name = path.resolve().parent.name if path.name == "run.json" else path.stem
     if "runs" not in info:
-        return [_entry(path, name, info)]
-    return [_entry(path, f"{name}:{run['seed']}", run) for run in info["runs"]]
+        return [_to_row(path, name, info)]
+    return [_to_row(path, f"{name}:{run['seed']}", run) for run in info["runs"]]
 
 
-def _entry(path: Path, name: str, info: Mapping[str, Any]) -> Row:
+def _to_row(path: Path, name: str, info: Mapping[str, Any]) -> LedgerRow:
     recipe = dict(info["recipe"])
     result = _result(info)
     is_run = path.name == "run.json"
-    about: Row = {
+    about: LedgerRow = {
         "name": name,
         "path": str(path.parent if is_run else path),
         "status": "measured" if result.get("accuracy") is not None else "unfinished",
         "started": info.get("started", ""),
         "commit": info.get("commit"),
-        "data": info.get("data", {}).get("name", ""),
-        "device": info.get("hardware", {}).get("device", ""),
+        "data": info.get("data", {}).get("name"),
+        "device": info.get("hardware", {}).get("device"),
     }
-    return about | {key: result.get(key) for key in _OUTCOME} | recipe
+    return about | {key: result.get(key) for key in _outcome_keys()} | recipe
 
 
-def _result(info: Mapping[str, Any]) -> Row:
+def _outcome_keys() -> tuple[str, ...]:
+    """The columns of a measurement; those of METRICS may be extended."""
+    return ("split", "n", *HEADLINE, "tta", *METRICS, "params", "train_seconds")
+
+
+def _result(info: Mapping[str, Any]) -> LedgerRow:
     """The measurement: a run's `result`, or the `test` (else `val`) of a committed result."""
     if isinstance(info.get("result"), dict):
         return dict(info["result"])
@@ -120,58 +117,65 @@ def _result(info: Mapping[str, Any]) -> Row:
     return {}
 
 
-def columns(rows: Iterable[Row]) -> list[str]:
-    """Every key of the rows, the usual ones first."""
+def columns(rows: Iterable[LedgerRow]) -> list[str]:
+    """Every key of the rows, the most used first."""
     found = dict.fromkeys(key for row in rows for key in row)
-    return [key for key in _FIRST if key in found] + [key for key in found if key not in _FIRST]
+    first = dict.fromkeys((*SHOWN, "n", *METRICS, *_ORIGIN))
+    return [key for key in first if key in found] + [key for key in found if key not in first]
 
 
-def matching(rows: list[Row], condition: str) -> list[Row]:
-    """The rows that fit "epochs>=10", "model=resnet20" or "accuracy>0.9".
+def matching(rows: list[LedgerRow], condition: str) -> list[LedgerRow]:
+    """The rows that meet a condition: "epochs>=10", "model=resnet20" or "accuracy>0.9".
 
-    Numbers are compared as numbers, all else as text. UserError for an unknown key or no sign.
+    Numbers are compared as numbers, everything else as text, ignoring case. UserError for an
+    unknown key, a missing sign, or text where the column holds numbers.
     """
     match = re.fullmatch(r"\s*([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
     if not match:
         raise UserError(f"condition {condition!r}: give key=value, also !=, <, <=, > or >=")
     key, sign, wanted = match.groups()
     _check_key(rows, key)
-    return [row for row in rows if _fits(row.get(key), _SIGNS[sign], wanted)]
+    return [row for row in rows if _meets(row.get(key), _SIGNS[sign], wanted)]
 
 
-def _fits(value: Any, sign: Callable[[Any, Any], bool], wanted: str) -> bool:
+def _meets(value: Any, sign: Callable[[Any, Any], bool], wanted: str) -> bool:
     if value is None:
         return sign is operator.ne
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return sign(value, float(wanted))
         except ValueError:
-            raise UserError(f"{wanted!r} is no number, and {value!r} is one") from None
+            raise UserError(
+                f"{wanted!r} is no number: give one to compare {value!r} with"
+            ) from None
     return sign(shown(value).lower(), wanted.lower())
 
 
-def sort(rows: list[Row], key: str) -> list[Row]:
-    """The rows by `key`, largest first with "-key"; rows without a value come last."""
+def sort_rows(rows: list[LedgerRow], key: str) -> list[LedgerRow]:
+    """The rows sorted by `key`, or by "-key" largest first; rows without a value come last.
+
+    UserError for an unknown key.
+    """
     name = key.removeprefix("-")
     _check_key(rows, name)
-    there = [row for row in rows if row.get(name) is not None]
-    numbers = all(isinstance(row[name], int | float) for row in there)
+    with_value = [row for row in rows if row.get(name) is not None]
+    are_numbers = all(isinstance(row[name], int | float) for row in with_value)
 
-    def rank(row: Row) -> Any:
-        return row[name] if numbers else shown(row[name])
+    def rank(row: LedgerRow) -> Any:
+        return row[name] if are_numbers else shown(row[name])
 
-    ordered = sorted(there, key=rank, reverse=key.startswith("-"))
+    ordered = sorted(with_value, key=rank, reverse=key.startswith("-"))
     return ordered + [row for row in rows if row.get(name) is None]
 
 
-def _check_key(rows: list[Row], key: str) -> None:
+def _check_key(rows: list[LedgerRow], key: str) -> None:
     known = columns(rows)
     if rows and key not in known:
         raise UserError(unknown("column", key, known))
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """All columns of all rows as CSV; lists and tables as JSON."""
+def to_csv(rows: Sequence[LedgerRow]) -> str:
+    """All columns of all rows as CSV, lists and tables in it as JSON."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns(rows), lineterminator="\n")
     writer.writeheader()
@@ -181,14 +185,14 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting as people write it: text as it is, all else as JSON; "-" for nothing."""
+    """A setting as text: a string as it is, everything else as JSON, None as "-"."""
     if value is None:
         return "-"
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(key, first's value, second's value) of the keys that differ, as text; "-" for none."""
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
+    """The keys whose values differ, with both values as text; "-" for a missing one."""
     keys = dict.fromkeys((*first, *second))
     return [
         (key, shown(first.get(key)), shown(second.get(key)))
@@ -197,12 +201,12 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tup
     ]
 
 
-def diff(first: Row, second: Row) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """What differs between two rows: (in the recipe, in the outcome), as `differences` gives it."""
-    outcome, skip = set(_OUTCOME), {"name", "path", "status", "started"}
+def diff_rows(first: LedgerRow, second: LedgerRow) -> tuple[list[Difference], list[Difference]]:
+    """What differs between two rows: in recipe and origin, and in the outcome."""
+    outcome, skip = set(_outcome_keys()), {"name", "path", "status", "started"}
 
-    def part(row: Row, wanted: bool) -> Row:
-        return {k: v for k, v in row.items() if (k in outcome) == wanted and k not in skip}
+    def part(row: LedgerRow, of_outcome: bool) -> LedgerRow:
+        return {k: v for k, v in row.items() if (k in outcome) == of_outcome and k not in skip}
 
     recipe = differences(part(first, False), part(second, False))
     return recipe, differences(part(first, True), part(second, True))

@@ -1,7 +1,7 @@
-"""Adapters that pass a run's metric rows on to TensorBoard and MLflow while it trains.
+"""Log a run's metrics to TensorBoard and MLflow while it trains.
 
-They read the stream that metrics.jsonl is written from; they measure nothing themselves. Each is
-optional: `pip install 'leanres[track]'`.
+Trackers get the rows that metrics.jsonl is written from, and measure nothing themselves. Their
+libraries are optional: `pip install 'leanres[track]'`.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from leanres.errors import UserError, first_line
 from leanres.registry import Table
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from leanres.training.loop import MetricsRow
+
 NOT_METRICS = ("epoch", "step")
 
 
 class Tracker(Protocol):
-    """Something that takes a run's rows as they come. Made by an entry of TRACKERS."""
+    """Logs the rows of a run as they come. An entry of TRACKERS makes one."""
 
-    def row(self, row: Row) -> None:
-        """Pass on an epoch's row, as metrics.jsonl has it, with its times."""
+    def row(self, row: MetricsRow) -> None:
+        """Log an epoch: its row of metrics.jsonl, with its times."""
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """Pass on the final measurement."""
+        """Log the final measurement."""
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write what is still buffered."""
 
 
-def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The row's metrics: its finite numbers, without epoch and step."""
+def finite_numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a row: its finite numbers, without epoch and step."""
     return {
         key: float(value)
         for key, value in row.items()
@@ -49,12 +51,12 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, made anew from the history at each start.
+    """Event files in RUN/tensorboard, written anew from the history at each start.
 
-    So a resumed run has every epoch once, whatever the stop left behind.
+    A resumed run so has every epoch exactly once, whatever files the stopped one left.
     """
 
-    def __init__(self, folder: Path, info: Mapping[str, Any], history: list[Row]) -> None:
+    def __init__(self, folder: Path, info: Mapping[str, Any], history: list[MetricsRow]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         place = folder / "tensorboard"
@@ -66,15 +68,15 @@ class TensorBoard:
         for row in history:
             self.row(row)
 
-    def row(self, row: Row) -> None:
+    def row(self, row: MetricsRow) -> None:
         """One scalar per metric at the epoch's optimizer step."""
-        for key, value in numbers(row).items():
+        for key, value in finite_numbers(row).items():
             self.writer.add_scalar(key, value, row["step"])
-        self.writer.flush()  # live: whoever watches sees the epoch when it ends
+        self.writer.flush()  # so that TensorBoard shows the epoch as soon as it ends
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """The final figures under result/."""
-        for key, value in numbers(result).items():
+        """The final measurement, under result/."""
+        for key, value in finite_numbers(result).items():
             self.writer.add_scalar(f"result/{key}", value, 0)
 
     def close(self) -> None:
@@ -85,10 +87,10 @@ class TensorBoard:
 class MLflow:
     """An MLflow run in $MLFLOW_TRACKING_URI, else in mlflow.db (sqlite) beside the run folders.
 
-    RUN/mlflow.json keeps its id; a resumed run goes on in it, and steps it has are not repeated.
+    RUN/mlflow.json keeps its id: a resumed run continues there, and logs no step twice.
     """
 
-    def __init__(self, folder: Path, info: Mapping[str, Any], history: list[Row]) -> None:
+    def __init__(self, folder: Path, info: Mapping[str, Any], history: list[MetricsRow]) -> None:
         with _quiet():
             from mlflow.tracking import MlflowClient
 
@@ -111,7 +113,7 @@ class MLflow:
                 self.client.update_run(kept["run_id"], status="RUNNING")
                 return str(kept["run_id"])
         except (OSError, ValueError, KeyError, MlflowException):
-            pass  # none yet, or its store is gone: a new one is made from the history
+            pass  # none yet, or its store was deleted: a new run gets the whole history
         return None
 
     def _create(self, folder: Path, uri: str, info: Mapping[str, Any]) -> str:
@@ -130,27 +132,27 @@ class MLflow:
         (folder / "mlflow.json").write_text(json.dumps({"uri": uri, "run_id": run_id}))
         return run_id
 
-    def row(self, row: Row) -> None:
-        """One metric each at the epoch's optimizer step, unless the store has that step."""
+    def row(self, row: MetricsRow) -> None:
+        """One metric each at the epoch's optimizer step, unless that step was logged before."""
         if row["step"] <= self.last:
             return
-        for key, value in numbers(row).items():
+        for key, value in finite_numbers(row).items():
             self.client.log_metric(self.run_id, key, value, step=row["step"])
         self.last = row["step"]
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """The final figures as result.accuracy and so on."""
-        for key, value in numbers(result).items():
+        """The final measurement, as result.accuracy and so on."""
+        for key, value in finite_numbers(result).items():
             self.client.log_metric(self.run_id, f"result.{key}", value)
         self.client.set_terminated(self.run_id, "FINISHED")
 
     def close(self) -> None:
-        """Nothing is held back: each metric is in the store once it is logged."""
+        """Nothing is buffered: each metric is in the store once it is logged."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the log lines of MLflow's first start, which lists the tables that it makes."""
+    """Silence the log of MLflow's first start, which lists every table that it creates."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -159,13 +161,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-TRACKERS: Table[Callable[[Path, Mapping[str, Any], list[Row]], Tracker]] = Table(
+TRACKERS: Table[Callable[[Path, Mapping[str, Any], list[MetricsRow]], Tracker]] = Table(
     "tracker", {"tensorboard": TensorBoard, "mlflow": MLflow}
 )
 
 
 def check_trackers(names: str) -> list[str]:
-    """ "tensorboard,mlflow" -> both names. UserError for an unknown one or a missing library."""
+    """Split "tensorboard,mlflow". UserError for an unknown name or a library not installed."""
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
         TRACKERS[name]
@@ -177,25 +179,25 @@ def check_trackers(names: str) -> list[str]:
 
 
 class Trackers:
-    """Several trackers as one."""
+    """Several trackers as one. One that fails is disabled, and the run continues without it."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.members: dict[str, Tracker] = {}
         self.tell = tell
 
-    def row(self, row: Row) -> None:
-        """Pass an epoch's row on to each."""
+    def row(self, row: MetricsRow) -> None:
+        """Log an epoch in each."""
         self._each(lambda member: member.row(row))
 
     def result(self, result: Mapping[str, Any]) -> None:
-        """Pass the final measurement on to each."""
+        """Log the final measurement in each."""
         self._each(lambda member: member.result(result))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, member in list(self.members.items()):
             try:
                 call(member)
-            except Exception as error:  # a server that is away must not end a training
+            except Exception as error:  # an unreachable server must not end a training
                 del self.members[name]
                 self.tell(f"logging to {name} is disabled ({first_line(error)}); the run continues")
 
@@ -205,12 +207,12 @@ def open_trackers(
     names: list[str],
     folder: Path,
     info: Mapping[str, Any],
-    history: list[Row],
+    history: list[MetricsRow],
     tell: Callable[[str], None],
 ) -> Iterator[Trackers]:
-    """The named trackers, each told of the epochs in `history` first; closed at the end.
+    """The named trackers, with the epochs in `history` logged; closed when the context ends.
 
-    UserError for one that cannot be begun; of one that fails later `tell` gets a line, once.
+    UserError for one that cannot be opened. `tell` gets one line where one fails later.
     """
     with ExitStack() as stack:
         trackers = Trackers(tell)
@@ -219,8 +221,7 @@ def open_trackers(
                 trackers.members[name] = TRACKERS[name](folder, info, history)
             except Exception as error:
                 raise UserError(
-                    f"--track {name}: {first_line(error)} (the run waits: leanres resume {folder})"
+                    f"--track {name}: {first_line(error)}; `leanres resume {folder}` trains it"
                 ) from error
             stack.callback(trackers.members[name].close)
         yield trackers
-

@@ -1,1 +1,1 @@
-"""Export a trained network to one file, checked on real images before it is kept."""
+"""Ship a trained network as one file, preprocessing included, checked on real images."""

@@ -1,0 +1,69 @@
+"""Help pages: commands and options under headings, plain text in 80 columns."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+NAME_WIDTH = 20  # the explanations of one page start in one column
+
+# What a type of typer's is called on a help page: "--steps <int range>" -> "--steps N".
+TYPES = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH"}
+
+Sections = dict[str, list[tuple[str, str]]]  # heading -> (name, explanation)
+
+
+class HelpCommand(TyperCommand):
+    """A command whose options stand under the headings that `rich_help_panel` gives them."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line, without typer's braces around an argument."""
+        words = " ".join(super().collect_usage_pieces(ctx))
+        return words.replace("{", "").replace("}", "").upper().split()
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the options."""
+        _write(_option_sections(self, ctx), formatter, NAME_WIDTH)
+
+
+class HelpGroup(TyperGroup):
+    """A group of commands under headings. Called without a command it prints its help page."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read `--help` where nothing was given, unless the group itself does something then."""
+        bare = not args and not self.invoke_without_command
+        return super().parse_args(ctx, ["--help"] if bare else args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands with their first sentences, then the options."""
+        names = self.list_commands(ctx)
+        sections: Sections = {}
+        for name in names:
+            command: Any = self.get_command(ctx, name)
+            sentence = command.help.partition("\n\n")[0].replace("\n", " ")
+            sections.setdefault(command.rich_help_panel or "Commands", []).append((name, sentence))
+        _write(sections, formatter, max(map(len, names)))
+        _write(_option_sections(self, ctx), formatter, NAME_WIDTH)
+
+
+def _option_sections(command: Any, ctx: Any) -> Sections:
+    sections: Sections = {}
+    heading = "Options"
+    for parameter in command.get_params(ctx):
+        name, explanation = parameter.get_help_record(ctx)
+        if parameter.param_type_name == "argument":
+            name, heading = parameter.metavar or parameter.name.upper(), "Arguments"
+        elif heading == "Arguments" or parameter.rich_help_panel:
+            heading = parameter.rich_help_panel or "Options"
+        name = re.sub(r"<(?:list\[)?(\w+).*>", lambda match: TYPES.get(match[1], match[0]), name)
+        # --help, the last one, has no heading of its own and joins the options before it
+        sections.setdefault(heading, []).append((name, explanation))
+    return sections
+
+
+def _write(sections: Sections, formatter: Any, width: int) -> None:
+    for heading, rows in sections.items():
+        with formatter.section(heading):
+            formatter.write_dl([(name.ljust(width), explanation) for name, explanation in rows])

@@ -1,0 +1,100 @@
+"""`leanres predict`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from leanres.cli.console import print_table
+from leanres.cli.options import (
+    DEVICE,
+    MEASUREMENT,
+    OUTPUT,
+    STRICT,
+    TARGET,
+    THREADS,
+    make_predictor,
+    print_notes,
+)
+from leanres.errors import UserError
+
+if TYPE_CHECKING:
+    from leanres.runs.predictor import Prediction
+
+
+def predict(
+    target: Path = TARGET,
+    files: list[Path] = typer.Argument(metavar="FILES", help="Image files, or folders of them."),
+    strict: bool = STRICT,
+    top: int = typer.Option(
+        3, min=1, help="Classes to show per image.", rich_help_panel=MEASUREMENT
+    ),
+    tta: str = typer.Option(
+        "none",
+        help="Test-time augmentation: none, flip, flip-shift or flip-shift-unsure.",
+        rich_help_panel=MEASUREMENT,
+    ),
+    device_name: str = DEVICE,
+    threads: int = THREADS,
+    as_csv: Path | None = typer.Option(
+        None,
+        "--csv",
+        help="Write columns ID (the file's name) and Labels to this file.",
+        rich_help_panel=OUTPUT,
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print one JSON object per image.", rich_help_panel=OUTPUT
+    ),
+) -> None:
+    """Classify images: the most likely classes and their probabilities.
+
+    Example: leanres predict runs/first photos/ --csv labels.csv
+    """
+    from leanres.metrics.inference import TTA
+    from leanres.runs.predictor import Prediction, find_images
+
+    TTA[tta]
+    predictor = make_predictor(target, device_name, threads)
+    top = min(top, len(predictor.preprocess.classes))
+    outcomes = list(predictor.predict(find_images(files), tta, top))
+    read = [o for o in outcomes if isinstance(o, Prediction)]
+    for image in (o for o in outcomes if not isinstance(o, Prediction)):
+        problem = f"{image.path} cannot be read: {image.reason}"
+        if strict or not read:
+            raise UserError(problem)
+        print_notes([f"{problem}; skipped"])
+    if as_csv is not None:
+        _write_predictions(as_csv, read)
+    elif as_json:
+        for p in read:
+            ranked = [{"class": c, "prob": x} for c, x in zip(p.classes, p.probs, strict=True)]
+            typer.echo(json.dumps({"path": str(p.path), "top": ranked}))
+    else:
+        _print_predictions(read)
+
+
+def _write_predictions(path: Path, predictions: list[Prediction]) -> None:
+    try:
+        # a name in another encoding than UTF-8 keeps its bytes
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(["ID", "Labels"])
+            writer.writerows([p.path.stem, p.classes[0]] for p in predictions)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    typer.echo(f"{len(predictions)} predictions written to {path}")
+
+
+def _print_predictions(predictions: list[Prediction]) -> None:
+    from leanres.data.sources.folder import printable
+
+    rows = []
+    for p in predictions:
+        first, *others = (f"{100 * prob:.1f} %" for prob in p.probs)
+        then = ", ".join(f"{name} {prob}" for name, prob in zip(p.classes[1:], others, strict=True))
+        rows.append([printable(p.path), p.classes[0], first, then])
+    print_table(["image", "class", "prob", "then"], rows, left=("class", "then"))

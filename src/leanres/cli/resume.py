@@ -1,0 +1,92 @@
+"""`leanres resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from leanres.cli.options import (
+    DEVICE,
+    JSON,
+    MEASUREMENT,
+    NO_REPORT,
+    PATH,
+    RUN_DATA,
+    THREADS,
+    TRACK,
+    TRAINING,
+    check_measurement,
+    check_val,
+    load_run_data,
+    print_notes,
+    set_threads,
+)
+from leanres.cli.progress import train_and_print
+from leanres.errors import UserError
+from leanres.runs.tracking import check_trackers
+
+if TYPE_CHECKING:
+    from leanres.runs.run import Run
+    from leanres.training.device import Device
+
+
+def resume(
+    folder: Path = typer.Argument(metavar="RUN", help="The run folder."),
+    epochs: int | None = typer.Option(
+        None, min=1, help="Train until this many epochs are done in all.", rich_help_panel=TRAINING
+    ),
+    data: str | None = RUN_DATA,
+    path: Path | None = PATH,
+    tta: str | None = typer.Option(
+        None,
+        help="Test-time augmentation, as in train. Default: the run's own.",
+        rich_help_panel=MEASUREMENT,
+    ),
+    measure: str | None = typer.Option(
+        None, help="test or val. Default: the run's own.", rich_help_panel=MEASUREMENT
+    ),
+    device_name: str = DEVICE,
+    threads: int = THREADS,
+    no_report: bool = NO_REPORT,
+    track: str = TRACK,
+    as_json: bool = JSON,
+) -> None:
+    """Continue a run that was stopped, killed or queued, or extend a finished one.
+
+    It is measured on the split that it was started with; --measure test then reads test after val.
+
+    Example: leanres resume runs/first --epochs 20
+    """
+    from leanres.runs.run import device_of, reopen
+
+    check_measurement(tta or "none", measure or "test")
+    trackers = check_trackers(track)
+
+    def device(info: dict[str, Any]) -> Device:
+        set_threads(threads or info.get("hardware", info["origin"]).get("threads"))
+        found = device_of(info, device_name)
+        found.tune()
+        return found
+
+    run = reopen(folder, lambda info: load_run_data(info, data, path), device, epochs)
+    print_notes(run.notes)
+    _check_unfinished(run, measure)
+    given = {"tta": tta, "measure": measure}
+    run.info["origin"] |= {key: value for key, value in given.items() if value is not None}
+    check_val(run.info["origin"].get("measure", "test"), run.val is not None)
+    train_and_print(run, as_json, trackers, not no_report)
+
+
+def _check_unfinished(run: Run, measure: str | None) -> None:
+    """Refuse a run with no epoch left to train and nothing left to measure."""
+    measured = run.info.get("result", {}).get("split")
+    wanted = measure if run.dataset.test else "val"
+    if run.state.step < run.counts.total or measured is None or wanted not in (None, measured):
+        return
+    also = ", --measure test reads test too" if run.dataset.test and measured == "val" else ""
+    raise UserError(
+        f"{run.folder} is finished ({run.recipe.epochs} epochs, measured on {measured}):"
+        f" --epochs N extends it{also}"
+    )

@@ -1,0 +1,138 @@
+"""`leanres bench scaling`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from leanres.cli.console import check_picture, print_table, save_picture, write_json
+from leanres.cli.options import (
+    DATA,
+    DEVICE,
+    JSON,
+    MEASUREMENT,
+    OUT_JSON,
+    OUTPUT,
+    PATH,
+    SETTINGS,
+    SIZE,
+    STEP_MODEL,
+    STEP_RECIPE,
+    STRICT,
+    THREADS,
+    changes,
+    load_dataset,
+    make_device,
+)
+from leanres.errors import UserError
+
+
+def scaling(
+    model: str | None = STEP_MODEL,
+    recipe: str = STEP_RECIPE,
+    settings: list[str] = SETTINGS,
+    batches: str = typer.Option(
+        "32,125,500,2000", help="Batch sizes, with commas.", rich_help_panel=MEASUREMENT
+    ),
+    params: str = typer.Option(
+        "0.5,1,2,5",
+        help="Millions of parameters to widen the network to.",
+        rich_help_panel=MEASUREMENT,
+    ),
+    shares: str = typer.Option(
+        "0.1,0.5,1,2",
+        help="Shares of the images; above 1 they repeat.",
+        rich_help_panel=MEASUREMENT,
+    ),
+    steps: int = typer.Option(
+        5, min=1, help="Steps of each batch size and network.", rich_help_panel=MEASUREMENT
+    ),
+    data: str = DATA,
+    path: Path | None = PATH,
+    size: int = SIZE,
+    strict: bool = STRICT,
+    device_name: str = DEVICE,
+    threads: int = THREADS,
+    plot: Path | None = typer.Option(
+        None, help="Draw the curves into this .png, .svg or .pdf file.", rich_help_panel=OUTPUT
+    ),
+    out: Path | None = OUT_JSON,
+    as_json: bool = JSON,
+) -> None:
+    """Measure how time grows with batch size, network size and images; fit a line to each.
+
+    Example: leanres bench scaling --data digits --params 0.1,0.2 --shares 1,2
+    """
+    from leanres.bench import scaling as library
+    from leanres.models.zoo import resolve
+    from leanres.runs.layout import commit
+    from leanres.training.device import hardware
+    from leanres.training.recipe import from_dict
+    from leanres.training.recipes import load_recipe
+
+    check_picture("--plot", plot)
+    sizes = [int(x) for x in _rising_numbers("--batches", batches, whole=True)]
+    budgets = [round(1e6 * x) for x in _rising_numbers("--params", params)]
+    parts = _rising_numbers("--shares", shares)
+    changed = {"freeze_stem_at": 0.0, "progressive_resizing": []} | changes(settings, model=model)
+    chosen = from_dict(changed, load_recipe(recipe))
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    networks = [library.widened(resolve(chosen.model), budget) for budget in budgets]
+    if len(set(networks)) < len(networks):
+        raise UserError(f"--params {params!r}: two of these are one network; give other numbers")
+    dataset = load_dataset(data, path, size, strict)
+    curves = []
+    for curve in (
+        library.batch_curve(chosen, dataset, device, sizes, steps),
+        library.network_curve(chosen, dataset, device, networks, steps),
+        library.images_curve(chosen, dataset, device, parts),
+    ):
+        curves.append(curve)
+        if not as_json:
+            _print_curve(curve.to_dict())
+    report = {
+        "hardware": hardware(device),
+        "commit": commit(),
+        "recipe": chosen.to_dict(),
+        "curves": [curve.to_dict() for curve in curves],
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+    write_json(out, report)
+    if plot is not None:
+        save_picture(library.figure(curves), plot)
+
+
+def _rising_numbers(option: str, text: str, whole: bool = False) -> list[float]:
+    """At least two different numbers above 0, from text with commas, sorted."""
+    try:
+        found = sorted({float(word) for word in text.split(",")})
+    except ValueError:
+        found = []
+    fits = all(0 < x < math.inf and (not whole or x.is_integer()) for x in found)
+    if len(found) < 2 or not fits:
+        kind = "whole numbers" if whole else "numbers"
+        raise UserError(f"{option} {text!r}: give two or more {kind} above 0, such as 1,2,5")
+    return found
+
+
+def _print_curve(curve: dict[str, Any]) -> None:
+    columns = (curve[key] for key in ("x", "seconds", "deviations", "notes"))
+    rows = [
+        [
+            f"{x:,.0f}" if x >= 1000 else f"{x:.4g}",
+            f"{seconds:.4g}",
+            f"{100 * deviation:+.1f} %",
+            note,
+        ]
+        for x, seconds, deviation, note in zip(*columns, strict=True)
+    ]
+    print_table([curve["grows"], f"seconds {curve['takes']}", "off the line", ""], rows)
+    fixed, slope = curve["fixed_seconds"], curve["seconds_per_unit"]
+    typer.echo(
+        f"the line: {fixed:.3g} s {curve['takes']}, and {slope:.3g} s for each {curve['unit']}\n"
+    )

@@ -1,0 +1,99 @@
+"""`leanres bench step`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from leanres.cli.console import print_table, write_json
+from leanres.cli.options import (
+    DATA,
+    DEVICE,
+    JSON,
+    MEASUREMENT,
+    OUT_JSON,
+    PATH,
+    SETTINGS,
+    SIZE,
+    STEP_MODEL,
+    STEP_RECIPE,
+    STRICT,
+    THREADS,
+    changes,
+    load_dataset,
+    make_device,
+)
+
+
+def step(
+    model: str | None = STEP_MODEL,
+    recipe: str = STEP_RECIPE,
+    settings: list[str] = SETTINGS,
+    steps: int = typer.Option(10, min=1, help="Steps to measure.", rich_help_panel=MEASUREMENT),
+    scale: float = typer.Option(
+        1.0,
+        help="Side of the images as a share of the full side, as progressive resizing shrinks it.",
+        rich_help_panel=MEASUREMENT,
+    ),
+    data: str = DATA,
+    path: Path | None = PATH,
+    size: int = SIZE,
+    strict: bool = STRICT,
+    device_name: str = DEVICE,
+    threads: int = THREADS,
+    out: Path | None = OUT_JSON,
+    as_json: bool = JSON,
+) -> None:
+    """Measure a training step: images per second, time of each part, share of the machine's peak.
+
+    Example: leanres bench step resnet20 --data digits --steps 3
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log off
+    from leanres.bench.step import measure_step
+    from leanres.training.recipe import from_dict
+    from leanres.training.recipes import load_recipe
+
+    # One image size, and by default a frozen stem, as in most steps of a training.
+    changed = {"freeze_stem_at": 0.0} | changes(settings, model=model)
+    chosen = from_dict(changed | {"progressive_resizing": [[0.0, scale]]}, load_recipe(recipe))
+    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    report = measure_step(chosen, load_dataset(data, path, size, strict), device, steps)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _print_step(report)
+    write_json(out, report)
+
+
+def _print_step(report: dict[str, Any]) -> None:
+    r, hardware = report, report["hardware"]
+    cores = f"{hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+    where = hardware["gpu"] or f"{hardware['cpu']}, {cores}"
+    compiled = ", compiled" if hardware["compiled"] else ""
+    typer.echo(
+        f"{r['model']} at {r['side']} px, batch {r['batch_size']},"
+        f" {hardware['precision']}{compiled}\non {where}; kernels: {hardware['kernels']}\n"
+        f"{r['images_per_s']:,.0f} images/s, {1e3 * r['seconds_per_step']:.1f} ms per step"
+    )
+    for title, parts in (("part of a step", r["parts"]), ("kind of operator", r["operators"])):
+        total = sum(parts.values())
+        ordered = sorted(parts.items(), key=lambda part: -part[1])
+        typer.echo()
+        print_table(
+            [title, "ms", "share"],
+            [[name, f"{1e3 * s:.1f}", f"{100 * s / total:.1f} %"] for name, s in ordered],
+        )
+    typer.echo(
+        f"\narithmetic: {r['tflops']:.3g} TFLOP/s\n"
+        f"  {100 * r['share_of_matrix_rate']:.0f} % of what a 4096^3 product reaches"
+        f" ({r['matrix_tflops']:.3g})\n"
+        f"  {100 * r['tflops'] / r['tflops_of_convolutions_alone']:.0f} % of what the convolutions"
+        f" reach alone ({r['tflops_of_convolutions_alone']:.3g})\n"
+        f"memory: {r['gb_per_step']:.2f} GB per step if no cache helped\n"
+        f"  {100 * r['share_of_memory_rate']:.0f} % of the {r['memory_gb_per_s']:.1f} GB/s of a"
+        f" copy; peak {r['peak_memory_mib']:,.0f} MiB"
+    )
