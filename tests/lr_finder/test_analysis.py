@@ -1,4 +1,4 @@
-"""The curve of an LR range test: grids, smoothing, rules, verdicts, and its pictures."""
+"""The analysis of an LR range test: grids, smoothing, rules and results; and its plots."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from leanres.errors import UserError
 from leanres.lr_finder.analysis import (
     MODES,
     RULES,
-    Curve,
+    LossCurve,
     LRRange,
     LRSweep,
     analyse,
-    descent,
+    longest_descent,
     lowest,
     running_mean,
     smooth,
 )
-from leanres.lr_finder.plot import ASCII, chart, figure, label
+from leanres.lr_finder.plot import ASCII, chart, figure, rule_label
 from leanres.training.recipe import Recipe
 
 
@@ -45,7 +45,7 @@ def test_the_grids_are_exact(low, high, n):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.8, 0.98])
-def test_smoothing_is_the_weighted_mean_that_a_slow_loop_gives(decay):
+def test_smoothing_equals_the_weighted_mean_of_a_slow_loop(decay):
     values = torch.rand(40, generator=torch.Generator().manual_seed(0)).tolist()
     n = len(values)
     for i in range(n):
@@ -56,7 +56,7 @@ def test_smoothing_is_the_weighted_mean_that_a_slow_loop_gives(decay):
         assert smooth(values, decay)[i] == pytest.approx(both / sum(ages))
 
 
-def test_a_smoothed_bump_stays_where_it_is():
+def test_smoothing_does_not_shift_a_bump():
     bump = [float(i == 50) for i in range(101)]
     assert int(np.argmax(smooth(bump, 0.9))) == 50
 
@@ -67,7 +67,7 @@ def test_the_reach_of_the_smoothing_grows_with_the_steps():
     assert LRSweep(steps=100, smoothing=0).decay == 0
 
 
-def test_the_longest_descent_is_the_one_that_trying_all_gives():
+def test_the_longest_descent_equals_exhaustive_search():
     values = torch.rand(13, generator=torch.Generator().manual_seed(4)).tolist()
     best = max(
         size
@@ -75,14 +75,14 @@ def test_the_longest_descent_is_the_one_that_trying_all_gives():
         for chosen in combinations(values, size)
         if all(a > b for a, b in pairwise(chosen))
     )
-    found = descent(values)
+    found = longest_descent(values)
     assert len(found) == best
     assert found == sorted(found)
     assert all(values[a] > values[b] for a, b in pairwise(found))
 
 
 def made(shape, sweep: LRSweep) -> LRRange:
-    """What is read off a loss that is a function of log10 lr."""
+    """The result for a loss that is a function of log10 lr."""
     return analyse([shape(math.log10(lr)) for lr in sweep.lrs], sweep)
 
 
@@ -95,12 +95,12 @@ def sigmoid(at: float, width: float = 0.2):
     [LRSweep(steps=700, smoothing=0), LRSweep(0.003, 0.3, 1000, mode="linear", smoothing=0)],
     ids=MODES,
 )
-def test_the_rules_find_what_a_smooth_curve_was_made_of(sweep):
+def test_the_rules_find_the_parameters_of_a_smooth_curve(sweep):
     found = made(sigmoid(-1.5), sweep)
     assert math.log10(found.suggestions["steepest"]) == pytest.approx(-1.5, abs=0.15)
     lowest_lr = min(sweep.lrs, key=lambda lr: sigmoid(-1.5)(math.log10(lr)))
     assert found.suggestions["minimum"] == lowest_lr / 2
-    # The linear one ends before the loss rises.
+    # The linear sweep ends before the loss rises.
     highest = "minimum" if sweep.mode == "exponential" else "steepest"
     assert found.rules == {"lr_min": "onset", "lr_max": highest}
     assert found.suggestions["onset"] < 10**-1.7
@@ -110,25 +110,25 @@ def test_the_rules_find_what_a_smooth_curve_was_made_of(sweep):
 
 
 def test_the_valley_lies_two_thirds_along_the_longest_descent():
-    curve = Curve([1.0, 10.0, 100.0, 1000.0, 10000.0], [3.0, 4.0, 2.0, 1.0, 0.5], reach=1)
-    assert RULES["valley"](curve) == pytest.approx(10 ** (1 + 3 * 2 / 3))
-    assert RULES["minimum"](curve) == 5000
+    curve = LossCurve([1.0, 10.0, 100.0, 1000.0, 10000.0], [3.0, 4.0, 2.0, 1.0, 0.5], reach=1)
+    assert RULES["valley"].lr(curve) == pytest.approx(10 ** (1 + 3 * 2 / 3))
+    assert RULES["minimum"].lr(curve) == 5000
 
 
-def test_a_recovery_beyond_the_first_climb_is_no_second_chance():
+def test_a_recovery_after_the_first_rise_is_ignored():
     losses = [2.0, 2.0, 1.5, 1.55, 1.0, 1.2, 1.3, 0.9, 0.5]
     assert lowest(losses, least=0.1) == 4
-    assert lowest(losses, least=0.4) == 8  # so small a climb does not count
+    assert lowest(losses, least=0.4) == 8  # rises that small do not count
 
 
-def test_a_loss_that_still_falls_at_the_end_is_answered_and_said():
+def test_a_loss_that_still_falls_at_the_end_gives_the_steepest_lr_and_says_so():
     found = made(lambda x: 3 - 0.3 * x, LRSweep(1e-4, 1e-1, 50))
     assert "and still at the end" in found.reasons["lr_max"]
     assert found.rules["lr_max"] == "steepest"
     assert found.stopped == "reached lr 0.1 after 50 steps"
 
 
-def test_where_it_stopped_and_why_is_kept():
+def test_the_result_says_where_and_why_the_test_stopped():
     sweep = LRSweep(steps=100)
     losses = [sigmoid(-2.0)(math.log10(lr)) for lr in sweep.lrs]
     cut = analyse([*losses[:80], math.nan, *losses[81:]], sweep)
@@ -153,7 +153,7 @@ def test_where_it_stopped_and_why_is_kept():
     ],
     ids=["not-finite", "soon-inf", "diverges-at-once", "flat", "noise", "rises", "turns-at-once"],
 )
-def test_a_curve_without_an_answer_is_refused_in_one_line(losses, parts):
+def test_a_curve_without_an_answer_is_an_error_of_one_line(losses, parts):
     with pytest.raises(UserError) as caught:
         analyse(losses, LRSweep(steps=20, smoothing=0.0))
     message = str(caught.value)
@@ -188,10 +188,10 @@ def test_the_chart_keeps_its_size_and_marks_the_rules(found):
     assert lines[17 + [line[right : right + 1] for line in lines[17:]].index("M")][right] == "M"
     assert any(line[left : left + 1] == "O" for line in lines[17:])
     assert chart(found, glyphs=ASCII).plain.isascii()
-    assert label(found, "valley") == "valley"
+    assert rule_label(found, "valley") == "valley"
 
 
-def test_a_narrow_range_is_named_by_its_ends():
+def test_a_narrow_range_has_its_ends_as_ticks():
     narrow = made(lambda x: 3 - x, LRSweep(0.02, 0.08, 30))
     shown = chart(narrow).plain.splitlines()[16].split()
     assert shown[-1] == "0.08"
@@ -199,7 +199,7 @@ def test_a_narrow_range_is_named_by_its_ends():
 
 
 @pytest.mark.parametrize("given", [None, 0.003])
-def test_a_one_cycle_without_lr_min_gets_the_tests(found, given):
+def test_a_one_cycle_schedule_without_lr_min_gets_that_of_the_test(found, given):
     details = {"peak_epoch": 2.0} | ({} if given is None else {"lr_min": given})
     recipe = Recipe(optimizer="sgd", lr=0.5, schedule=("one-cycle", details))
     changed = replace(recipe, **found.settings(recipe))

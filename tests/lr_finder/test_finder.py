@@ -1,4 +1,4 @@
-"""The LR range test: it leaves no trace, finds the known answer, and refuses what has none."""
+"""The LR range test: it leaves no trace, finds a known answer, and reports when there is none."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from leanres.data.sources import load_data
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 from leanres.lr_finder.analysis import RULES, LRSweep, analyse
-from leanres.lr_finder.finder import CHECK_EVERY, find_lr, freeze_phase, range_test
+from leanres.lr_finder.finder import READ_EVERY, find_lr, freeze_phase, range_test
+from leanres.models.preprocess import Normalize
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.device import Device, Normalize
+from leanres.training.device import CPU, Device
 from leanres.training.loop import TrainState, start, steps
 from leanres.training.optim import OPTIMIZERS, set_lr_
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe, StepCounts, learning_rates
+from leanres.training.setup import Setup
 
 TINY = Recipe(
     model=SpeedNetConfig((8, 16)),
@@ -43,21 +45,21 @@ def digits() -> Split:
 
 @pytest.fixture
 def device() -> Device:
-    return Device("cpu", "float32", compiled=False)
+    return CPU("cpu", "float32", compiled=False)
 
 
 def trained(recipe: Recipe, split: Split, device: Device, count: int = 3):
-    """A state in the middle of its training, its normalisation, and the generator it stands in."""
-    normalize = Normalize(*channel_stats(split))
-    state = start(recipe, split, normalize, device)
-    run = steps(state, split, recipe, normalize, device)
+    """A state after `count` steps, its setup, and the generator of the following steps."""
+    setup = Setup(recipe, split, Normalize(*channel_stats(split)), device)
+    state = start(setup)
+    run = steps(state, setup)
     for _ in range(count):
         state.losses.append(next(run).loss)
-    return state, normalize, run
+    return state, setup, run
 
 
 def fingerprint(state: TrainState) -> str:
-    """sha256 over all that a range test could leave a trace in."""
+    """sha256 over everything that a range test could change."""
     digest = hashlib.sha256()
 
     def add(value) -> None:
@@ -89,7 +91,7 @@ def fingerprint(state: TrainState) -> str:
     return digest.hexdigest()
 
 
-def test_the_fingerprint_sees_each_thing_that_could_change(digits, device):
+def test_the_fingerprint_depends_on_each_thing_that_could_change(digits, device):
     state, _, _ = trained(replace(TINY, ema=0.9), digits, device)
     seen = [fingerprint(state)]
     changes = (
@@ -112,16 +114,16 @@ def test_the_fingerprint_sees_each_thing_that_could_change(digits, device):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_it_leaves_no_trace_whatever_the_optimizer(digits, device, optimizer):
     recipe = replace(TINY, optimizer=optimizer)
-    state, normalize, _ = trained(recipe, digits, device)
+    state, setup, _ = trained(recipe, digits, device)
     before = fingerprint(state)
-    with suppress(UserError):  # of an answer there may be none; the trace is what counts
-        range_test(state, digits, recipe, normalize, device, QUICK)
+    with suppress(UserError):  # there may be no answer; only the state matters here
+        range_test(state, setup, QUICK)
     assert fingerprint(state) == before
 
 
-def test_a_state_that_has_not_taken_a_step_stays_without_gradients_and_lr_marks(digits, device):
-    state, normalize, _ = trained(TINY, digits, device, count=0)
-    range_test(state, digits, TINY, normalize, device, QUICK)
+def test_an_untrained_state_stays_without_gradients_and_peak_lrs(digits, device):
+    state, setup, _ = trained(TINY, digits, device, count=0)
+    range_test(state, setup, QUICK)
     assert state.step == 0
     assert all(p.grad is None for p in state.model.parameters())
     assert all("peak_lr" not in g for o in state.optimizers for g in o.param_groups)
@@ -132,36 +134,36 @@ def test_a_state_that_has_not_taken_a_step_stays_without_gradients_and_lr_marks(
     "precision", ["float32", pytest.param("bfloat16", id="under_autocast_to_bfloat16")]
 )
 def test_it_leaves_no_trace_with_an_average_dropout_and_gradients(digits, precision):
-    device = Device("cpu", precision, compiled=False)
+    device = CPU("cpu", precision, compiled=False)
     recipe = replace(TINY, ema=0.9)
-    state, normalize, _ = trained(recipe, digits, device)
+    state, setup, _ = trained(recipe, digits, device)
     state.model.head = nn.Sequential(nn.Dropout(0.2), state.model.head)
     state.ema = copy.deepcopy(state.model)
     for p in state.model.stages.parameters():
         p.grad = torch.ones_like(p)
     state.model.eval()
     before = fingerprint(state)
-    found = range_test(state, digits, recipe, normalize, device, QUICK)
+    found = range_test(state, setup, QUICK)
     assert fingerprint(state) == before
     assert found.lr_min < found.lr_max
 
 
-def test_a_network_that_draws_from_the_global_generator_leaves_it_alone_and_repeats(digits, device):
+def test_a_network_that_uses_the_global_generator_leaves_it_unchanged_and_repeats(digits, device):
     class Noisy(nn.Module):
         def forward(self, x):
             return x + 0.01 * torch.randn_like(x)
 
-    state, normalize, _ = trained(TINY, digits, device)
+    state, setup, _ = trained(TINY, digits, device)
     state.model.head = nn.Sequential(Noisy(), state.model.head)
     before = fingerprint(state)
-    found = [range_test(state, digits, TINY, normalize, device, QUICK) for _ in range(2)]
+    found = [range_test(state, setup, QUICK) for _ in range(2)]
     assert fingerprint(state) == before
     assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, None])
 def test_it_leaves_no_trace_when_it_is_interrupted_or_diverges(digits, device, error):
-    state, normalize, _ = trained(replace(TINY, optimizer="sgd"), digits, device)
+    state, setup, _ = trained(replace(TINY, optimizer="sgd"), digits, device)
 
     class Bomb(nn.Module):
         calls = 0
@@ -170,19 +172,19 @@ def test_it_leaves_no_trace_when_it_is_interrupted_or_diverges(digits, device, e
             self.calls += 1
             if error and self.calls == 7:
                 raise error
-            return normalize(images) * (math.inf if self.calls == 7 else 1)
+            return setup.normalize(images) * (math.inf if self.calls == 7 else 1)
 
     before = fingerprint(state)
     with pytest.raises(error or UserError):
-        range_test(state, digits, replace(TINY, optimizer="sgd"), Bomb(), device, QUICK)
+        range_test(state, replace(setup, normalize=Bomb()), QUICK)
     assert fingerprint(state) == before
 
 
-def test_a_training_goes_on_bit_for_bit_as_if_there_had_been_no_test(digits, device):
+def test_training_continues_bit_for_bit_as_without_a_test(digits, device):
     def losses(with_test: bool) -> list[float]:
-        state, normalize, run = trained(TINY, digits, device, count=4)
+        state, setup, run = trained(TINY, digits, device, count=4)
         if with_test:
-            range_test(state, digits, TINY, normalize, device, QUICK)
+            range_test(state, setup, QUICK)
         return [float(result.loss) for result in run]
 
     assert losses(True) == losses(False)
@@ -212,15 +214,14 @@ def test_all_groups_rise_together_and_keep_their_ratio(digits, device, monkeypat
         set_lr_(optimizers, factor)
         seen.append([group["lr"] for o in optimizers for group in o.param_groups])
 
-    state, normalize, _ = trained(TINY, digits, device)
+    state, setup, _ = trained(TINY, digits, device)
     monkeypatch.setattr("leanres.training.loop.set_lr_", spy)
-    found = range_test(state, digits, TINY, normalize, device, QUICK)
+    found = range_test(state, setup, QUICK)
     lrs = np.array(seen)[: len(found.lrs)]
     np.testing.assert_allclose(lrs[:, 0], found.lrs, rtol=1e-12)
     np.testing.assert_allclose(lrs[:, 1] / lrs[:, 0], TINY.bias_lr / TINY.lr, rtol=1e-12)
-    np.testing.assert_allclose(
-        lrs[:, 2] / lrs[:, 0], TINY.head_lr / 16 / TINY.lr, rtol=1e-12
-    )  # of 16 inputs
+    # The classifier has 16 inputs.
+    np.testing.assert_allclose(lrs[:, 2] / lrs[:, 0], TINY.head_lr / 16 / TINY.lr, rtol=1e-12)
     tuned = replace(TINY, **found.settings(TINY))
     assert tuned.lr == found.lr_max
     assert tuned.bias_lr / tuned.lr == pytest.approx(TINY.bias_lr / TINY.lr)
@@ -243,27 +244,32 @@ def test_the_settings_set_every_groups_lr(digits, device, optimizer):
     assert after == pytest.approx([lr * found.lr_max / TINY.lr for lr in before])
 
 
+def test_the_learning_rates_of_an_optimizer_are_marked_in_the_recipe():
+    assert learning_rates("muon") == ["lr", "bias_lr", "head_lr"]
+    assert all(learning_rates(name) == ["lr"] for name in OPTIMIZERS if name != "muon")
+
+
 def test_the_loss_is_read_every_ten_steps_only(digits, device, monkeypatch):
     reads = []
     original = torch.Tensor.tolist
-    state, normalize, _ = trained(TINY, digits, device)
+    state, setup, _ = trained(TINY, digits, device)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda t: (reads.append(t.shape), original(t))[1])
-    range_test(state, digits, TINY, normalize, device, replace(QUICK, steps=25, lr_max=1.0))
-    assert [tuple(r) for r in reads if len(r) == 1] == [(CHECK_EVERY,), (CHECK_EVERY,), (5,)]
+    range_test(state, setup, replace(QUICK, steps=25, lr_max=1.0))
+    assert [tuple(r) for r in reads if len(r) == 1] == [(READ_EVERY,), (READ_EVERY,), (5,)]
 
 
-def test_the_phase_of_the_recipe_is_held_however_long_the_test_is():
-    plan = StepCounts(TINY, 300)
+def test_the_phase_of_the_recipe_is_fixed_however_long_the_test_is():
+    counts = StepCounts(TINY, 300)
     early, late = freeze_phase(TINY, 300, 0, 500), freeze_phase(TINY, 300, 11, 500)
-    for step, held in ((0, early), (11, late)):
-        long = StepCounts(held, 300)
+    for step, fixed in ((0, early), (11, late)):
+        long = StepCounts(fixed, 300)
         assert long.total >= step + 500
-        assert {long.scale(s) for s in range(long.total)} == {plan.scale(step)}
-        assert (long.freeze_stem <= step) == (plan.freeze_stem <= step)
-    assert (plan.scale(0), plan.scale(11)) == (0.5, 1.0)
+        assert {long.scale(s) for s in range(long.total)} == {counts.scale(step)}
+        assert (long.freeze_stem <= step) == (counts.freeze_stem <= step)
+    assert (counts.scale(0), counts.scale(11)) == (0.5, 1.0)
 
 
-def test_a_cycle_longer_than_the_test_is_no_hindrance(digits, device):
+def test_a_cycle_longer_than_the_test_does_not_matter(digits, device):
     cycle = ("one-cycle", {"peak_epoch": 5.0})
     recipe = replace(TINY, epochs=24, optimizer="sgd", schedule=cycle, progressive_resizing=())
     plain = replace(recipe, schedule=("constant", {}))
@@ -287,10 +293,11 @@ def test_a_dataset_is_tested_on_what_the_recipe_would_train_on(digits, device):
 
 @pytest.fixture
 def bowl():
-    """Two classes of which neither is right: near its minimum the loss is a quadratic of W.
+    """A loss that is almost quadratic in the weights W near its minimum.
 
-    Cross-entropy with targets close to (0.5, 0.5) curves by at most 1/2 times the largest
-    eigenvalue of the inputs' second moment: full-batch descent diverges above 2 / that.
+    With targets close to (0.5, 0.5) the curvature of the cross-entropy is at most 1/2 times the
+    largest eigenvalue of the inputs' second moment, so that full-batch gradient descent diverges
+    for an lr above 2 / curvature.
     """
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 4, 4), generator=rng).to(torch.uint8)
@@ -314,45 +321,44 @@ def bowl():
         nn.init.normal_(model[1].weight, std=0.5, generator=torch.Generator().manual_seed(1))
         return TrainState(model, OPTIMIZERS["sgd"](model, recipe), None)
 
-    return fresh, split, recipe, normalize, 2 / sharpest
+    return fresh, Setup(recipe, split, normalize, CPU("cpu", "float32", False)), 2 / sharpest
 
 
-def final_loss(bowl, device, lr: float) -> float:
-    fresh, split, recipe, normalize, _ = bowl
-    state = fresh()
-    run = steps(state, split, recipe, normalize, device, lambda step: lr / recipe.lr)
+def final_loss(bowl, lr: float) -> float:
+    fresh, setup, _ = bowl
+    run = steps(fresh(), setup, lambda step: lr / setup.recipe.lr)
     return [float(result.loss) for result in run][-1]
 
 
-def test_on_a_quadratic_the_range_ends_below_divergence_and_trains_well(bowl, device):
-    fresh, split, recipe, normalize, threshold = bowl
-    assert final_loss(bowl, device, 0.9 * threshold) < 0.7  # ln 2 is the minimum
-    assert final_loss(bowl, device, 4 * threshold) > 0.75
-    state = fresh()
-    found = range_test(state, split, recipe, normalize, device, LRSweep(lr_min=1e-4, lr_max=100))
+def test_on_a_quadratic_the_range_ends_below_divergence_and_trains_well(bowl):
+    fresh, setup, threshold = bowl
+    assert final_loss(bowl, 0.9 * threshold) < 0.7  # ln 2 is the minimum
+    assert final_loss(bowl, 4 * threshold) > 0.75
+    found = range_test(fresh(), setup, LRSweep(lr_min=1e-4, lr_max=100))
     assert "exceeded 4 times its best" in found.stopped
     assert found.lr_min < found.lr_max < threshold
     assert max(found.suggestions.values()) < threshold
-    best = final_loss(bowl, device, found.lr_max)
-    assert best < final_loss(bowl, device, found.lr_max / 100)
+    best = final_loss(bowl, found.lr_max)
+    assert best < final_loss(bowl, found.lr_max / 100)
     assert best < 0.75
 
 
 def test_an_lr_of_zero_cannot_be_scaled(digits, device):
-    state, normalize, _ = trained(TINY, digits, device, count=0)
+    state, setup, _ = trained(TINY, digits, device, count=0)
     state.optimizers[0].param_groups[0]["lr"] = 0.0
     with pytest.raises(UserError, match="lr = 0"):
-        range_test(state, digits, TINY, normalize, device, QUICK)
+        range_test(state, setup, QUICK)
 
 
-def test_the_state_that_is_tested_may_be_ones_own(digits, device):
-    """Live objects that no recipe built, with an optimizer that OPTIMIZERS has not."""
+def test_a_custom_network_and_optimizer_can_be_tested(digits, device):
+    """The state was not made from the recipe, and its optimizer is not in OPTIMIZERS."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 10))
     state = TrainState(model, [torch.optim.RMSprop(model.parameters(), lr=1e-3)], None)
     twin = copy.deepcopy(model.state_dict())
     recipe = replace(TINY, progressive_resizing=())
-    found = range_test(state, digits, recipe, Normalize(*channel_stats(digits)), device)
+    setup = Setup(recipe, digits, Normalize(*channel_stats(digits)), device)
+    found = range_test(state, setup)
     assert 1e-6 <= found.lr_min < found.lr_max < 10
     assert all(torch.equal(model.state_dict()[name], value) for name, value in twin.items())
 
@@ -360,11 +366,11 @@ def test_the_state_that_is_tested_may_be_ones_own(digits, device):
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        ({"lr_min": 0}, "give 0 < lr_min < lr_max"),
-        ({"lr_min": 1, "lr_max": 1}, "give 0 < lr_min < lr_max"),
-        ({"lr_max": math.inf}, "give 0 < lr_min < lr_max"),
-        ({"lr_min": math.nan}, "give 0 < lr_min < lr_max"),
-        ({"steps": 5}, "steps = 5"),
+        ({"lr_min": 0}, "lr_min = 0: give a number from 1e-12 to 1000"),
+        ({"lr_min": 1, "lr_max": 1}, "lr_min = 1, lr_max = 1: give lr_min < lr_max"),
+        ({"lr_max": math.inf}, "lr_max = inf: give a number from 1e-12 to 1000"),
+        ({"lr_min": math.nan}, "lr_min = nan: give a number from 1e-12 to 1000"),
+        ({"steps": 5}, "steps = 5: give a whole number from 16 to 100000"),
         ({"mode": "exponentail"}, "did you mean 'exponential'"),
         ({"smoothing": 0.9}, "smoothing = 0.9"),
         ({"diverge_at": 1}, "diverge_at = 1"),

@@ -1,4 +1,4 @@
-"""How far and how often an LR range test looks by itself."""
+"""The default length of a range test, and the second test that follows one without an answer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from leanres.data.sources import load_data
 from leanres.data.split import Split
 from leanres.lr_finder.analysis import LRSweep
-from leanres.lr_finder.finder import enough, find_lr
+from leanres.lr_finder.finder import default_steps, find_lr
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.device import Device
+from leanres.training.device import CPU, Device
 from leanres.training.recipe import Recipe
 
 TINY = Recipe(model=SpeedNetConfig((8, 16)), epochs=2, batch_size=50)
@@ -25,41 +25,41 @@ def digits() -> Split:
 
 @pytest.fixture
 def device() -> Device:
-    return Device("cpu", "float32", compiled=False)
+    return CPU("cpu", "float32", compiled=False)
 
 
 def settles(lr: float) -> float:
-    """As DavidNet does on CIFAR-10 in a hundred steps: from 4.6 to 2.4 and up again."""
+    """The loss of a DavidNet on CIFAR-10 in a hundred steps: from 4.6 to 2.4 and up again."""
     x = math.log10(lr)
     return 2.4 + 2.2 / (1 + math.exp(4 * (x + 5))) + 3 * max(0.0, x + 2.2)
 
 
 def learns(share: float) -> float:
-    """The same network at lrs that rise evenly: thrown off at first, then below guessing."""
+    """The same network in a linear sweep: the loss rises at first, then falls below guessing."""
     return 5 - 3 * share + 4 * math.exp(-((20 * share - 1.3) ** 2))
 
 
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        (learns, "which is guessing; a linear one reached lr"),
-        (lambda share: 2.5 - 0.1 * share, "which is guessing: give another range"),
-        (lambda share: math.inf if share > 0.05 else 5.0, "which is guessing: give another range"),
+        (learns, "that of guessing; a linear test: reached lr"),
+        (lambda share: 2.5 - 0.1 * share, "that of guessing: give another range"),
+        (lambda share: math.inf if share > 0.05 else 5.0, "that of guessing: give another range"),
     ],
     ids=["learns", "guesses", "diverges"],
 )
-def test_a_curve_that_ends_at_guessing_gets_a_second_linear_look(
+def test_a_curve_that_falls_to_guessing_is_followed_by_a_linear_test(
     digits, device, monkeypatch, second, said
 ):
     sweeps = []
 
-    def play(state, train, recipe, normalize, device, sweep) -> list[float]:
+    def losses(state, setup, sweep) -> list[float]:
         sweeps.append(sweep)
         if sweep.mode == "linear":
             return [second(lr / sweep.lr_max) for lr in sweep.lrs]
         return [settles(lr) for lr in sweep.lrs]
 
-    monkeypatch.setattr("leanres.lr_finder.finder._train", play)
+    monkeypatch.setattr("leanres.lr_finder.finder._losses", losses)
     found = find_lr(TINY, digits, device)
     first, other = sweeps
     assert (first, other.mode) == (LRSweep(), "linear")
@@ -73,7 +73,7 @@ def test_a_curve_that_ends_at_guessing_gets_a_second_linear_look(
     assert found.lr_min <= found.lr_max / 10
     sweeps.clear()
     asked = find_lr(TINY, digits, device, steps=100)
-    assert len(sweeps) == 1  # a range that was asked for is tested as it is
+    assert len(sweeps) == 1  # a given sweep is the only one
     assert asked.lr_max < 1e-3
 
 
@@ -88,4 +88,4 @@ def test_a_curve_that_ends_at_guessing_gets_a_second_linear_look(
     ],
 )
 def test_small_batches_get_more_steps(batch, images, expected):
-    assert enough(replace(TINY, batch_size=batch), images) == expected
+    assert default_steps(replace(TINY, batch_size=batch), images) == expected

@@ -1,1 +1,1 @@
-"""The learning-rate range test: run it, read its curve, draw it."""
+"""The learning-rate range test: run it, analyse its curve, plot it."""

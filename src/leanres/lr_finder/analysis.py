@@ -1,6 +1,14 @@
-"""What a range test's losses say: the sweep they were measured on, smoothing, rules, a verdict.
+"""Analysis of a range test: the sweep of the lr, smoothing of the losses, rules, the result.
 
-Nothing here trains: it reads a list of losses.
+How the losses of a sweep become a range of learning rates:
+
+1. Cut the losses where their running mean exceeds `diverge_at` times its best value, or at NaN.
+2. Smooth them with an exponential mean to both sides, which does not shift the curve.
+3. Find the lowest point before the first rise (`lowest`). Everything beyond it is ignored.
+4. Apply each of RULES to the curve up to there. `onset` gives lr_min; `minimum` gives lr_max, or
+   `steepest` if the loss still falls at the end of the sweep.
+
+Nothing here trains: the input is a list of losses.
 """
 
 from __future__ import annotations
@@ -11,25 +19,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from leanres.errors import UserError
-from leanres.registry import Table
-from leanres.training.recipe import Recipe
+from leanres.registry import Range, Table, checked, setting_types
+from leanres.training.recipe import RATE, Recipe, learning_rates
 
-MIN_POINTS = 8  # steps that a curve must have for a slope to mean something
-MIN_FALL = 0.02  # share of the first loss; less than that is no fall
-SLOPE_REACH = 0.05  # share of the steps: a slope between neighbours is mostly noise
-NEAR = 100  # a fall that far below the lr of the lowest loss is noise, or owed to the steps alone
-ONSET = 0.2  # share of the steepest slope at which the loss is said to fall
-LATE = 2  # a loss climbs some steps after its lr became too high: on a quadratic at 1.2 times it
-SPAN = 10  # between lr_min and lr_max at least: a cycle that ends at lr_min shall calm down
+MIN_POINTS = 8  # steps that a curve must have for a meaningful slope
+MIN_FALL = 0.02  # share of the first loss; a smaller fall does not count
+SLOPE_REACH = 0.05  # share of the steps; a slope between neighbours is mostly noise
+SLOPE_WINDOW = 100  # slopes at an lr that much below that of the lowest loss are ignored as noise
+ONSET_SLOPE = 0.2  # share of the steepest slope at which the loss begins to fall
+LATE = 2  # a loss rises some steps after its lr became too high: on a quadratic at 1.2 times it
+MIN_SPAN = 10  # lr_max / lr_min at least: a cycle that ends at lr_min has to settle
 
-OWN_LRS = {"muon": ("bias_lr", "head_lr")}  # optimizer -> settings that are lrs besides `lr`
-
-# Lowest lr, highest, how many -> as many, rising.
+# (lowest lr, highest lr, number) -> as many lrs, rising.
 MODES: Table[Callable[[float, float, int], Sequence[float]]] = Table(
     "mode",
     {
@@ -41,27 +47,24 @@ MODES: Table[Callable[[float, float, int], Sequence[float]]] = Table(
 
 @dataclass(frozen=True)
 class LRSweep:
-    """How the lr rises, and when that ends early. The defaults of `find_lr`."""
+    """How the lr rises during a range test, and when the test stops early."""
 
-    lr_min: float = 1e-6
-    lr_max: float = 10.0
-    steps: int = 100  # `find_lr` takes more where batches are small
+    lr_min: Annotated[float, RATE] = 1e-6
+    lr_max: Annotated[float, RATE] = 10.0
+    steps: Annotated[int, Range(2 * MIN_POINTS, 100_000)] = 100  # more for small batches
     mode: str = "exponential"
-    smoothing: float = 0.05  # reach of the running mean of the loss, as a share of the steps
-    diverge_at: float = 4.0  # the test ends where that mean exceeds this multiple of its best
+    # Reach of the exponential mean of the loss, as a share of the steps.
+    smoothing: Annotated[float, Range(0, 0.5)] = 0.05
+    # The test stops where the running mean exceeds this multiple of its best value.
+    diverge_at: Annotated[float, Range(1.01, 1e6)] = 4.0
 
     def __post_init__(self) -> None:
+        for name, hint in setting_types(LRSweep).items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
         MODES[self.mode]  # an unknown name raises
-        if not 0 < self.lr_min < self.lr_max < math.inf:
-            raise UserError(
-                f"lr_min = {self.lr_min:g}, lr_max = {self.lr_max:g}: give 0 < lr_min < lr_max"
-            )
-        if not 2 * MIN_POINTS <= self.steps <= 100_000:
-            raise UserError(f"steps = {self.steps}: give {2 * MIN_POINTS} to 100000")
-        if not 0 <= self.smoothing <= 0.5:
-            raise UserError(f"smoothing = {self.smoothing:g}: give a share from 0 to 0.5")
-        if not self.diverge_at > 1:
-            raise UserError(f"diverge_at = {self.diverge_at:g}: give a number above 1")
+        if self.lr_min >= self.lr_max:
+            given = f"lr_min = {self.lr_min:g}, lr_max = {self.lr_max:g}"
+            raise UserError(f"{given}: give lr_min < lr_max")
 
     @property
     def lrs(self) -> Sequence[float]:
@@ -70,15 +73,16 @@ class LRSweep:
 
     @property
     def decay(self) -> float:
-        """What the running mean keeps of itself per step."""
+        """Decay per step of the exponential mean."""
         return max(0.0, 1 - 1 / max(1.0, self.smoothing * self.steps))
 
 
 @dataclass(frozen=True)
 class LRRange:
-    """What a range test saw, an lr by each rule of RULES, and which of them to train between.
+    """The result of a range test: its curve, an lr by each of RULES, and the range to train in.
 
-    An lr is the main parameter group's (the recipe's `lr`): the others keep their share of it.
+    Learning rates are those of the main parameter group (the recipe's `lr`); in the test the other
+    groups keep their ratio to it.
     """
 
     lrs: tuple[float, ...]
@@ -89,19 +93,19 @@ class LRRange:
     lr_min: float
     lr_max: float
     rules: dict[str, str]  # "lr_min" and "lr_max" -> the rule that gave it
-    reasons: dict[str, str]  # the same -> one sentence
+    reasons: dict[str, str]  # "lr_min" and "lr_max" -> one sentence
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The fields as JSON-able values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         """The settings of the recipe that follow from the test.
 
-        `lr_max` for its lr, its other groups keeping their share as in the test; a one-cycle that
-        names no lr_min of its own begins and ends at the test's.
+        `lr` becomes `lr_max`, and the optimizer's other learning rates keep their ratio to it. A
+        one-cycle schedule without an lr_min gets that of the test.
         """
-        names = ("lr", *OWN_LRS.get(recipe.optimizer, ()))
+        names = learning_rates(recipe.optimizer)
         rates = {name: self.lr_max * (getattr(recipe, name) / recipe.lr) for name in names}
         schedule, details = recipe.schedule
         if schedule != "one-cycle" or details.get("lr_min") is not None:
@@ -109,8 +113,8 @@ class LRRange:
         return rates | {"schedule": (schedule, {**details, "lr_min": self.lr_min})}
 
 
-def end(losses: Sequence[float], sweep: LRSweep) -> int:
-    """How many of the losses come before the early stop: all, where there is none."""
+def stop_step(losses: Sequence[float], sweep: LRSweep) -> int:
+    """The number of losses before the early stop; all of them if there is none."""
     best = math.inf
     for i, mean in enumerate(running_mean(losses, sweep.decay)):
         best = min(best, mean)
@@ -120,23 +124,25 @@ def end(losses: Sequence[float], sweep: LRSweep) -> int:
 
 
 def running_mean(losses: Sequence[float], decay: float) -> list[float]:
-    """Exponential mean up to each loss, its start from 0 corrected (arXiv:1412.6980, sec. 3)."""
-    return [total / weight for total, weight in _sums(losses, decay)]
+    """Exponential mean up to each loss, bias-corrected (arXiv:1412.6980, sec. 3)."""
+    return [total / weight for total, weight in _decayed_sums(losses, decay)]
 
 
 def smooth(losses: Sequence[float], decay: float) -> list[float]:
-    """Exponential mean on both sides of each loss, the next ones weighing `decay` times less each.
+    """Exponential mean to both sides of each loss; weights fall by `decay` per step of distance.
 
-    A running mean lags: by 4 steps at decay 0.8, which on 100 steps over 7 decades doubles an lr.
+    A running mean lags behind: at decay 0.8 by 4 steps, which is a factor of 2 in the lr for 100
+    steps over 7 decades.
     """
-    left, right = _sums(losses, decay), _sums(losses[::-1], decay)[::-1]
+    left, right = _decayed_sums(losses, decay), _decayed_sums(losses[::-1], decay)[::-1]
     return [
-        (a + b - loss) / (v + w - 1)  # each side holds the loss itself
+        (a + b - loss) / (v + w - 1)  # both sides include the loss itself
         for (a, v), (b, w), loss in zip(left, right, losses, strict=True)
     ]
 
 
-def _sums(losses: Sequence[float], decay: float) -> list[tuple[float, float]]:
+def _decayed_sums(losses: Sequence[float], decay: float) -> list[tuple[float, float]]:
+    """(weighted sum, sum of the weights) up to each loss."""
     total, weight, sums = 0.0, 0.0, []
     for loss in losses:
         total, weight = decay * total + loss, decay * weight + 1
@@ -145,87 +151,96 @@ def _sums(losses: Sequence[float], decay: float) -> list[tuple[float, float]]:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The smoothed loss against the lr, up to the first lowest point."""
+class LossCurve:
+    """The smoothed loss against the lr, up to its lowest point."""
 
     lrs: list[float]
     loss: list[float]
-    reach: int  # points on either side that a slope is taken over
+    reach: int  # points to either side over which a slope is taken
 
     @property
     def slopes(self) -> dict[int, float]:
-        """Position -> change of the loss per natural logarithm of the lr.
+        """Position -> change of the loss per unit of ln(lr).
 
-        Only of the lrs within NEAR of the last, and where the reach fits.
+        Only for positions with points to both sides and an lr within SLOPE_WINDOW of the last.
         """
         r = max(1, min(self.reach, (len(self.loss) - 1) // 2))
         rise, run = (np.array(x) for x in (self.loss, np.log(self.lrs)))
         slopes = (rise[2 * r :] - rise[: -2 * r]) / (run[2 * r :] - run[: -2 * r])
-        near = enumerate(slopes.tolist(), start=r)
-        return {i: slope for i, slope in near if NEAR * self.lrs[i + r] >= self.lrs[-1]}
+        centred = enumerate(slopes.tolist(), start=r)
+        return {i: s for i, s in centred if SLOPE_WINDOW * self.lrs[i + r] >= self.lrs[-1]}
+
+    @property
+    def steepest(self) -> int:
+        """The position at which the loss falls fastest."""
+        slopes = self.slopes
+        return min(slopes, key=slopes.__getitem__)
 
 
-def _steepest(curve: Curve) -> float:
-    slopes = curve.slopes
-    return curve.lrs[min(slopes, key=slopes.__getitem__)]
+def _steepest(curve: LossCurve) -> float:
+    return curve.lrs[curve.steepest]
 
 
-def _minimum(curve: Curve) -> float:
+def _minimum(curve: LossCurve) -> float:
     return curve.lrs[-1] / LATE
 
 
-def _valley(curve: Curve) -> float:
-    stretch = descent(curve.loss)
-    low, high = curve.lrs[stretch[0]], curve.lrs[stretch[-1]]
+def _valley(curve: LossCurve) -> float:
+    falling = longest_descent(curve.loss)
+    low, high = curve.lrs[falling[0]], curve.lrs[falling[-1]]
     return float(low * (high / low) ** (2 / 3))
 
 
-def _onset(curve: Curve) -> float:
-    slopes = curve.slopes
-    i = min(slopes, key=slopes.__getitem__)
-    least = ONSET * slopes[i]
-    while i in slopes and slopes[i] <= least:
+def _onset(curve: LossCurve) -> float:
+    slopes, i = curve.slopes, curve.steepest
+    threshold = ONSET_SLOPE * slopes[i]
+    while i in slopes and slopes[i] <= threshold:
         i -= 1
-    return min(curve.lrs[i], _steepest(curve) / SPAN)
+    return min(curve.lrs[i], _steepest(curve) / MIN_SPAN)
 
 
-WHAT = {  # rule -> where on the curve its lr lies
-    "onset": f"where the loss begins to fall, at most steepest / {SPAN}",
-    "valley": "two thirds along the longest descent",
-    "minimum": "half the lr of the lowest loss",
-    "steepest": "where the loss falls fastest",
-}
-# curve -> lr.
-RULES: Table[Callable[[Curve], float]] = Table(
+class Rule(NamedTuple):
+    """A way to read an lr off a curve."""
+
+    lr: Callable[[LossCurve], float]
+    description: str  # where on the curve it lies
+
+
+RULES: Table[Rule] = Table(
     "rule",
     {
-        "onset": _onset,
-        "valley": _valley,
-        "minimum": _minimum,
-        "steepest": _steepest,
+        "onset": Rule(_onset, f"where the loss begins to fall, at most steepest / {MIN_SPAN}"),
+        "valley": Rule(_valley, "two thirds along the longest descent"),
+        "minimum": Rule(_minimum, "half the lr of the lowest loss"),
+        "steepest": Rule(_steepest, "where the loss falls fastest"),
     },
 )
 
 
-def descent(values: Sequence[float]) -> list[int]:
-    """The positions of a longest strictly falling subsequence (patience sorting)."""
-    heads: list[float] = []  # for each length, the best last value, negated: these rise
-    ends: list[int] = []  # and its position
-    before: list[int] = []  # the position that comes before each in its subsequence
+def longest_descent(values: Sequence[float]) -> list[int]:
+    """The positions of a longest strictly decreasing subsequence.
+
+    Patience sorting: for each length, keep the largest value that a decreasing subsequence of that
+    length can end in; each value extends the longest one that it fits, found by bisection.
+    """
+    best: list[float] = []  # for each length the best last value, negated so that these increase
+    ends: list[int] = []  # for each length the position of that value
+    previous: list[int] = []  # the position before each one in its subsequence
     for i, value in enumerate(values):
-        length = bisect_left(heads, -value)
-        heads[length : length + 1], ends[length : length + 1] = [-value], [i]
-        before.append(ends[length - 1] if length else -1)
+        length = bisect_left(best, -value)
+        best[length : length + 1], ends[length : length + 1] = [-value], [i]
+        previous.append(ends[length - 1] if length else -1)
     chain = [ends[-1]]
-    while before[chain[-1]] >= 0:
-        chain.append(before[chain[-1]])
+    while previous[chain[-1]] >= 0:
+        chain.append(previous[chain[-1]])
     return chain[::-1]
 
 
 def analyse(losses: Sequence[float], sweep: LRSweep) -> LRRange:
-    """Read a curve: losses of the first steps of `sweep`, cut where they diverge.
+    """Find the learning rates from the losses of the first steps of `sweep`, as outlined above.
 
-    UserError where it is not finite, too short, flat, or rises from the start.
+    UserError if the losses are not finite, too few, flat, or rise from the start; it says what to
+    change.
     """
     kept, stopped = _cut(losses, sweep)
     lrs, smoothed = list(sweep.lrs[: len(kept)]), smooth(kept, sweep.decay)
@@ -233,11 +248,10 @@ def analyse(losses: Sequence[float], sweep: LRSweep) -> LRRange:
     low = lowest(smoothed, least)
     _check_fall(smoothed, low, least, lrs)
     reach = round(SLOPE_REACH * sweep.steps)
-    curve = Curve(lrs[: low + 1], smoothed[: low + 1], reach)
-    found = {name: rule(curve) for name, rule in RULES.items()}
-    # Where the loss still falls at the end its minimum was not seen.
-    turned = low < sweep.steps - 1 - reach
-    highest = "minimum" if turned else "steepest"
+    curve = LossCurve(lrs[: low + 1], smoothed[: low + 1], reach)
+    found = {name: rule.lr(curve) for name, rule in RULES.items()}
+    rises_again = low < sweep.steps - 1 - reach  # if not, the sweep ends before the minimum
+    highest = "minimum" if rises_again else "steepest"
     return LRRange(
         tuple(lrs),
         tuple(kept),
@@ -247,43 +261,44 @@ def analyse(losses: Sequence[float], sweep: LRSweep) -> LRRange:
         lr_min=found["onset"],
         lr_max=found[highest],
         rules={"lr_min": "onset", "lr_max": highest},
-        reasons=_reasons(curve, found, turned),
+        reasons=_reasons(curve, found, rises_again),
     )
 
 
 def _cut(losses: Sequence[float], sweep: LRSweep) -> tuple[list[float], str]:
-    """The losses before the early stop, and a clause that says where the test ended and why."""
-    last, lrs = end(losses, sweep), sweep.lrs
+    """The losses before the early stop, and a clause that says where and why the test ended."""
+    last, lrs = stop_step(losses, sweep), sweep.lrs
     if not math.isfinite(losses[0]):
         raise UserError(
-            f"the loss is {losses[0]} before the first update, so no lr is at fault: check the"
-            ' images, or set precision = "float32"'
+            f"the loss is {losses[0]} before the first update, whatever the lr: check the images,"
+            ' or set precision = "float32"'
         )
     where = f"at lr {lrs[min(last, len(lrs) - 1)]:.2g}, step {last + 1} of {sweep.steps}"
     if last == len(losses):
         return list(losses), f"reached lr {lrs[last - 1]:.2g} after {last} steps"
     finite = math.isfinite(losses[last])
-    seen = f"exceeded {sweep.diverge_at:g} times its best" if finite else f"was {losses[last]}"
+    event = f"exceeded {sweep.diverge_at:g} times its best" if finite else f"was {losses[last]}"
     if last < MIN_POINTS:
-        raise UserError(f"the loss {seen} {where}: too early for a curve, lower lr_min")
-    return list(losses[:last]), f"the loss {seen} {where}"
+        raise UserError(f"the loss {event} {where}: too early for a curve, lower lr_min")
+    return list(losses[:last]), f"the loss {event} {where}"
 
 
 def _least_fall(losses: Sequence[float], decay: float) -> float:
-    """How far a smoothed curve must fall to have fallen: 2 %, and more than noise would.
+    """The least fall of a smoothed curve that counts: 2 %, or four standard deviations of noise.
 
-    Four standard deviations of a running mean over independent losses, whose own deviation is
-    the median step from one to the next (0.954 of it, were they normal).
+    The noise is that of an exponential mean over independent losses. Their own standard deviation
+    is estimated from the median step between neighbours, 0.954 of it for a normal distribution.
     """
     noise = median(abs(b - a) for a, b in pairwise(losses)) / 0.954
     return max(MIN_FALL * losses[0], 4 * noise * math.sqrt((1 - decay) / (1 + decay)))
 
 
 def lowest(smoothed: Sequence[float], least: float) -> int:
-    """The lowest point before the loss first climbs back by a quarter of what it fell.
+    """Position of the lowest point before the loss first rises by a quarter of its fall.
 
-    `least` is what counts as a fall or a climb. A network may recover at an lr far above the one
-    that threw it off, but at that lr it cannot start (SGD on the digits: 2.30 after three epochs).
+    Falls and rises of less than `least` do not count. A network may recover at an lr far above the
+    one that made its loss rise, but it cannot start at that lr (SGD on digits: a loss of 2.30 after
+    three epochs).
     """
     best = 0
     for i, loss in enumerate(smoothed):
@@ -310,14 +325,14 @@ def _check_fall(smoothed: Sequence[float], low: int, least: float, lrs: Sequence
     raise UserError(f"the loss stays at {first:.3g} {over}: raise lr_max, or give more steps")
 
 
-def _reasons(curve: Curve, found: dict[str, float], turned: bool) -> dict[str, str]:
-    begins = (
+def _reasons(curve: LossCurve, found: dict[str, float], rises_again: bool) -> dict[str, str]:
+    low = (
         f"below it the loss, {curve.loss[0]:.3g} at first, falls at less than"
-        f" {100 * ONSET:.0f} % of its steepest slope"
+        f" {100 * ONSET_SLOPE:.0f} % of its steepest slope"
     )
-    if found["onset"] == found["steepest"] / SPAN:
-        begins = f"steepest / {SPAN}, as the loss falls steeply until shortly before it"
-    ends = f"half of {curve.lrs[-1]:.2g}, where the loss is lowest, {curve.loss[-1]:.3g}"
-    if not turned:
-        ends = "the loss falls fastest there, and still at the end: test higher lrs for its minimum"
-    return {"lr_min": begins, "lr_max": ends}
+    if found["onset"] == found["steepest"] / MIN_SPAN:
+        low = f"steepest / {MIN_SPAN}, because the loss falls steeply until shortly before it"
+    high = f"half of {curve.lrs[-1]:.2g}, where the loss is lowest, {curve.loss[-1]:.3g}"
+    if not rises_again:
+        high = "the loss falls fastest there, and still at the end: test higher lrs for its minimum"
+    return {"lr_min": low, "lr_max": high}

@@ -1,4 +1,4 @@
-"""The LR range test: train a copy while the lr rises, read off where the loss falls and where not.
+"""The LR range test: train a copy of the network while the lr rises, and analyse its losses.
 
 Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
 """
@@ -17,76 +17,78 @@ from torch import Tensor
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.lr_finder.analysis import LATE, LRRange, LRSweep, analyse, end
+from leanres.lr_finder.analysis import LATE, LRRange, LRSweep, analyse, stop_step
 from leanres.runs.run import prepare
 from leanres.training.device import Device, detect
 from leanres.training.loop import TrainState, steps
 from leanres.training.recipe import Recipe, StepCounts
 from leanres.training.setup import Setup
 
-IMAGES = 25_000  # that a test sees by default
-CHECK_EVERY = 10  # steps between looks at the loss: each waits for the device
+IMAGES = 25_000  # images that a test trains on by default
+READ_EVERY = 10  # steps between reads of the losses, each of which waits for the device
 
 
 def find_lr(
     recipe: Recipe, data: Dataset | Split, device: Device | None = None, **sweep: Any
 ) -> LRRange:
-    """Test the recipe from its first step on `data`; keywords are the fields of `LRSweep`.
+    """Run the test on `data` from the recipe's first step; keywords are the fields of `LRSweep`.
 
-    Of a Dataset the images that the recipe would train on are used, without those it holds out;
-    a Split is used whole. `steps` are by default as many as see IMAGES, 100 to 1,000. Without
-    keywords a second, linear test follows where the first brings the loss down to guessing only.
-    UserError where the curve gives no answer: it says what to change.
+    Of a Dataset it uses the images that the recipe would train on, without those that it holds out;
+    a Split is used whole. The default `steps` are those that IMAGES take, 100 to 1,000. Without
+    keywords, a second, linear test follows if the loss of the first one only falls to that of
+    guessing. UserError if the losses give no answer; it says what to change.
     """
-    rises = LRSweep(**sweep) if sweep else None  # a mistake shows before any work
+    given = LRSweep(**sweep) if sweep else None  # a mistake shows before any work
     device = device or detect("auto", recipe.precision, compiled=False)
     if isinstance(data, Split):
         data, recipe = Dataset("split", data, None, None), replace(recipe, val=0)
-    with _own_randomness(device, recipe.seed):
+    with _seeded(device, recipe.seed):
         run = prepare(recipe, data, device)
-    if rises is not None and "steps" not in sweep:
-        rises = replace(rises, steps=enough(recipe, len(run.setup.train)))
-    return range_test(run.state, run.setup, rises)
+    if given is not None and "steps" not in sweep:
+        given = replace(given, steps=default_steps(recipe, len(run.setup.train)))
+    return range_test(run.state, run.setup, given)
 
 
-def enough(recipe: Recipe, images: int) -> int:
-    """Steps that see IMAGES, or a small split twice, but 100 to 1,000 of them.
+def default_steps(recipe: Recipe, images: int) -> int:
+    """Steps that train on IMAGES, or on a small split twice, but between 100 and 1,000.
 
-    A hundred small batches are too few to learn from: at 32 images each the loss of
-    modified-resnet-4 did not fall at any lr, at 128 ResNet-20's fell to that of guessing.
+    A hundred small batches are too few: with 32 images each, the loss of modified-resnet-4 did not
+    fall at any lr; with 128, that of ResNet-20 only fell to that of guessing.
     """
     counts = StepCounts(recipe, images)
     return min(1000, max(100, math.ceil(min(IMAGES, 2 * images) / counts.batch_size)))
 
 
 def range_test(state: TrainState, setup: Setup, sweep: LRSweep | None = None) -> LRRange:
-    """Test from `state` on, in the phase of the recipe that it is in.
+    """Run the test from `state` on, in the current phase of the recipe.
 
-    A copy is trained: however this ends, `state` and the global generators are as they were.
-    Without a sweep: as `find_lr` without keywords. UserError where the curve gives no answer.
+    A copy is trained: `state` and the global generators are left unchanged, even if this raises.
+    The default sweep is that of `find_lr` without keywords. UserError if the losses give no answer.
     """
-    # A hundred steps do not repay a compilation.
+    # Compiling takes longer than it saves in a hundred steps.
     setup = replace(setup, device=replace(setup.device, compiled=False))
     classes, images = len(setup.train.classes), len(setup.train)
 
     def test(sweep: LRSweep) -> LRRange:
         frozen = replace(setup, recipe=freeze_phase(setup.recipe, images, state.step, sweep.steps))
-        with _own_randomness(setup.device, setup.recipe.seed):
-            return analyse(_train(_copy(state), frozen, sweep), sweep)
+        with _seeded(setup.device, setup.recipe.seed):
+            return analyse(_losses(_copy(state), frozen, sweep), sweep)
 
     if sweep is not None:
         return test(sweep)
-    sweep = LRSweep(steps=enough(setup.recipe, images))
+    sweep = LRSweep(steps=default_steps(setup.recipe, images))
     found, guessing = test(sweep), math.log(classes)
-    return _second_look(found, sweep, guessing, test) if only_settled(found, guessing) else found
+    if falls_to_guessing(found, guessing):
+        return _second_test(found, sweep, guessing, test)
+    return found
 
 
-def only_settled(found: LRRange, guessing: float) -> bool:
-    """Whether a curve says how a classifier that starts too sure calms down, and no more.
+def falls_to_guessing(found: LRRange, guessing: float) -> bool:
+    """Whether the loss falls from well above that of guessing, ln(classes), but not below it.
 
-    Its loss starts well above that of guessing and does not get below it: the rates on it are
-    orders of magnitude below those that train the network (a DavidNet without its factor on the
-    logits).
+    Such a curve only shows how an overconfident initial classifier becomes uncertain. Its learning
+    rates are orders of magnitude below those that train the network (as for a DavidNet without the
+    factor on its logits).
     """
     return found.smoothed[0] > 1.1 * guessing and not _learns(found, guessing)
 
@@ -95,63 +97,62 @@ def _learns(found: LRRange, guessing: float) -> bool:
     return min(found.smoothed) < 0.95 * guessing
 
 
-def _second_look(
+def _second_test(
     found: LRRange, sweep: LRSweep, guessing: float, test: Callable[[LRSweep], LRRange]
 ) -> LRRange:
-    """A linear test from where the loss was lowest on, which leaves the network time to learn.
+    """A linear test from the lr of the lowest loss on, which gives the network time to learn.
 
-    If that does not learn either, what was found first, said to be doubtful.
+    If that does not help either, the first result, marked as doubtful.
     """
     low = LATE * found.suggestions["minimum"]
-    came = f"an exponential test came down to {min(found.smoothed):.2f}, which is guessing"
+    came = f"the loss of an exponential test fell to {min(found.smoothed):.2f}, that of guessing"
     try:
         second = test(replace(sweep, lr_min=low / 2, lr_max=100 * low, mode="linear"))
     except UserError:
         second = found
     if _learns(second, guessing):
-        return replace(second, stopped=f"{came}; a linear one {second.stopped}")
-    doubt = f"{came}: give another range, or more steps"
-    return replace(found, stopped=f"{found.stopped}; {doubt}")
+        return replace(second, stopped=f"{came}; a linear test: {second.stopped}")
+    return replace(found, stopped=f"{found.stopped}; {came}: give another range, or more steps")
 
 
 @contextmanager
-def _own_randomness(device: Device, seed: int) -> Iterator[None]:
-    """Seed the global generators, which a network may draw from, and put them back after."""
+def _seeded(device: Device, seed: int) -> Iterator[None]:
+    """Seed the global generators, which a network may draw from, and restore them afterwards."""
     with device.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def _copy(state: TrainState) -> TrainState:
-    """Network and optimizers, tied to each other as they were; no average: none is needed."""
+    """A copy of networks and optimizers that refer to each other; without the weight average."""
     bare = replace(state, ema=None, teacher=None, history=[], losses=[], correct=[], function=None)
     return replace(copy.deepcopy(bare), teacher=state.teacher)
 
 
 def freeze_phase(recipe: Recipe, images: int, step: int, extra: int) -> Recipe:
-    """The recipe, its image size and stem kept as they are at `step`, for `extra` steps or more."""
+    """The recipe with image size and stem fixed as at `step`, for at least `extra` more steps."""
     counts = StepCounts(recipe, images)
     return replace(
         recipe,
         epochs=math.ceil((step + extra) / counts.steps_per_epoch),
-        schedule=("constant", {}),  # the sweep drives the lr; a cycle may not fit these epochs
+        schedule=("constant", {}),  # the sweep sets the lr; a cycle may not fit these epochs
         progressive_resizing=((0.0, counts.scale(step)),),
         freeze_stem_at=float(step < counts.freeze_stem),
     )
 
 
-def _train(state: TrainState, setup: Setup, sweep: LRSweep) -> list[float]:
-    """The loss of each step, to the sweep's end or up to CHECK_EVERY - 1 past its early stop."""
+def _losses(state: TrainState, setup: Setup, sweep: LRSweep) -> list[float]:
+    """The loss of each step, to the sweep's end or up to READ_EVERY - 1 after its early stop."""
     lrs, first, peak = sweep.lrs, state.step, _main_lr(state)
     losses: list[float] = []
     unread: list[Tensor] = []
     for result in steps(state, setup, lambda i: lrs[i - first] / peak):
         unread.append(result.loss)
         done = state.step - first == len(lrs)
-        if done or len(unread) == CHECK_EVERY:
+        if done or len(unread) == READ_EVERY:
             losses += torch.stack(unread).tolist()
             unread = []
-            if done or end(losses, sweep) < len(losses):
+            if done or stop_step(losses, sweep) < len(losses):
                 break
     return losses
 
@@ -160,5 +161,5 @@ def _main_lr(state: TrainState) -> float:
     group = state.optimizers[0].param_groups[0]
     peak = float(group.get("peak_lr", group["lr"]))
     if not peak > 0:
-        raise UserError(f"lr = {peak:g} of the first parameter group: give it one above 0 to scale")
+        raise UserError(f"lr = {peak:g} of the first parameter group: give one above 0")
     return peak

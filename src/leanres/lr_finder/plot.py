@@ -1,4 +1,4 @@
-"""Pictures of an LR range test: a matplotlib figure, and a chart for the terminal."""
+"""Plots of an LR range test: a matplotlib figure, and a text chart for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; each rule has a shape besides.
+# Okabe and Ito's palette for colour-blind readers; each rule also has a marker of its own.
 _BAND, _RAW, _SMOOTHED = "#F3EFD8", "#9FC5E8", "#0B3C5D"
 _MARKS = {
     "onset": ("#009E73", "^"),
@@ -25,23 +25,23 @@ _MARKS = {
 
 
 def loss_window(result: LRRange) -> tuple[float, float]:
-    """Lowest and highest loss that a picture should show: what diverges would flatten the rest."""
+    """The range of losses to show: all that diverges would flatten the rest of the curve."""
     low, first = min(*result.smoothed, *result.losses), result.smoothed[0]
     return low - 0.1 * (first - low), first + 0.5 * (first - low)
 
 
 def loss_at(result: LRRange, lr: float) -> float:
-    """The smoothed loss at an lr, interpolated on the logarithmic axis; flat beyond its ends."""
+    """The smoothed loss at an lr, interpolated linearly in log(lr); constant beyond its ends."""
     return float(np.interp(math.log(lr), np.log(result.lrs), result.smoothed))
 
 
-def label(result: LRRange, rule: str) -> str:
-    """A rule's name, after that of the bound it gave: "lr_max, minimum"."""
+def rule_label(result: LRRange, rule: str) -> str:
+    """The name of a rule after that of the bound it gave, if any: "lr_max, minimum"."""
     return ", ".join([*(name for name, by in result.rules.items() if by == rule), rule])
 
 
 def figure(result: LRRange) -> Figure:
-    """Loss against lr, raw pale and smoothed dark, a mark for each rule; lr_min to lr_max shaded.
+    """Raw and smoothed loss against lr with a marker for each rule; lr_min to lr_max is shaded.
 
     Save it with `.savefig("lr.png", dpi=150)`.
     """
@@ -61,7 +61,7 @@ def figure(result: LRRange) -> Figure:
 
 
 def _mark_rules(axes: Axes, result: LRRange) -> None:
-    """A mark on the curve and its label below, the leftmost one highest: no line crosses a text."""
+    """A marker on the curve, its label below; the leftmost label is highest, so none overlap."""
     bottom, top = axes.get_ylim()
     ranked = sorted(result.suggestions.items(), key=lambda item: item[1], reverse=True)
     for rank, (rule, lr) in enumerate(ranked):
@@ -70,7 +70,7 @@ def _mark_rules(axes: Axes, result: LRRange) -> None:
         axes.plot([lr, lr], [height, loss_at(result, lr)], color=colour, lw=1)
         axes.plot(lr, loss_at(result, lr), shape, color=colour, ms=8, mec="white")
         axes.annotate(
-            f"{label(result, rule)} {lr:.2g}",
+            f"{rule_label(result, rule)} {lr:.2g}",
             (lr, height),
             xytext=(-5, 0),
             textcoords="offset points",
@@ -83,35 +83,35 @@ def _mark_rules(axes: Axes, result: LRRange) -> None:
 
 
 class Glyphs(NamedTuple):
-    """What a chart is drawn with."""
+    """The characters of a text chart."""
 
     raw: str
     smoothed: str
     side: str
     corner: str
     axis: str
-    band: str  # of the axis between lr_min and lr_max
+    band: str  # the axis between lr_min and lr_max
 
 
 UNICODE, ASCII = Glyphs("·", "•", "│", "└", "─", "━"), Glyphs(".", "o", "|", "+", "-", "=")
-_LEFT = 7  # characters before the area: the loss, the side
+_LEFT = 7  # characters left of the plot area: the loss and the axis
 
 
 def chart(result: LRRange, width: int = 60, height: int = 15, glyphs: Glyphs = UNICODE) -> Text:
-    """The curve in an area of `width` x `height` characters, its axes and the rules' initials.
+    """The curve in an area of `width` x `height` characters, with axes and initials of the rules.
 
-    The axis is heavy from lr_min to lr_max; an initial stands below the lr of its rule.
+    The axis is bold from lr_min to lr_max; the initial of a rule is below its lr.
     """
-    rows = [*_area(result, width, height, glyphs), *_axis(result, width, glyphs)]
+    rows = [*_plot_area(result, width, height, glyphs), *_axis(result, width, glyphs)]
     return Text("\n").join([*rows, *_initials(result, width)])
 
 
-def _column(result: LRRange, lr: float, width: int) -> int:
+def _column_of(result: LRRange, lr: float, width: int) -> int:
     low, high = (math.log(f(*result.lrs, *result.suggestions.values())) for f in (min, max))
     return round((math.log(lr) - low) / (high - low) * (width - 1))
 
 
-def _area(result: LRRange, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+def _plot_area(result: LRRange, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     bottom, top = loss_window(result)
     cells = [[(" ", "")] * width for _ in range(height)]
 
@@ -119,7 +119,7 @@ def _area(result: LRRange, width: int, height: int, glyphs: Glyphs) -> list[Text
         if bottom <= loss <= top:
             cells[round((top - loss) / (top - bottom) * (height - 1))][column] = (glyph, style)
 
-    columns = [_column(result, lr, width) for lr in result.lrs]
+    columns = [_column_of(result, lr, width) for lr in result.lrs]
     for column, loss in zip(columns, result.losses, strict=True):
         put(column, loss, glyphs.raw, "dim")
     for column in range(columns[0], columns[-1] + 1):
@@ -134,12 +134,12 @@ def _area(result: LRRange, width: int, height: int, glyphs: Glyphs) -> list[Text
 
 
 def _axis(result: LRRange, width: int, glyphs: Glyphs) -> list[Text]:
-    low, high = (_column(result, lr, width) for lr in (result.lr_min, result.lr_max))
+    low, high = (_column_of(result, lr, width) for lr in (result.lr_min, result.lr_max))
     line = [glyphs.band if low <= i <= high else glyphs.axis for i in range(width)]
     names = [" "] * (width + _LEFT + 3)
     for lr in _ticks(result):
         text = f"{lr:g}"
-        start = max(0, _LEFT + _column(result, lr, width) - len(text) // 2)
+        start = max(0, _LEFT + _column_of(result, lr, width) - len(text) // 2)
         if not "".join(names[max(0, start - 1) : start + len(text) + 1]).strip():
             names[start : start + len(text)] = text
     corner = " " * (_LEFT - 1) + glyphs.corner
@@ -147,7 +147,7 @@ def _axis(result: LRRange, width: int, glyphs: Glyphs) -> list[Text]:
 
 
 def _ticks(result: LRRange) -> list[float]:
-    """The powers of ten in the range; its ends, to two digits, where there are fewer than two."""
+    """The powers of ten in the range; if there are fewer than two, its ends to two digits."""
     ends = [f(*result.lrs, *result.suggestions.values()) for f in (min, max)]
     first, last = math.ceil(math.log10(ends[0]) - 1e-9), math.floor(math.log10(ends[1]) + 1e-9)
     powers = [float(f"1e{i}") for i in range(first, last + 1)]
@@ -155,10 +155,10 @@ def _ticks(result: LRRange) -> list[float]:
 
 
 def _initials(result: LRRange, width: int) -> list[Text]:
-    """Each rule's initial in its column, a line further down where one stands there already."""
+    """The initial of each rule in its column, on a further line if the column is taken."""
     lines: list[dict[int, tuple[str, str]]] = []
     for rule, lr in result.suggestions.items():
-        column = _column(result, lr, width)
+        column = _column_of(result, lr, width)
         if not any(column not in line for line in lines):
             lines.append({})
         free = next(line for line in lines if column not in line)

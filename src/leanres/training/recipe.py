@@ -20,7 +20,17 @@ from leanres.training.device import PRECISIONS
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.schedules import SCHEDULES, SchedulePoint, lr_factor
 
-RATE, MUON_RATE = Range(1e-12, 1e3), Range(1e-12, 1e3)
+
+@dataclass(frozen=True)
+class LearningRate(Range):
+    """Bounds of a learning rate; `optimizer` names the only one that uses it, "" means all."""
+
+    low: float = 1e-12
+    high: float = 1e3
+    optimizer: str = ""
+
+
+RATE, MUON_RATE = LearningRate(), LearningRate(optimizer="muon")
 
 
 def _network(label: str, value: Any) -> str | ModelConfig:
@@ -236,6 +246,16 @@ class Recipe:
 def setting_types() -> dict[str, Any]:
     """The type of each setting, its range and its description beside it."""
     return types_of(Recipe)
+
+
+def learning_rates(optimizer: str) -> list[str]:
+    """The names of the settings that are learning rates of the optimizer; `lr` is one of them."""
+    return [
+        name
+        for name, hint in setting_types().items()
+        for note in notes_of(hint)
+        if isinstance(note, LearningRate) and note.optimizer in ("", optimizer)
+    ]
 
 
 def describe_settings() -> dict[str, str]:
