@@ -1,25 +1,47 @@
-"""The written pages: commands and options that exist, links that lead somewhere."""
+"""The written pages: commands and options exist, links resolve, generated parts are up to date."""
 
 from __future__ import annotations
 
 import re
+import runpy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+import yaml
 from PIL import Image
 
+from leanres.augment.registry import AUGMENTS
 from leanres.cli import app
+from leanres.data.sources import SOURCES
+from leanres.metrics.accuracy import MEASURES
+from leanres.metrics.reported import METRICS
+from leanres.models.zoo import FAMILIES
+from leanres.ship.export import TARGETS
+from leanres.training.optim import OPTIMIZERS
+from leanres.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+HISTORY = (ROOT / "CHANGELOG.md", DOCS / "log.md")  # they quote commands as they were
+MARKDOWN = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "weights").glob("*.md")]
 PAGES = [
-    ROOT / "README.md",
-    *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "log.md"}),  # that is history
-    *sorted((ROOT / "weights").glob("*.md")),
-    *sorted((ROOT / "benchmarks").glob("*.toml")),
-    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+    *(page for page in MARKDOWN if page not in HISTORY),
+    *(ROOT / "benchmarks").glob("*.toml"),
+    *(ROOT / "notebooks").glob("*.ipynb"),
 ]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+TABLES = (FAMILIES, AUGMENTS, OPTIMIZERS, SOURCES, MEASURES, METRICS, TARGETS)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def commands() -> dict[str, set[str]]:
@@ -32,6 +54,15 @@ def options(command) -> set[str]:
     return own.union(*map(options, getattr(command, "commands", {}).values()))
 
 
+def code_of(page: Path) -> str:
+    """Code blocks and code spans of a Markdown page; all of any other file."""
+    text = read(page)
+    if page.suffix != ".md":
+        return text
+    blocks = [block for _, block in FENCE.findall(text)]
+    return "\n".join(blocks + re.findall(r"`([^`]+)`", FENCE.sub("", text)))
+
+
 def calls(text: str) -> list[tuple[str, list[str]]]:
     """Every `leanres COMMAND --option ...` in a text: the command and its options."""
     joined = text.replace("\\\n#", " ").replace("\\\n", " ")
@@ -39,23 +70,29 @@ def calls(text: str) -> list[tuple[str, list[str]]]:
     return [(command, re.findall(r"(?<!\w)--[a-z][\w-]*", rest)) for command, rest in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_command_that_a_page_names_exists_with_its_options(page):
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_on_a_page_exists_with_its_options(page):
     known = commands()
-    for command, given in calls(page.read_text(encoding="utf-8")):
+    for command, given in calls(code_of(page)):
         assert command in known, command
         assert set(given) <= known[command], f"{command} {given}"
 
 
-def test_the_readme_lists_every_command():
-    named = {command for command, _ in calls((ROOT / "README.md").read_text(encoding="utf-8"))}
-    assert set(commands()) <= named
-
-
 def test_a_wrong_command_and_option_would_be_found():
-    ((command, given),) = calls("try `leanres trian speed --epoch 2`")
+    ((command, given),) = calls("leanres trian speed --epoch 2")
     assert command not in commands()
     assert not set(given) <= commands()["train"]
+
+
+@pytest.mark.parametrize("name", ["commands", "architecture"])
+def test_a_generated_page_is_up_to_date(name):
+    page = runpy.run_path(str(DOCS / f"{name}.py"))["page"]
+    assert read(DOCS / f"{name}.md") == page(), "run `make reference`"
+
+
+def test_the_reference_names_every_command():
+    sections = re.findall(r"^## leanres ([a-z-]+)$", read(DOCS / "commands.md"), re.MULTILINE)
+    assert sorted(sections) == sorted(commands())
 
 
 def test_the_guides_python_runs(tmp_path, monkeypatch, capsys, digits):
@@ -65,18 +102,96 @@ def test_the_guides_python_runs(tmp_path, monkeypatch, capsys, digits):
         folder.mkdir(parents=True, exist_ok=True)
         pixels = digits.train.images[i].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{i}.png")
-    (tmp_path / "photos").symlink_to(folder)
+    folder.rename(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
-    (code,) = (block for block in blocks if "leanres.fit" in block)
-    exec(code.replace("epochs=5", "epochs=1"), {})
+    (code,) = (block for block in python_blocks("guide.md") if "leanres.fit" in block)
+    execute(code.replace("epochs=5", "epochs=1").replace("epochs=6", "epochs=2"))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(list(folder.iterdir()))
-    assert all(line.startswith("photos/") for line in lines)
+    assert {Path(line.split(".png ")[0]).stem for line in lines} == {
+        path.stem for path in (tmp_path / "photos").iterdir()
+    }
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.suffix == ".md"], ids=lambda p: p.name)
-def test_every_link_to_a_file_leads_there(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+def execute(code: str) -> dict[str, Any]:
+    """Run a page's Python as a file of its own; its names."""
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, "example", "exec", dont_inherit=True), names)
+    return names
+
+
+def python_blocks(page: str) -> list[str]:
+    return [block for language, block in FENCE.findall(read(DOCS / page)) if language == "python"]
+
+
+@pytest.fixture
+def tables_restored() -> Iterator[None]:
+    """What an example adds to a table is removed after it."""
+    before = [dict(table) for table in TABLES]
+    yield
+    for table, entries in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+def examples() -> dict[str, str]:
+    """Each section of docs/extending.md -> its Python block."""
+    sections = read(DOCS / "extending.md").split("\n## ")[1:]
+    return {text.partition("\n")[0]: FENCE.findall(text)[0][1] for text in sections}
+
+
+@pytest.mark.usefixtures("tables_restored")
+@pytest.mark.parametrize("name", examples())
+def test_every_example_of_extending_runs_and_adds_one_entry(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = [set(table) for table in TABLES]
+    names = execute(examples()[name])
+    added = [set(table) - known for table, known in zip(TABLES, before, strict=True)]
+    assert sum(map(bool, added)) == (2 if name == "A metric" else 1)
+    assert 0 < names["result"]["accuracy"] < 1
+
+
+def test_extending_has_one_example_of_each_kind():
+    kinds = ("model", "augmentation", "optimizer", "source of images", "metric", "export target")
+    assert list(examples()) == [f"A{'n' * (kind[0] in 'aeiou')} {kind}" for kind in kinds]
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=name_of)
+def test_every_link_to_a_file_or_heading_leads_there(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(page))):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as a Markdown host links to them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", read(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *DOCS.glob("*.md")], ids=name_of)
+def test_code_blocks_have_80_columns(page):
+    lines = [line for _, block in FENCE.findall(read(page)) for line in block.splitlines()]
+    assert [line for line in lines if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=name_of)
+def test_no_page_names_a_folder_outside_the_checkout(page):
+    assert "../shared" not in read(page)
+
+
+def test_the_workflow_tests_every_system_and_python_that_the_package_declares():
+    jobs = yaml.safe_load(read(ROOT / ".github" / "workflows" / "ci.yml"))["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    declared = re.findall(r"Python :: (3\.\d+)", read(ROOT / "pyproject.toml"))
+    assert matrix["python"] == declared
+    steps = [step for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"[\w/-]+@v\d+", step["uses"]) for step in steps)
+
+
+def test_the_citation_has_the_packages_version():
+    assert yaml.safe_load(read(ROOT / "CITATION.cff"))["version"] == __version__

@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, and is committed without output."""
+"""Every notebook runs from its first cell to its last, and is committed without outputs."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ tempfile.tempdir = FOLDER
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[KernelManager]:
-    """One process for all notebooks: importing torch takes longer than what they do with it."""
+    """One process for all notebooks: importing torch takes longer than running their cells."""
     manager = KernelManager()
     manager.start_kernel()
     yield manager
     manager.shutdown_kernel(now=True)
 
 
-def quick(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """The same in an empty namespace and folder, with a tiny network on the digits."""
+def shortened(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """The notebook in an empty namespace and folder, with a tiny network on the digits."""
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += TINY
@@ -49,7 +49,7 @@ def quick(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNod
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_cells_run_in_order_and_show_figures(path, tmp_path, kernel):
-    notebook = quick(nbformat.read(path, as_version=4), tmp_path)
+    notebook = shortened(nbformat.read(path, as_version=4), tmp_path)
     client = nbclient.NotebookClient(notebook, km=kernel, timeout=600)
     try:
         client.execute(cleanup_kc=False)
@@ -61,7 +61,7 @@ def test_the_cells_run_in_order_and_show_figures(path, tmp_path, kernel):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_without_output(path):
+def test_a_notebook_is_committed_without_outputs(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert all(not cell.get("outputs") for cell in notebook["cells"])
     assert all(cell.get("execution_count") is None for cell in notebook["cells"])
