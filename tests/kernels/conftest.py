@@ -1,20 +1,22 @@
-"""Gradients to compare kernels by, and how many threads compute them."""
+"""Gradients to compare kernels by, how many threads compute them, and kernels loaded afresh."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanres.kernels import build
+
 
 @pytest.fixture
 def gradients_of() -> Callable[..., list[Tensor]]:
-    """Gradients of a network's weights as one vector each: in float32, in bfloat16, and in bfloat16
-    by what `wrap` makes of it."""
+    """The gradients of a network's weights, each as one vector: in float32, in bfloat16, and in
+    bfloat16 by what `wrap` makes of it."""
 
     def compute(model: nn.Module, wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
         images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
@@ -32,8 +34,24 @@ def gradients_of() -> Callable[..., list[Tensor]]:
 
 
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
-def threads(request):
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def reload_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A monkeypatch to change the machine by: within the test the kernels are loaded again.
+
+    Functions of `build` are cached, so the caches are emptied now, and once the machine is itself
+    again.
+    """
+    cached = (build.library, build._load, build.constant)
+    with monkeypatch.context() as patch:
+        for function in cached:
+            function.cache_clear()
+        yield patch
+    for function in cached:
+        function.cache_clear()

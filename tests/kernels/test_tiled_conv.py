@@ -1,10 +1,14 @@
+"""Convolutions of images side by side, against those of images alone."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from leanres.kernels.tiled_conv import SMALL, TiledConv, TiledConvMode, layout
+from leanres.kernels.tiled_conv import MAX_WIDTH, TiledConv, TiledConvMode, tile_layout
 from leanres.models.zoo import resolve
-from leanres.training.device import Device
+from leanres.training.device import CPU
 
 CASES = {  # images, channels in and out, side, kernel, stride, padding
     "4 px": (7, 5, 6, 4, 3, 1, 1),
@@ -16,17 +20,18 @@ CASES = {  # images, channels in and out, side, kernel, stride, padding
     "2x2 by 2": (19, 3, 4, 4, 2, 2, 0),
     "5x5": (5, 3, 4, 8, 5, 1, 2),
     "1 px": (40, 3, 4, 1, 3, 1, 1),
-    "heavy": (11, 512, 256, 4, 3, 1, 1),
-    "heavy, unpadded": (11, 512, 256, 5, 3, 1, 0),
+    "large weight": (11, 512, 256, 4, 3, 1, 1),
+    "large weight, unpadded": (11, 512, 256, 5, 3, 1, 0),
 }
+BY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def gradients(case, beside, bias=True):
+def gradients(case, tiled, bias=True):
     """Output and gradients of one convolution in bfloat16; the same tensors at each call."""
     n, i, o, side, size, stride, padding = case
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(i, o, size, stride, padding, bias=bias)
-    conv = TiledConv(conv) if beside else conv
+    conv = TiledConv(conv) if tiled else conv
     images = torch.randn(n, i, side, side).to(memory_format=torch.channels_last).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = conv(images)
@@ -34,7 +39,7 @@ def gradients(case, beside, bias=True):
     return [out, images.grad, *(p.grad for p in conv.parameters())]
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@BY_CASE
 @pytest.mark.parametrize("bias", [True, False])
 def test_images_side_by_side_have_the_gradients_of_images_alone(case, bias):
     for ours, plain in zip(gradients(case, True, bias), gradients(case, False, bias), strict=True):
@@ -43,32 +48,32 @@ def test_images_side_by_side_have_the_gradients_of_images_alone(case, bias):
         assert error < 1e-2  # bfloat16 has 8 bits
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_case_is_laid_side_by_side(case):
+@BY_CASE
+def test_each_image_has_its_outputs_at_its_pitch(case):
     n, i, o, side, size, stride, padding = case
     images, weight = torch.empty(n, i, side, side), torch.empty(o, i, size, size)
-    lay = layout(images, weight, stride, padding)
-    assert lay is not None
-    wide = lay.wide(images, lay.pitch, lay.rest)
-    out = F.conv2d(wide, weight, None, stride, padding)
-    assert out.shape[-1] == lay.count * lay.pitch // stride  # each image's outputs at its pitch
+    layout = tile_layout(images, weight, stride, padding)
+    assert layout is not None
+    tiled = layout.tile(images, layout.pitch, layout.extra)
+    out = F.conv2d(tiled, weight, None, stride, padding)
+    assert out.shape[-1] == layout.count * layout.pitch // stride
 
 
-def test_laid_apart_again_they_are_what_they_were():
+def test_untile_is_the_reverse_of_tile():
     images = torch.randn(7, 3, 4, 5)
-    lay = layout(images, torch.empty(2, 3, 3, 3), 1, 1)
-    wide = lay.wide(images, lay.pitch)
-    assert lay.apart(wide, 7, lay.pitch, 5).equal(images)
-    assert wide.count_nonzero() == images.count_nonzero()  # zeros between them
+    layout = tile_layout(images, torch.empty(2, 3, 3, 3), 1, 1)
+    tiled = layout.tile(images, layout.pitch)
+    assert layout.untile(tiled, 7, layout.pitch, 5).equal(images)
+    assert tiled.count_nonzero() == images.count_nonzero()  # zeros between them
 
 
 @pytest.mark.parametrize(
     ("shape", "weight"),
     [((4, 3, 16, 16), (4, 3, 3, 3)), ((4, 3, 4, 4), (4, 3, 1, 1)), ((1, 3, 4, 4), (4, 3, 3, 3))],
-    ids=[f"rows over {SMALL} px", "1x1", "one image"],
+    ids=[f"rows over {MAX_WIDTH} px", "1x1", "one image"],
 )
-def test_what_gains_nothing_is_left_to_pytorch(shape, weight):
-    assert layout(torch.empty(shape), torch.empty(weight), 1, weight[-1] // 2) is None
+def test_what_would_not_be_faster_is_left_to_pytorch(shape, weight):
+    assert tile_layout(torch.empty(shape), torch.empty(weight), 1, weight[-1] // 2) is None
 
 
 @pytest.mark.parametrize("context", ["no gradient", "float32"])
@@ -89,7 +94,7 @@ def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_o
     assert (ours - exact).norm() < 1.2 * (plain - exact).norm()
 
 
-def test_the_engine_uses_it_where_a_cpu_trains_in_bfloat16():
+def test_a_device_uses_it_where_a_cpu_trains_in_bfloat16():
     model = torch.nn.Conv2d(3, 4, 3)
-    assert isinstance(Device("cpu", "bfloat16", False).forward(model), TiledConv)
-    assert Device("cpu", "float32", False).forward(model) is model
+    assert isinstance(CPU("cpu", "bfloat16", False).training_forward(model), TiledConv)
+    assert not isinstance(CPU("cpu", "float32", False).training_forward(model), TiledConv)

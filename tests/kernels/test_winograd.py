@@ -1,4 +1,4 @@
-"""Float32 convolutions by `winograd.c`, against float64 and against PyTorch's own."""
+"""Convolutions in float32 by Winograd's algorithm, against float64 and PyTorch's own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from leanres.kernels import winograd
-from leanres.kernels.build import has_fma
-from leanres.kernels.winograd import WinogradMode, convolve
+from leanres.kernels.build import library
+from leanres.kernels.winograd import Winograd, WinogradMode, winograd_conv
 from leanres.models.zoo import resolve
-from leanres.training.device import Device
+from leanres.training.device import CPU
 
-pytestmark = pytest.mark.skipif(not has_fma(), reason="no AVX2 here: PyTorch's own are used")
+pytestmark = pytest.mark.skipif(library() is None, reason="no own kernels here: PyTorch's are used")
 CASES = {  # images, channels in and out, height, width, padding
     "whole tiles": (4, 64, 96, 16, 16, 1),
     "a speed record's first": (3, 24, 64, 31, 31, 1),
@@ -53,44 +53,44 @@ def test_it_is_a_convolution_and_so_are_its_gradients(case, form, threads):
     right = F.conv2d(x, exact, padding=pad)
     gradient = torch.randn_like(right)
     right.backward(gradient)
-    ours = convolve(images, weight, pad)
+    ours = winograd_conv(images, weight, pad)
     ours.backward(gradient.float())
     assert near(ours, right)
     assert near(images.grad, x.grad)
     assert near(weight.grad, exact.grad)
 
 
-def test_what_lies_beyond_the_maps_is_neither_read_nor_written():
+def test_memory_beside_the_maps_is_neither_read_nor_written():
     torch.manual_seed(0)
-    room = torch.full((7, 6, 6, 20), float("nan"))  # a map before and after
-    room[1:6] = torch.randn(5, 6, 6, 20)
-    images = room[1:6].permute(0, 3, 1, 2)
+    memory = torch.full((7, 6, 6, 20), float("nan"))  # a map before and after
+    memory[1:6] = torch.randn(5, 6, 6, 20)
+    images = memory[1:6].permute(0, 3, 1, 2)
     weight = torch.randn(24, 20, 3, 3)
     gradients = torch.full((7, 6, 6, 24), float("nan"))
     gradients[1:6] = torch.randn(5, 6, 6, 24)
-    ours = winograd._by_weight(images, gradients[1:6].permute(0, 3, 1, 2), 1)
-    assert convolve(images, weight, 1).isfinite().all()
+    ours = winograd._grad_weight(images, gradients[1:6].permute(0, 3, 1, 2), 1)
+    assert winograd_conv(images, weight, 1).isfinite().all()
     assert ours.isfinite().all()
-    assert room[0].isnan().all()
-    assert room[6].isnan().all()
+    assert memory[0].isnan().all()
+    assert memory[6].isnan().all()
 
 
 @pytest.mark.parametrize("which", [(True, False), (False, True)], ids=["images", "weight"])
-def test_only_the_gradient_that_is_wanted_is_made(which, monkeypatch):
+def test_only_the_needed_gradient_is_computed(which, monkeypatch):
     images, weight = torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3)
-    for tensor, wanted in zip((images, weight), which, strict=True):
-        tensor.requires_grad_(wanted)
-    y = convolve(images, weight, 1)
-    unwanted = "_by_weight" if which[0] else "_product"
-    monkeypatch.setattr(winograd, unwanted, None)
+    for tensor, needed in zip((images, weight), which, strict=True):
+        tensor.requires_grad_(needed)
+    y = winograd_conv(images, weight, 1)
+    unneeded = "_grad_weight" if which[0] else "_multiply"
+    monkeypatch.setattr(winograd, unneeded, None)
     y.sum().backward()
     assert [t.grad is not None for t in (images, weight)] == [*which]
 
 
-def test_only_what_gains_is_taken(monkeypatch):
+def test_it_takes_only_convolutions_that_are_faster_so(monkeypatch):
     taken = []
-    own = winograd.convolve
-    monkeypatch.setattr(winograd, "convolve", lambda *a: taken.append(1) or own(*a))
+    own = winograd.winograd_conv
+    monkeypatch.setattr(winograd, "winograd_conv", lambda *a: taken.append(1) or own(*a))
     maps = torch.randn(2, 32, 8, 8)
     others = (
         (maps, nn.Conv2d(32, 32, 3, 2, 1)),
@@ -117,7 +117,7 @@ def test_only_what_gains_is_taken(monkeypatch):
     assert torch.allclose(ours, conv(maps), atol=1e-5)
 
 
-def test_counters_of_operators_see_pytorchs_own():
+def test_a_counter_of_operators_sees_pytorchs_own():
     conv, maps = nn.Conv2d(32, 32, 3, 1, 1), torch.randn(2, 32, 8, 8)
     with FlopCounterMode(display=False) as plain:
         conv(maps).sum().backward()
@@ -131,31 +131,31 @@ def test_counters_of_operators_see_pytorchs_own():
 @pytest.mark.parametrize("name", ["speednet", "resnet20"])
 def test_a_network_is_as_near_its_float64_gradients_as_float32_is(name):
     torch.manual_seed(0)
-    device = Device("cpu", "float32", compiled=False)
+    device = CPU("cpu", "float32", compiled=False)
     model = device.place(resolve(name).build()).train()
+    forward = device.training_forward(model)
+    assert isinstance(forward, Winograd)
     exact = copy.deepcopy(model).double()
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
-    with device.autocast() as context:
-        loss = F.cross_entropy(model(images), labels)
+    loss = F.cross_entropy(forward(images), labels)
     loss.backward()
     right = F.cross_entropy(exact(images.double()), labels)
     right.backward()
-    assert isinstance(context, WinogradMode)
     assert abs(loss.item() - right.item()) < 1e-4
     pairs = zip(model.parameters(), exact.parameters(), strict=True)
     errors = [(p.grad - e.grad).norm() / e.grad.norm() for p, e in pairs if p.requires_grad]
     assert max(errors) < 0.03  # 0.01 in plain float32: a ReLU that tips, a maximum that moves
 
 
-def test_the_same_twice_is_the_same_to_the_last_bit():
+def test_the_same_images_have_the_same_result_bit_for_bit():
     torch.manual_seed(0)
     maps, weight = torch.randn(9, 32, 12, 12), torch.randn(32, 32, 3, 3)
-    once, again = (winograd._by_weight(maps, maps, 1) for _ in range(2))
+    once, again = (winograd._grad_weight(maps, maps, 1) for _ in range(2))
     assert once.equal(again)
-    assert convolve(maps, weight, 1).equal(convolve(maps, weight, 1))
+    assert winograd_conv(maps, weight, 1).equal(winograd_conv(maps, weight, 1))
 
 
-def test_fewer_threads_than_asked_for_leave_no_sum_unmade():
+def test_with_fewer_threads_than_asked_for_no_sum_is_left_uninitialised():
     code = """
 import torch
 from leanres.kernels import winograd
@@ -163,9 +163,9 @@ torch.set_num_threads(4)
 torch.randn(500, 500).mm(torch.randn(500, 500)); torch.full((400, 36, 64, 64), float("nan"))
 maps = torch.randn(4, 32, 8, 8).contiguous(memory_format=torch.channels_last)
 exact = torch.nn.grad.conv2d_weight(maps.double(), (32, 32, 3, 3), maps.double(), padding=1)
-print(float((winograd._by_weight(maps, maps, 1) - exact).norm() / exact.norm()))
+print(float((winograd._grad_weight(maps, maps, 1) - exact).norm() / exact.norm()))
 """
     few = {**os.environ, "OMP_THREAD_LIMIT": "2", "MALLOC_PERTURB_": "127"}
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, env=few, capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=few, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1e-5

@@ -1,12 +1,23 @@
+"""3x3 convolutions with AMX, against float64 and PyTorch's max-pool."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from leanres.kernels import convolve as module
-from leanres.kernels.build import has_tiles
-from leanres.kernels.convolve import convolve, filters_of, fits, grad_input, grad_weight, pooled
+from leanres.kernels import amx_conv as module
+from leanres.kernels.amx_conv import (
+    amx_conv,
+    amx_supports,
+    as_filters,
+    conv_maxpool,
+    grad_input,
+    grad_weight,
+)
+from leanres.kernels.build import has_amx
 
-pytestmark = pytest.mark.skipif(not has_tiles(), reason="no AMX here: PyTorch's own are used")
+pytestmark = pytest.mark.skipif(not has_amx(), reason="no AMX here: PyTorch's kernels are used")
 CASES = {  # images, channels in and out, height, width
     "whole tiles": (4, 64, 96, 16, 16),
     "a speed record's first": (3, 24, 64, 31, 31),
@@ -28,8 +39,8 @@ BY_POOLED = pytest.mark.parametrize("case", POOLED.values(), ids=POOLED)
 
 
 @pytest.fixture(autouse=True)
-def _all_passes_here(monkeypatch):
-    monkeypatch.setattr(module, "WIDTH", 99)  # none by oneDNN
+def _no_pass_by_onednn(monkeypatch):
+    monkeypatch.setattr(module, "MAX_WIDTH", 99)
 
 
 def tensors(case):
@@ -37,11 +48,11 @@ def tensors(case):
     n, c, o, h, w = case
     torch.manual_seed(0)
     images, weight = torch.randn(n, c, h, w) + 0.3, torch.randn(o, c, 3, 3) / c**0.5
-    return images.bfloat16(), filters_of(weight), torch.randn(n, o, h, w).bfloat16()
+    return images.bfloat16(), as_filters(weight), torch.randn(n, o, h, w).bfloat16()
 
 
 def exact(images, weight, gradient):
-    """In float64: the convolution, and its gradients by images and filters."""
+    """In float64: the convolution, and the gradients of its images and filters."""
     x, w = (t.detach().double().requires_grad_() for t in (images, weight))
     y = F.conv2d(x, w, padding=1)
     y.backward(gradient.double())
@@ -56,49 +67,49 @@ def near(ours, right, most=4e-3):  # bfloat16 has 8 bits
 @BY_CASE
 def test_it_is_a_convolution_and_so_are_its_gradients(case, threads):
     images, weight, gradient = tensors(case)
-    y, by_x, by_w = exact(images, weight, gradient)
+    y, dx, dw = exact(images, weight, gradient)
     x, w = images.clone().requires_grad_(), weight.clone().requires_grad_()
-    out = convolve(x, w)
+    out = amx_conv(x, w)
     out.backward(gradient)
     assert out.dtype == x.grad.dtype == torch.bfloat16
     assert w.grad.dtype == torch.float32
     assert near(out, y)
-    assert near(x.grad, by_x)
-    assert near(w.grad, by_w, 1e-5)  # products are exact, sums float32
+    assert near(x.grad, dx)
+    assert near(w.grad, dw, 1e-5)  # products are exact, sums float32
 
 
 @BY_POOLED
-def test_pooled_it_is_a_convolution_and_a_pool(case, threads):
+def test_conv_maxpool_is_a_convolution_and_a_max_pool(case, threads):
     images, weight, _ = tensors(case)
     n, _, o, h, w = case
-    maps = convolve(images, weight)
+    maps = amx_conv(images, weight)
     expected, places = F.max_pool2d(maps.float(), 2, return_indices=True)
     sums = torch.zeros(threads, 2, o, dtype=torch.float64)
     x = images.contiguous(memory_format=torch.channels_last)
-    y, where = pooled(x, weight, sums)
+    y, argmax = conv_maxpool(x, weight, sums)
     assert y.float().equal(expected)
     corner = places // w % 2 * 2 + places % w % 2
-    assert where.view(n, h // 2, w // 2, o).permute(0, 3, 1, 2).equal(corner.to(torch.uint8))
+    assert argmax.view(n, h // 2, w // 2, o).permute(0, 3, 1, 2).equal(corner.to(torch.uint8))
     double = expected.double()
     own = torch.stack((double.sum((0, 2, 3)), double.square().sum((0, 2, 3))))
     assert (sums.sum(0) - own).norm() < 1e-5 * own.norm()
 
 
 @BY_POOLED
-def test_gradients_by_pooled_maps_are_those_by_their_maxima(case, threads):
+def test_gradients_of_pooled_maps_are_those_of_their_maxima(case, threads):
     images, weight, _ = tensors(case)
     n, _, o, h, w = case
     x = images.contiguous(memory_format=torch.channels_last)
-    y, where = pooled(x, weight, torch.zeros(threads, 2, o, dtype=torch.float64))
-    g = torch.randn(y.shape).bfloat16().contiguous(memory_format=torch.channels_last)
-    spread = torch.zeros(n, o, h, w)
-    corner = where.view(n, h // 2, w // 2, o).permute(0, 3, 1, 2)
+    y, argmax = conv_maxpool(x, weight, torch.zeros(threads, 2, o, dtype=torch.float64))
+    dy = torch.randn(y.shape).bfloat16().contiguous(memory_format=torch.channels_last)
+    unpooled = torch.zeros(n, o, h, w)
+    corner = argmax.view(n, h // 2, w // 2, o).permute(0, 3, 1, 2)
     for place in range(4):
-        part = spread[:, :, place // 2 : h // 2 * 2 : 2, place % 2 : w // 2 * 2 : 2]
-        part += g.float() * (corner == place)
-    _, by_x, by_w = exact(images, weight, spread)
-    assert near(grad_input(g, where, weight, h, w), by_x)
-    assert near(grad_weight(x, g, where), by_w, 1e-5)
+        part = unpooled[:, :, place // 2 : h // 2 * 2 : 2, place % 2 : w // 2 * 2 : 2]
+        part += dy.float() * (corner == place)
+    _, dx, dw = exact(images, weight, unpooled)
+    assert near(grad_input(dy, argmax, weight, h, w), dx)
+    assert near(grad_weight(x, dy, argmax), dw, 1e-5)
 
 
 def test_the_same_images_have_the_same_result_bit_for_bit():
@@ -106,34 +117,38 @@ def test_the_same_images_have_the_same_result_bit_for_bit():
     found = []
     for _ in range(3):
         x, w = images.clone().requires_grad_(), weight.clone().requires_grad_()
-        out = convolve(x, w)
+        out = amx_conv(x, w)
         out.backward(gradient)
         found.append((out.detach(), x.grad, w.grad))
     for again in found[1:]:
         assert all(a.equal(b) for a, b in zip(found[0], again, strict=True))
 
 
-def test_what_is_not_a_number_reaches_its_neighbours_and_no_other_image():
+def test_a_nan_reaches_its_neighbours_and_no_other_image():
     images, weight, _ = tensors((9, 32, 32, 5, 5))
     images[4, 7, 2, 2] = float("nan")
-    out = convolve(images, weight)
+    out = amx_conv(images, weight)
     assert out[4, :, 1:4, 1:4].isnan().all()
     assert out.isnan().sum() == 32 * 9
     x = images.contiguous(memory_format=torch.channels_last)
-    y, _ = pooled(x, weight, torch.zeros(torch.get_num_threads(), 2, 32, dtype=torch.float64))
+    y, _ = conv_maxpool(x, weight, torch.zeros(torch.get_num_threads(), 2, 32, dtype=torch.float64))
     assert y[4].isnan().all()
     assert y.isnan().sum() == y[4].numel()
 
 
-def test_only_what_is_asked_for_is_computed():
+def test_only_the_needed_gradient_is_computed(monkeypatch):
     images, weight, gradient = tensors((3, 16, 16, 6, 6))
-    w = weight.clone().requires_grad_()
-    convolve(images, w).backward(gradient)
-    x = images.clone().requires_grad_()
-    convolve(x, weight).backward(gradient)
-    _, by_x, by_w = exact(images, weight, gradient)
-    assert near(x.grad, by_x)
-    assert near(w.grad, by_w, 1e-5)
+    _, dx, dw = exact(images, weight, gradient)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "grad_input", None)
+        w = weight.clone().requires_grad_()
+        amx_conv(images, w).backward(gradient)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "grad_weight", None)
+        x = images.clone().requires_grad_()
+        amx_conv(x, weight).backward(gradient)
+    assert near(x.grad, dx)
+    assert near(w.grad, dw, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +162,6 @@ def test_only_what_is_asked_for_is_computed():
         (1, 1, 1, 1, 1, False),
     ],
 )
-def test_which_convolutions_it_does(size, stride, padding, dilation, groups, right):
+def test_which_convolutions_it_computes(size, stride, padding, dilation, groups, right):
     weight = torch.empty(4, 4, size, size)
-    assert fits(weight, (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups) == right
+    assert amx_supports(weight, (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups) == right

@@ -1,3 +1,7 @@
+"""Fused layers, against the layers one by one, and the networks that are made of them."""
+
+from __future__ import annotations
+
 import copy
 
 import pytest
@@ -5,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanres.kernels import build as kernels
-from leanres.kernels import fuse
-from leanres.kernels.build import has_tiles, library
-from leanres.kernels.fuse import fused
-from leanres.kernels.fused import FusedAddNormAct, FusedConvPoolNormAct, FusedGELU, FusedPoolNormAct
-from leanres.kernels.tiled_conv import TiledConv
+from leanres.kernels.build import has_amx, library
+from leanres.kernels.fuse import fuse_layers
+from leanres.kernels.fused_layers import (
+    FusedAddNormAct,
+    FusedConvPoolNormAct,
+    FusedGELU,
+    FusedPoolNormAct,
+)
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
-from leanres.training.device import Device
+from leanres.training.device import CPU
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler for fused.c here")
 ACTS = {"none": None, "relu": nn.ReLU(), "gelu": nn.GELU()}
@@ -62,18 +68,11 @@ def compute(function, layer, x, dtype):
 @pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 @pytest.mark.parametrize("pool", [False, True], ids=["", "pooled"])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_it_computes_what_the_layers_compute_one_by_one(shape, act, pool, threads):
+def test_a_fused_layer_computes_what_the_layers_compute_one_by_one(shape, act, pool, threads):
     x, layer = maps(shape), norm(shape[1])
     own = copy.deepcopy(layer)
     exact = compute(lambda x: plain(layer, act, pool, x), layer, x, torch.float32)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        module = FusedPoolNormAct(own, act, pool)
-        ours = compute(module, own, x, torch.bfloat16)
-    finally:
-        torch.set_num_threads(before)
+    ours = compute(FusedPoolNormAct(own, act, pool), own, x, torch.bfloat16)
     for name, a, b in zip(["out", "x", "weight", "bias"], exact, ours, strict=False):
         assert a.shape == b.shape
         assert (a - b).norm() < 5e-3 * a.norm() + 1e-6, name  # bfloat16 has 8 bits
@@ -83,9 +82,7 @@ def test_it_computes_what_the_layers_compute_one_by_one(shape, act, pool, thread
 
 @pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.GELU()], ids=["relu", "gelu"])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, act, threads, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, act, threads):
     x, other, layer = maps(shape), maps(shape, 5), norm(shape[1])
     own = copy.deepcopy(layer)
     first, second = other.float().requires_grad_(), other.clone().requires_grad_()
@@ -96,16 +93,16 @@ def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, act, thread
         assert (a - b).norm() < 5e-3 * a.norm() + 1e-6
 
 
-@pytest.mark.skipif(not has_tiles(), reason="no AMX for convolve.c here")
+@pytest.mark.skipif(not has_amx(), reason="no AMX here")
 @pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
-def test_with_their_convolution_it_computes_what_the_layers_compute_one_by_one(shape, act):
+def test_with_their_convolution_too_they_compute_the_same(shape, act):
     torch.manual_seed(1)
     conv = nn.Conv2d(shape[1], 40, 3, padding=1, bias=False)
     conv.weight.data = conv.weight.data.bfloat16().float()
     own_conv, layer = copy.deepcopy(conv), norm(40)
     own, x = copy.deepcopy(layer), maps(shape)
-    # What it pools is rounded to bfloat16 once: which of four is the largest depends on it.
+    # It rounds to bfloat16 before it pools: which of four is the largest depends on it.
     rounded = lambda x: conv(x) + (conv(x).bfloat16().float() - conv(x)).detach()  # noqa: E731
     exact = compute(lambda x: plain(layer, act, True, rounded(x)), layer, x, torch.float32)
     module = FusedConvPoolNormAct(own_conv, own, act)
@@ -144,7 +141,7 @@ def test_the_same_batch_has_the_same_result_bit_for_bit():
         assert all(a.equal(b) for a, b in zip(found[0], again, strict=True))
 
 
-def test_gelu_is_exact_to_a_bfloat16s_rounding():
+def test_gelu_is_exact_up_to_the_rounding_of_a_bfloat16():
     x = torch.linspace(-12, 12, 9001).bfloat16().view(1, 1, -1, 1).repeat(1, 2, 1, 1)
     ours, exact = x.clone().requires_grad_(), x.float().requires_grad_()
     for out in (FusedGELU()(ours), F.gelu(exact)):
@@ -153,9 +150,15 @@ def test_gelu_is_exact_to_a_bfloat16s_rounding():
         assert ((a.float() - b).abs() <= b.abs() / 256 + 6e-4).all()
 
 
+def test_gelu_in_evaluation_is_pytorchs_own():
+    x = torch.linspace(-12, 12, 9001).bfloat16().view(1, 1, -1, 1)
+    assert FusedGELU().eval()(x).equal(F.gelu(x))
+    assert not FusedGELU()(x).equal(F.gelu(x))  # in training it is a polynomial
+
+
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 @pytest.mark.parametrize("place", [0, 1, 8, 9])
-def test_a_value_that_is_no_number_is_not_lost(act, place):
+def test_a_nan_is_not_lost(act, place):
     x = maps((2, 16, 8, 8))
     x[0, 5].view(-1)[place] = float("nan")
     out = FusedPoolNormAct(norm(16), act, True)(x)
@@ -176,7 +179,7 @@ def test_other_calls_are_pytorchs_own(context):
     assert own.running_mean.equal(layer.running_mean)
 
 
-NETWORKS = {  # how many batch norms go together with what is around them
+NETWORKS = {  # how many batch norms are fused with the layers around them
     "speednet": 6,
     SpeedNetConfig((32, 64, 64), depth=3, residual=True, activation="gelu"): 9,
     "resnet20": 19,
@@ -187,18 +190,18 @@ NETWORKS = {  # how many batch norms go together with what is around them
 
 
 @pytest.mark.parametrize(("name", "count"), NETWORKS.items(), ids=str)
-def test_every_batch_norm_of_a_network_is_found(name, count):
-    together = [FusedPoolNormAct, FusedConvPoolNormAct, FusedAddNormAct]
-    assert sum(type(m) in together for m in fused(resolve(name).build()).modules()) == count
+def test_every_batch_norm_of_a_network_is_fused(name, count):
+    kinds = [FusedPoolNormAct, FusedConvPoolNormAct, FusedAddNormAct]
+    assert sum(type(m) in kinds for m in fuse_layers(resolve(name).build()).modules()) == count
 
 
 @pytest.mark.parametrize("name", [*NETWORKS][:3], ids=str)  # the others' layers are among theirs
 def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_of):
     torch.manual_seed(0)
     model = resolve(name).build().to(memory_format=torch.channels_last)
-    exact, plainly, ours = gradients_of(model, fused)
-    assert 0 < (plainly - exact).norm() < 0.7 * exact.norm()
-    assert (ours - exact).norm() < 1.2 * (plainly - exact).norm()
+    exact, unfused, ours = gradients_of(model, fuse_layers)
+    assert 0 < (unfused - exact).norm() < 0.7 * exact.norm()
+    assert (ours - exact).norm() < 1.2 * (unfused - exact).norm()
 
 
 @pytest.mark.parametrize(
@@ -214,42 +217,34 @@ def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_o
     ids=["wide", "shake", "squeeze", "residual", "silu", "relu"],
 )
 def test_every_kind_of_network_computes_the_same_in_float32(config):
-    # There every layer is PyTorch's: the twin's wiring alone is tested.
+    # In float32 every layer is PyTorch's: this tests the clone's wiring alone.
     torch.manual_seed(0)
     model = config.build()
-    twin = fused(copy.deepcopy(model))
-    assert any(isinstance(m, FusedPoolNormAct | FusedAddNormAct) for m in twin.modules())
+    clone = fuse_layers(copy.deepcopy(model))
+    assert any(isinstance(m, FusedPoolNormAct | FusedAddNormAct) for m in clone.modules())
     images = torch.randn(4, 3, 32, 32)
     torch.manual_seed(1)
     expected = model.train()(images)
     torch.manual_seed(1)
-    assert twin(images).equal(expected)
+    assert clone(images).equal(expected)
 
 
-def test_the_twin_trains_the_network_itself():
+def test_the_clone_trains_the_network_itself():
     model = resolve("resnet20").build()
-    twin = fused(model)
-    assert list(map(id, twin.parameters())) == list(map(id, model.parameters()))
-    assert list(map(id, twin.buffers())) == list(map(id, model.buffers()))
+    clone = fuse_layers(model)
+    assert list(map(id, clone.parameters())) == list(map(id, model.parameters()))
+    assert list(map(id, clone.buffers())) == list(map(id, model.buffers()))
     assert not any(isinstance(m, FusedPoolNormAct) for m in model.modules())
 
 
-@pytest.mark.parametrize("failing", ["no compiler", "an error", "no library"])
-def test_without_the_kernels_a_network_is_left_alone(failing, monkeypatch, tmp_path):
-    compiler = tmp_path / "gcc"
-    compiler.write_text("#!/bin/sh\nexit " + ("1" if failing == "an error" else "0") + "\n")
-    compiler.chmod(0o755)
-    found = None if failing == "no compiler" else str(compiler)
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: found)
-    monkeypatch.setattr(fuse, "library", kernels.library.__wrapped__)
-    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
+def test_without_own_kernels_a_network_is_left_alone(reload_kernels):
+    reload_kernels.setattr("shutil.which", lambda name: None)
     model = resolve("resnet20").build()
-    assert fused(model) is model
+    assert fuse_layers(model) is model
 
 
-def test_the_engine_uses_it_where_a_cpu_trains_in_bfloat16():
+def test_a_device_uses_it_where_a_cpu_trains_in_bfloat16():
     model = resolve("resnet20").build()
-    forward = Device("cpu", "bfloat16", False).forward(model)
-    assert isinstance(forward, TiledConv)
-    assert any(isinstance(m, FusedPoolNormAct) for m in forward.modules())
-    assert Device("cpu", "float32", False).forward(model) is model
+    for precision, used in (("bfloat16", True), ("float32", False)):
+        forward = CPU("cpu", precision, False).training_forward(model)
+        assert any(isinstance(m, FusedPoolNormAct) for m in forward.modules()) is used
