@@ -14,7 +14,7 @@ from leanres.errors import UserError
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.resnet import ResNetConfig
 from leanres.runs import run as runs
-from leanres.runs.weights import load_weights, save_weights
+from leanres.runs.weights import load_teacher, load_weights, save_weights
 from leanres.training.batch import Batch
 from leanres.training.loop import loss_of, start, steps
 from leanres.training.recipe import Recipe
@@ -58,7 +58,7 @@ def test_the_teacher_sees_what_the_student_sees_at_full_size(
 ):
     recipe = replace(small, teacher=str(teacher), accumulate=accumulate, distill_weight=1.0)
     normalize = Normalize(*channel_stats(digits.train))
-    known = runs.load_teacher(str(teacher), digits.train, device)
+    known = load_teacher(str(teacher), digits.train, device)
     known.model = load_weights(teacher)[0]  # a plain module, to look into
     setup = Setup(recipe, digits.train, normalize, device)
     state = start(setup, known)

@@ -137,6 +137,17 @@ def check_data(folder: Path, info: MetricsRow, dataset: Dataset) -> bool:
     return bool(now["order"] == then.get("order"))
 
 
+def exactness_notes(before: dict[str, Any], now: dict[str, Any], same_order: bool) -> list[str]:
+    """What makes a resumed run differ in the last bits from the uninterrupted one, in one line."""
+    keys = ("kernels", "precision", "compiled", "threads", "torch", "device")
+    pairs = ((key, before.get(key), now[key]) for key in keys)
+    changed = [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
+    changed += [] if same_order else ["the images come in another order"]
+    if not changed:
+        return []
+    return [f"the run continues, but not bit for bit as it would have: {', '.join(changed)}"]
+
+
 def load_data_of(
     info: dict[str, Any],
     name: str | None = None,

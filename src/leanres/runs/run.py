@@ -22,7 +22,7 @@ from leanres.metrics.accuracy import measure as measure_logits
 from leanres.metrics.inference import predict_both
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params
-from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess
+from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
 from leanres.runs import checkpoint
 from leanres.runs.layout import (
@@ -36,6 +36,7 @@ from leanres.runs.layout import (
     check_free,
     commit,
     csv_table,
+    exactness_notes,
     fingerprints,
     is_queued,
     json_lines,
@@ -45,7 +46,7 @@ from leanres.runs.layout import (
     write_predictions,
 )
 from leanres.runs.stop import Stop
-from leanres.runs.weights import WEIGHTS, load_classifier, save_weights, weights_file
+from leanres.runs.weights import WEIGHTS, load_teacher, save_weights, weights_file
 from leanres.training.device import Device, detect, hardware, matrix_rate
 from leanres.training.loop import (
     MetricsRow,
@@ -172,7 +173,6 @@ def reopen(
     if is_queued(info):
         _begin(run, info["origin"])
         return run
-    _check_same_data(run, info)
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
     if recipe.teacher and _sha256(recipe.teacher) != info["teacher"]:
         raise UserError(
@@ -181,7 +181,8 @@ def reopen(
     if run.state.step > run.counts.total:
         raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
     now = hardware(run.device)
-    run.notes += _not_exact(info["hardware"], now)
+    same_order = check_data(folder, info, run.dataset)
+    run.notes += exactness_notes(info["hardware"], now, same_order)
     run.info = info | {"recipe": recipe.to_dict()}
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if run.state.step < run.counts.total:
@@ -190,24 +191,6 @@ def reopen(
     resumed = {"step": run.state.step, "commit": commit(), "hardware": now}
     run.info["resumed"] = [*info.get("resumed", []), resumed]
     return run
-
-
-def _check_same_data(run: Run, info: dict[str, Any]) -> None:
-    if not check_data(run.folder, info, run.dataset):
-        run.notes.append(
-            "the images come in another order than before: the run continues, but not bit for bit"
-        )
-
-
-def _not_exact(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A note for what makes a resumed run differ in the last bits from the uninterrupted one."""
-    keys = ("kernels", "precision", "compiled", "threads", "torch", "device")
-    changed = [
-        f"{key} {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]
-    ]
-    if not changed:
-        return []
-    return [f"the run continues, but not bit for bit as it would have: {', '.join(changed)}"]
 
 
 def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Path()) -> Run:
@@ -227,24 +210,6 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
     preflight_check(setup, state)
     val = None if val is None else val.to(device.name)
     return Run(folder, setup, dataset, val, state, preprocess)
-
-
-def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
-    """The network of a run folder or weights file. UserError for other classes or image sizes."""
-    try:
-        teacher = load_classifier(weights_file(path))[0]
-    except UserError as error:
-        raise UserError(f"teacher = {path!r}: {error}") from None
-    known = teacher.preprocess
-    if known.classes != train.classes or known.size != train.images.shape[-1]:
-        raise UserError(
-            f"teacher = {path!r} knows {', '.join(known.classes)} in images of {known.size} px,"
-            f" the data has {', '.join(train.classes)} in images of {train.images.shape[-1]} px:"
-            " give one that was trained on this data"
-        )
-    placed: ImageClassifier = device.place(teacher)  # type: ignore[assignment]
-    placed.model = device.accelerate(placed.model)
-    return placed
 
 
 def epochs(

@@ -12,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
+from leanres.data.split import Split
 from leanres.errors import UserError
 from leanres.io import CheckpointError, write_bytes
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
+from leanres.training.device import Device
 from leanres.version import __version__
 
 WEIGHTS = "model.safetensors"  # of a run folder
@@ -92,6 +94,24 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
     """The network of a weights file with its normalisation, and its config; as `load_weights`."""
     model, config, preprocess = load_weights(path)
     return ImageClassifier(model, preprocess).eval(), config
+
+
+def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
+    """The network of a run folder or weights file. UserError for other classes or image sizes."""
+    try:
+        teacher = load_classifier(weights_file(path))[0]
+    except UserError as error:
+        raise UserError(f"teacher = {path!r}: {error}") from None
+    known = teacher.preprocess
+    if known.classes != train.classes or known.size != train.images.shape[-1]:
+        raise UserError(
+            f"teacher = {path!r} knows {', '.join(known.classes)} in images of {known.size} px,"
+            f" the data has {', '.join(train.classes)} in images of {train.images.shape[-1]} px:"
+            " give one that was trained on this data"
+        )
+    placed: ImageClassifier = device.place(teacher)  # type: ignore[assignment]
+    placed.model = device.accelerate(placed.model)
+    return placed
 
 
 def _rebuild(

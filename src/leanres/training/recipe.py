@@ -6,8 +6,8 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
-from typing import Annotated, Any
+from functools import cache, partial
+from typing import Annotated, Any, Literal
 
 from leanres.augment.mix import MIXES
 from leanres.augment.registry import AUGMENTS
@@ -16,7 +16,6 @@ from leanres.models.config import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
 from leanres.registry import Convert, Range, Spec, Table, check_settings, checked, notes_of, unknown
 from leanres.registry import setting_types as types_of
-from leanres.training.device import PRECISIONS
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.schedules import SCHEDULES, SchedulePoint, lr_factor
 
@@ -62,17 +61,6 @@ def _specs(table: Table[Any], label: str, value: Any) -> tuple[Spec, ...]:
     return tuple(_spec(table, f"{label} step", one) for one in value)
 
 
-def _one_of(known: tuple[str, ...], label: str, value: Any) -> str:
-    if value not in known:
-        raise UserError(f"{label} = {value!r}: give one of {', '.join(known)}")
-    return str(value)
-
-
-def _optimizer(label: str, value: Any) -> str:
-    OPTIMIZERS[checked(label, value, str)]
-    return str(value)
-
-
 def _channels(label: str, value: Any) -> tuple[float, ...]:
     values: tuple[float, ...] = checked(label, value, Annotated[tuple[float, ...], Range(0, 1)])
     if len(values) not in (0, 3):
@@ -93,11 +81,10 @@ def _resizing(label: str, value: Any) -> tuple[tuple[float, float], ...]:
 
 
 Network = Annotated[str | ModelConfig, Convert(_network)]
-Augments = Annotated[tuple[Spec, ...], Convert(lambda *given: _specs(AUGMENTS, *given))]
-Mixes = Annotated[tuple[Spec, ...], Convert(lambda *given: _specs(MIXES, *given))]
-Schedule = Annotated[Spec, Convert(lambda *given: _spec(SCHEDULES, *given))]
-Optimizer = Annotated[str, Convert(_optimizer)]
-Precision = Annotated[str, Convert(lambda *given: _one_of(PRECISIONS, *given))]
+Augments = Annotated[tuple[Spec, ...], Convert(partial(_specs, AUGMENTS))]
+Mixes = Annotated[tuple[Spec, ...], Convert(partial(_specs, MIXES))]
+Schedule = Annotated[Spec, Convert(partial(_spec, SCHEDULES))]
+Precision = Literal["auto", "float32", "bfloat16"]
 Channels = Annotated[tuple[float, ...], Convert(_channels)]
 Resizing = Annotated[tuple[tuple[float, float], ...], Convert(_resizing)]
 Share = Annotated[float, Range(0, 1)]
@@ -116,117 +103,68 @@ class Recipe:
     beside each type is what `leanres recipes NAME` prints.
     """
 
-    model: Annotated[Network, "a name of `leanres models`, or {family = ..., widths = ...}"] = (
-        "speednet"
-    )
+    model: Annotated[Network, "a name of `leanres models`, or {family = ..., ...}"] = "speednet"
     epochs: Annotated[int, Range(1, 100_000), "passes over the training images"] = 9
     batch_size: Annotated[int, Range(1, 65_536), "images of an optimizer step"] = 2000
-    accumulate: Annotated[
-        int, Range(1, 65_536), "gradient accumulation: parts that a batch is computed in"
-    ] = 4
-    augment: Annotated[
-        Augments, "augmentations, in this order: a name, or [name, {setting = x}]"
-    ] = SPEED_AUGMENT
+    accumulate: Annotated[int, Range(1, 65_536), "gradient accumulation: parts of a batch"] = 4
+    augment: Annotated[Augments, "in this order: a name, or [name, {setting = x}]"] = SPEED_AUGMENT
     augment_repeats: Annotated[
-        int,
-        Range(1, 256),
-        "repeated augmentation: copies of each image in a batch, augmented independently;"
-        " arXiv:1901.09335",
+        int, Range(1, 256), "repeated augmentation: copies of an image in a batch; arXiv:1901.09335"
     ] = 1
     mix: Annotated[Mixes, "mixes of images and labels, one of them drawn for each batch"] = ()
     selector: Annotated[
-        Network,
-        "selective backpropagation: a small network, trained along, that selects the hardest"
-        ' images of each batch; "": none',
+        Network, 'selective backpropagation: small network that selects hard images; "": none'
     ] = ""
-    select_fraction: Annotated[
-        float, Range(0.01, 1), "share of a batch that the selector leaves to train on"
-    ] = 0.5
+    select_fraction: Annotated[float, Range(0.01, 1), "share of a batch that is selected"] = 0.5
     progressive_resizing: Annotated[
         Resizing,
         "(share of training, scale) pairs: from that share on, images are resized to that scale of"
-        " their side. [[0, 0.75], [0.4, 1]] makes the first 40 % of the steps cost half; []: full"
-        " size",
+        " their side. [[0, 0.75], [0.4, 1]] halves the cost of the first 40 %; []: full size",
     ] = ()
-    label_smoothing: Annotated[
-        float, Range(0, 0.99), "share of the target that is spread over all classes"
-    ] = 0.2
-    teacher: Annotated[
-        str, 'knowledge distillation: a run folder or weights file to learn from; "": none'
-    ] = ""
-    distill_weight: Annotated[
-        Share, "the teacher's share of the loss, the labels have the rest"
-    ] = 0.7
+    label_smoothing: Annotated[float, Range(0, 0.99), "share spread over all classes"] = 0.2
+    teacher: Annotated[str, 'knowledge distillation: run folder or weights file; "": none'] = ""
+    distill_weight: Annotated[Share, "of the teacher in the loss, labels have the rest"] = 0.7
     distill_temperature: Annotated[
         float, Range(0.01, 1000), "divides both networks' logits; arXiv:1503.02531"
     ] = 2.0
-    optimizer: Annotated[
-        Optimizer, "the optimizer; muon updates the filters, AdamW all other parameters"
-    ] = "muon"
+    optimizer: Annotated[str, "muon updates the filters, AdamW all other parameters"] = "muon"
     lr: Annotated[float, RATE, "peak learning rate: of the filters (muon), or of everything"] = 0.24
     momentum: Annotated[float, Range(0, 0.9999), "of sgd and muon"] = 0.6
     nesterov: Annotated[bool, "of sgd (muon always is)"] = True
     betas: Annotated[
-        tuple[float, float],
-        Range(0, 0.999999),
-        "of adam, adamw, and of muon's AdamW for all other parameters",
+        tuple[float, float], Range(0, 0.999999), "of adam, adamw, and the AdamW beside muon"
     ] = (0.85, 0.95)
-    weight_decay: Annotated[
-        float, Range(0, 10), "unused by muon, which resets the filters' norm at each step"
-    ] = 0.0
+    weight_decay: Annotated[float, Range(0, 10), "unused by muon, which resets norms"] = 0.0
     decay_all: Annotated[bool, "false: biases and norm scales are not decayed"] = True
     head_scale: Annotated[
-        float,
-        Range(0.001, 1000),
-        "sgd only: the classifier learns as if its logits were multiplied by it",
+        float, Range(0.001, 1000), "sgd: the classifier learns as if its logits were scaled by it"
     ] = 1.0
-    bias_lr: Annotated[float, MUON_RATE, "muon only: AdamW's rate for biases and norms"] = 0.03
-    head_lr: Annotated[
-        float, MUON_RATE, "muon only: AdamW's rate for the classifier, divided by its inputs"
-    ] = 0.768
-    adamw_weight_decay: Annotated[
-        float, Range(0, 10), "muon only: AdamW's weight decay of biases, norms and classifier"
-    ] = 0.5
+    bias_lr: Annotated[float, MUON_RATE, "muon: AdamW's rate for biases and norms"] = 0.03
+    head_lr: Annotated[float, MUON_RATE, "muon: the classifier's, over its inputs"] = (
+        0.768
+    )
+    adamw_weight_decay: Annotated[float, Range(0, 10), "muon: weight decay of its AdamW"] = 0.5
     sam_rho: Annotated[
         float, Range(0, 100), "radius of sharpness-aware minimisation, at twice the cost; 0: none"
     ] = 0.0
     sam_adaptive: Annotated[bool, "ASAM: the radius in units of each weight's own size"] = False
-    schedule: Annotated[Schedule, "of the learning rate: a name, or [name, {setting = x}]"] = (
-        "linear",
-        {},
-    )
-    warmup: Annotated[
-        float, Range(0, 0.99), "share of training in which the lr rises linearly from 0"
-    ] = 0.0
-    freeze_stem_at: Annotated[
-        Share, "layer freezing: share of training after which `model.stem` is fixed; 1: never"
-    ] = 1 / 3
+    schedule: Annotated[Schedule, "of the lr: a name, or [name, {setting = x}]"] = ("linear", {})
+    warmup: Annotated[float, Range(0, 0.99), "share in which the lr rises from 0"] = 0.0
+    freeze_stem_at: Annotated[Share, "layer freezing: share after which stem is fixed"] = 1 / 3
     ema: Annotated[
-        float,
-        Range(0, 0.999999),
-        "exponential moving average of the weights: its decay per step, less in the first steps;"
-        " 0: none",
+        float, Range(0, 0.999999), "weight average: its decay per step, less at first; 0: none"
     ] = 0.0
-    mean: Annotated[
-        Channels, "of each channel, in [0, 1], subtracted; []: the training images' own"
-    ] = ()
+    mean: Annotated[Channels, "of channels, in [0, 1]; []: the training images' own"] = ()
     std: Annotated[Channels, "the same, divided by"] = ()
-    val: Annotated[
-        int,
-        Range(0, 10**9),
-        "training images held out, stratified by class, to choose by; 0: train on all",
-    ] = 0
-    precision: Annotated[
-        Precision, "of convolutions and matrix products; auto: bfloat16 where it is fast"
-    ] = "auto"
-    compiled: Annotated[
-        bool | None, "whether torch.compile makes the kernels; not given: where it is faster"
-    ] = None
+    val: Annotated[int, Range(0, 10**9), "images held out by class, to choose by; 0: none"] = 0
+    precision: Annotated[Precision, "of products; auto: bfloat16 where it is fast"] = "auto"
+    compiled: Annotated[bool | None, "by torch.compile; not given: where it is faster"] = None
     seed: Annotated[int, Range(0, 2**63 - 1), "of weights, order and augmentation"] = 0
 
     def __post_init__(self) -> None:
         for name, hint in setting_types().items():
             object.__setattr__(self, name, checked(name, getattr(self, name), hint))
+        OPTIMIZERS[self.optimizer]  # an unknown name raises
         # One step of it refuses settings that do not fit each other.
         lr_factor(self.schedule, SchedulePoint(0, 100 * self.epochs, 100, self.lr))
         if self.schedule[0] == "one-cycle" and self.warmup:
