@@ -67,7 +67,7 @@ def small() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def three_runs(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three small runs: a, b (another seed) and plain (no val images, another lr)."""
     folder, device = tmp_path_factory.mktemp("runs"), CPU("cpu", "float32", compiled=False)
     recipe = Recipe(
@@ -86,11 +86,11 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(trained: Path, tmp_path: Path) -> Callable[..., Path]:
+def copied(three_runs: Path, tmp_path: Path) -> Callable[..., Path]:
     """A copy of one of these runs that a test may change: (name, new name) -> its folder."""
 
     def copy(name: str = "a", new: str = "") -> Path:
-        return Path(shutil.copytree(trained / name, tmp_path / (new or name)))
+        return Path(shutil.copytree(three_runs / name, tmp_path / (new or name)))
 
     return copy
 

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: three widths, both colour schemes, nothing asked for, sorting."""
+"""The page in headless Chromium: three widths, both colour schemes, no requests, sorting."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
     "--enable-logging=stderr",
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # nothing that is asked for is ever reached
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # no request ever reaches a host
 )
 WIDTHS = (360, 800, 1600)
-# A window is never narrower than 500 px, a frame is; what the probe finds is printed by --dump-dom.
+# A window is at least 500 px wide, a frame can be narrower. --dump-dom prints what the probe finds.
 FRAME = """<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,"><body style="margin:0"><pre id="probe"></pre>
 <script>onmessage = event => document.getElementById("probe").textContent = event.data;</script>
@@ -76,16 +76,16 @@ addEventListener("load", () => {
 
 
 def chromium(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """One start of the browser with a new, empty profile."""
+    """Run the browser once with a new, empty profile."""
     words = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, page.resolve().as_uri()]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
 
 
 @pytest.fixture(scope="module")
-def pages(trained, digits, tmp_path_factory) -> dict[str, Path]:
+def pages(three_runs, digits, tmp_path_factory) -> dict[str, Path]:
     """A run's page and a comparison, each also with the probe in it."""
     folder = tmp_path_factory.mktemp("pages")
-    runs = [trained / name for name in ("a", "b", "plain")]
+    runs = [three_runs / name for name in ("a", "b", "plain")]
     pages = {
         "run": write_report(runs[0], digits, out=folder / "run.html"),
         "compare": write_report(runs, out=folder / "compare.html"),
@@ -106,7 +106,7 @@ def test_the_page_works(pages, tmp_path, name, width, scheme):
     flags = ["--window-size=1700,1000", "--dump-dom", f"--log-net-log={log}"]
     flags += ["--force-dark-mode"] if scheme == "dark" else []
     done = chromium(page, tmp_path / "profile", *flags)
-    # what a page writes to its console, a refused request included, comes with this mark
+    # Console messages, blocked requests included, are marked with this word.
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     found = json.loads(html.unescape(re.search('id="probe">(.+?)</pre>', done.stdout)[1]))
     assert found["width"] == width
@@ -115,8 +115,8 @@ def test_the_page_works(pages, tmp_path, name, width, scheme):
     assert found["dark"] == (scheme == "dark")
     light = sum(map(int, re.findall(r"\d+", found["paper"])[:3]))
     assert (light < 150) == (scheme == "dark")
-    assert found["images"] == 0  # none is broken
-    assert found["small"] >= 7  # px, of the smallest letters in a figure
+    assert found["images"] == 0  # no broken image
+    assert found["small"] >= 7  # px, the smallest text in a figure
     up, down = (
         [float(re.match(r"[\d.]+", text)[0]) for text in found[key] if text[0].isdigit()]
         for key in ("up", "down")
@@ -129,17 +129,17 @@ def test_the_page_works(pages, tmp_path, name, width, scheme):
 
 
 def requests(log: Path) -> list[str]:
-    """The addresses that the page asked the network for.
+    """The URLs that the page requested.
 
-    What the browser wants for itself, such as the time, has "not an origin" as its initiator.
+    The browser's own requests, such as for the time, have "not an origin" as their initiator.
     """
     lines = [line for line in log.read_text(errors="replace").splitlines() if "initiator" in line]
-    asked = [line for line in lines if '"initiator":"not an origin"' not in line]
-    return [re.search(r'"url":"([^"]+)"', line)[1] for line in asked]
+    requested = [line for line in lines if '"initiator":"not an origin"' not in line]
+    return [re.search(r'"url":"([^"]+)"', line)[1] for line in requested]
 
 
-def test_a_request_and_an_error_would_be_seen(pages, tmp_path):
-    """The checks above see what they look for: a page that asks and fails is caught."""
+def test_a_request_and_an_error_would_be_noticed(pages, tmp_path):
+    """The checks above work: a page with a request and an error is caught."""
     bad, log = tmp_path / "bad.html", tmp_path / "net.json"
     text = (
         pages["run"]
@@ -161,7 +161,7 @@ def test_a_request_and_an_error_would_be_seen(pages, tmp_path):
 
 
 def test_the_page_reads_without_its_script(pages, tmp_path):
-    """Tables are whole and in order, no button waits for a script that does not run."""
+    """Tables are complete and in order; there are no buttons without a script."""
     page = tmp_path / "plain.html"
     page.write_text(re.sub(r"<script>.*?</script>", "", pages["run"].read_text(), flags=re.DOTALL))
     dom = chromium(page, tmp_path / "profile", "--dump-dom").stdout
@@ -183,7 +183,7 @@ def test_figures_are_drawn_in_the_schemes_colours(pages, tmp_path, scheme):
     assert (abs(pixels - paper).max(1) <= 2).mean() > 0.5
 
 
-def test_the_page_prints_on_few_sheets(pages, tmp_path):
+def test_the_page_prints_on_few_pages(pages, tmp_path):
     out = tmp_path / "page.pdf"
     chromium(pages["run"], tmp_path / "profile", f"--print-to-pdf={out}", "--no-pdf-header-footer")
     sheets = len(re.findall(rb"/Type\s*/Page\b", out.read_bytes()))

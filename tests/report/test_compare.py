@@ -20,9 +20,9 @@ from leanres.report.record import Predictions, Record, read_run
 
 
 @pytest.fixture
-def run(trained):
+def run(three_runs):
     """Records with made-up results: (name, seed, correct images of 1,000, lr) -> Record."""
-    base = read_run(trained / "plain")
+    base = read_run(three_runs / "plain")
 
     def make(name: str, seed: int, right: int, lr: float = 0.1) -> Record:
         labels = torch.zeros(1000, dtype=torch.int64)
@@ -115,8 +115,8 @@ def test_neither_val_and_test_nor_different_val_images_are_compared(run):
     check_comparable([one, two])
 
 
-def test_the_table_describes_a_run(trained):
-    record = read_run(trained / "plain")
+def test_the_table_describes_a_run(three_runs):
+    record = read_run(three_runs / "plain")
     row = table_row(record)
     assert row["run"] == "plain"
     assert row["network"] == "custom speednet"

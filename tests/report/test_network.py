@@ -24,8 +24,8 @@ from leanres.training.setup import Setup
 
 
 @pytest.mark.parametrize("step", [0, 5, 9, 11, 17])
-def test_the_batch_is_what_the_network_was_given(trained, digits, device, step):
-    record = read_run(trained / "a")
+def test_the_batch_is_what_the_network_was_given(three_runs, digits, device, step):
+    record = read_run(three_runs / "a")
     recipe, train = from_dict(record.info["recipe"]), as_trained(record, digits).train
     network, given = load_network(record), []
     state = start(Setup(recipe, train, network.normalize, device))
@@ -48,16 +48,16 @@ def test_the_batch_is_what_the_network_was_given(trained, digits, device, step):
         assert torch.equal(shown, given[0])
 
 
-def test_splits_equal_those_of_the_run(trained, digits):
-    record, plain = read_run(trained / "a"), read_run(trained / "plain")
+def test_splits_equal_those_of_the_run(three_runs, digits):
+    record, plain = read_run(three_runs / "a"), read_run(three_runs / "plain")
     assert len(as_trained(record, digits).val) == 200
     assert len(as_trained(record, digits).train) == 1237
     assert as_trained(plain, digits).val is None
     assert as_trained(plain, digits).train is digits.train
 
 
-def test_other_data_is_recognised_by_its_fingerprints(trained, digits):
-    record = read_run(trained / "a")
+def test_other_data_is_recognised_by_its_fingerprints(three_runs, digits):
+    record = read_run(three_runs / "a")
     assert same_data(record, digits)
     assert not same_data(record, replace(digits, test=digits.test.subset(range(100))))
     assert not same_data(record, replace(digits, test=None))
@@ -85,8 +85,8 @@ def test_the_error_says_what_is_missing_for_predictions(copied, digits):
         load_network(read_run(folder))
 
 
-def test_filters_are_the_weights_of_the_first_convolution(trained):
-    network = load_network(read_run(trained / "a"))
+def test_filters_are_the_weights_of_the_first_convolution(three_runs):
+    network = load_network(read_run(three_runs / "a"))
     assert torch.equal(first_filters(network), network.model.stem.weight)
     network.model.stem = nn.Conv2d(1, 4, 3)
     assert first_filters(network) is None

@@ -62,13 +62,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="session")
-def html(trained, digits) -> str:
-    return write_report(trained / "a", digits).read_text(encoding="utf-8")
+def html(three_runs, digits) -> str:
+    return write_report(three_runs / "a", digits).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
-def compared(trained) -> str:
-    return write_report([trained / "a", trained / "b", trained / "plain"]).read_text()
+def compared(three_runs) -> str:
+    return write_report([three_runs / "a", three_runs / "b", three_runs / "plain"]).read_text()
 
 
 @pytest.fixture(params=["html", "compared"])
@@ -122,8 +122,8 @@ def test_the_page_is_small(html, compared):
     assert len(compared.encode()) < 500_000
 
 
-def test_the_page_describes_the_run_and_its_result(html, trained):
-    record, words = read_run(trained / "a"), Page(html).words
+def test_the_page_describes_the_run_and_its_result(html, three_runs):
+    record, words = read_run(three_runs / "a"), Page(html).words
     low, high = record.interval
     assert f"{100 * record.result['accuracy']:.2f} % of 360 test images correct" in words
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in words
@@ -143,16 +143,16 @@ def test_the_page_describes_the_run_and_its_result(html, trained):
     assert "batch_size 2000 200" in words  # the recipe's difference from the default
 
 
-def test_calibration_is_measured_on_predictions_and_fitted_on_val(html, trained):
-    found, words = read_run(trained / "a").predictions, Page(html).words
+def test_calibration_is_measured_on_predictions_and_fitted_on_val(html, three_runs):
+    found, words = read_run(three_runs / "a").predictions, Page(html).words
     value = 100 * ece(found.probs.double(), found.labels)
     assert f"as trained {value:.2f} %" in words
     assert "fitted on 200 val images" in words
     assert "with temperature" in words
 
 
-def test_without_val_images_no_temperature_is_fitted(trained, digits, tmp_path):
-    page = write_report(trained / "plain", digits, out=tmp_path / "x.html").read_text()
+def test_without_val_images_no_temperature_is_fitted(three_runs, digits, tmp_path):
+    page = write_report(three_runs / "plain", digits, out=tmp_path / "x.html").read_text()
     assert "The run held no val images out" in page
     assert "with temperature</th>" not in page
 
@@ -171,16 +171,16 @@ def test_no_temperature_is_fitted_on_val_if_the_run_is_measured_on_it(copied, di
     assert "test has not been read" in words
 
 
-def test_without_the_data_there_are_figures_and_a_note(trained, tmp_path):
-    page = Page(write_report(trained / "a", out=tmp_path / "x.html").read_text())
+def test_without_the_data_there_are_figures_and_a_note(three_runs, tmp_path):
+    page = Page(write_report(three_runs / "a", out=tmp_path / "x.html").read_text())
     assert "were not found: no pictures, maps or temperature" in page.words
     assert "Confusion matrix" in page.words
     assert len(page.all("img")) == 1  # the filters, which need only the weights
 
 
-def test_data_that_the_run_was_not_trained_on_is_not_used(trained, digits, tmp_path):
+def test_data_that_the_run_was_not_trained_on_is_not_used(three_runs, digits, tmp_path):
     other = replace(digits, train=digits.train.subset(range(500)))
-    page = write_report(trained / "a", other, out=tmp_path / "x.html").read_text()
+    page = write_report(three_runs / "a", other, out=tmp_path / "x.html").read_text()
     assert f"given {other.train.fingerprint[:16]}" in page
 
 
@@ -227,15 +227,15 @@ def test_names_cannot_inject_html(copied):
     assert "<script>alert(1)</script>" in page.text
 
 
-def test_chosen_layers_are_shown_and_unknown_ones_are_refused(trained, digits, tmp_path):
+def test_chosen_layers_are_shown_and_unknown_ones_are_refused(three_runs, digits, tmp_path):
     out = tmp_path / "x.html"
-    words = Page(write_report(trained / "a", digits, out=out, layers=["stem"]).read_text()).words
+    words = Page(write_report(three_runs / "a", digits, out=out, layers=["stem"]).read_text()).words
     assert "Layers: stem (31x31)" in words
     with pytest.raises(UserError, match=r"no layer with maps 'stages\.7'.*there are: .*stem"):
-        write_report(trained / "a", digits, out=out, layers=["stages.7"])
+        write_report(three_runs / "a", digits, out=out, layers=["stages.7"])
 
 
-def test_several_runs_are_one_table_and_a_verdict(compared, trained):
+def test_several_runs_are_one_table_and_a_verdict(compared, three_runs):
     page = Page(compared)
     assert "a, b, plain" in page.words
     assert "Holm" in page.words
@@ -246,8 +246,8 @@ def test_several_runs_are_one_table_and_a_verdict(compared, trained):
         write_report([])
 
 
-def test_the_text_report_has_the_essentials(trained):
-    records = gather([trained / "a"])
+def test_the_text_report_has_the_essentials(three_runs):
+    records = gather([three_runs / "a"])
     text = text_report(records, 5_000_000)
     result = records[0].result
     assert f"test accuracy {100 * result['accuracy']:.2f} % of 360 (95 % interval" in text
@@ -255,7 +255,7 @@ def test_the_text_report_has_the_essentials(trained):
     assert "most confused: " in text
     assert "recipe: " in text
     assert f"kernels: {records[0].info['hardware']['kernels']}" in text
-    both = text_report(gather([trained / "a", trained / "plain"]), 5_000_000)
+    both = text_report(gather([three_runs / "a", three_runs / "plain"]), 5_000_000)
     assert both.splitlines()[0].split() == [
         "run",
         "network",

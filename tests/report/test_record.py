@@ -12,13 +12,13 @@ from leanres.report.record import read_rows, read_run
 from leanres.runs.layout import METRICS, PREDICTIONS
 
 
-def test_a_run_is_read_as_it_was_written(trained):
-    record = read_run(trained / "a")
+def test_a_run_is_read_as_it_was_written(three_runs):
+    record = read_run(three_runs / "a")
     assert record.notes == ()
     assert record.name == "a"
     assert record.classes == tuple("0123456789")
     assert (record.split, record.epochs, len(record.rows)) == ("test", 3, 3)
-    result = json.loads((trained / "a" / "run.json").read_text())["result"]
+    result = json.loads((three_runs / "a" / "run.json").read_text())["result"]
     assert float(record.predictions.correct.double().mean()) == result["accuracy"]
     assert record.interval == wilson_interval(round(360 * result["accuracy"]), 360)
     epochs, losses = record.column("train_loss")
@@ -98,9 +98,9 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path, copied):
         read_run(folder)
 
 
-def test_probabilities_equal_those_of_the_file(trained):
-    found = read_run(trained / "a").predictions
-    table = pq.read_table(trained / "a" / PREDICTIONS)
+def test_probabilities_equal_those_of_the_file(three_runs):
+    found = read_run(three_runs / "a").predictions
+    table = pq.read_table(three_runs / "a" / PREDICTIONS)
     assert found.probs[:, 7].tolist() == table["p_7"].to_pylist()
     assert found.labels.tolist() == table["label"].to_pylist()
     assert torch.equal(found.predicted, torch.tensor(table["predicted"].to_pylist()))
