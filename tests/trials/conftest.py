@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import hashlib
 from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
+from leanres.data.sources import locate
 from leanres.models.speednet import SpeedNetConfig
+from leanres.runs.checkpoint import saved
+from leanres.runs.layout import CHECKPOINTS, METRICS
+from leanres.runs.weights import WEIGHTS
 from leanres.training.device import matrix_rate
 from leanres.training.recipe import Recipe
+
+DIGITS = locate("digits")
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +34,24 @@ def tiny() -> Recipe:
         progressive_resizing=((0.0, 0.5), (0.5, 1.0)),
         precision="float32",
     )
+
+
+@pytest.fixture
+def _one_thread():
+    """As processes that are told `threads=1`: sums over threads differ in the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def digest():
+    """A run folder -> sha256 of weights, metric rows and the whole last state."""
+
+    def read(folder: Path) -> list[str]:
+        state = saved(folder / CHECKPOINTS)[0] / "state.safetensors"
+        files = [folder / WEIGHTS, folder / METRICS, state]
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+    return read

@@ -1,22 +1,26 @@
-"""Comparisons on the embedded digits; their arithmetic against scipy's."""
+"""Comparisons on the embedded digits; their differences are those of metrics.statistics."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from leanres.cli import main
-from leanres.data.sources import load_data
+from leanres.data.sources import locate
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
-from leanres.training.device import Device
+from leanres.training.device import CPU
 from leanres.trials import compare as library
-from leanres.trials.compare import COMPARISONS, Comparison, Outcome, difference, recipes
+from leanres.trials.compare import COMPARISONS, Comparison, recipes, to_rows
+from leanres.trials.executors import InProcess, LocalProcesses
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "compare"
 
 TINY = {
     "model": {"family": "resnet", "widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1]},
@@ -37,13 +41,17 @@ def test_every_comparison_gives_recipes_that_differ_only_in_what_it_asks(name):
     assert len({json.dumps(recipe) for recipe in plain}) == len(plain)
 
 
-def test_the_difference_is_scipys_paired_t_interval():
-    pairs = [0.01, 0.03, -0.01, 0.02]
-    d = difference(pairs)
-    oracle = stats.ttest_1samp(pairs, 0).confidence_interval(0.95)
-    assert d.mean - d.half_width == pytest.approx(oracle.low)
-    assert d.mean + d.half_width == pytest.approx(oracle.high)
-    assert d.verdict == "not distinguishable at n = 4"
+def runs(*accuracies):
+    return [{"seed": seed, "accuracy": value} for seed, value in enumerate(accuracies)]
+
+
+def test_the_difference_is_the_paired_interval_that_a_report_states_too():
+    first, second = to_rows({"a": runs(0.930, 0.932, 0.931), "b": runs(0.936, 0.935, 0.939)})
+    assert "difference" not in first
+    d = second["difference"]
+    assert 100 * d["mean"] == pytest.approx(0.57, abs=0.005)
+    assert 100 * d["half_width"] == pytest.approx(0.63, abs=0.005)
+    assert (d["n"], d["verdict"]) == (3, "not distinguishable at n = 3")
 
 
 @pytest.mark.parametrize(
@@ -51,14 +59,30 @@ def test_the_difference_is_scipys_paired_t_interval():
     [([0.1], "n = 1: no spread known"), ([0.1, 0.11, 0.12], "better"), ([-0.1, -0.11], "worse")],
 )
 def test_the_verdict_is_in_words(pairs, verdict):
-    assert difference(pairs).verdict == verdict
+    _, row = to_rows({"a": runs(*[0.5] * len(pairs)), "b": runs(*[0.5 + d for d in pairs])})
+    assert row["difference"]["verdict"] == verdict
 
 
-def test_an_outcome_has_mean_and_sample_sd():
-    outcome = Outcome("a", {0: 0.8, 1: 0.9, 2: 0.7}, None)
-    assert outcome.mean == pytest.approx(np.mean([0.8, 0.9, 0.7]))
-    assert outcome.sd == pytest.approx(np.std([0.8, 0.9, 0.7], ddof=1))
-    assert Outcome("a", {0: 0.8}, None).sd is None
+def test_a_row_has_mean_and_sample_sd():
+    (row,) = to_rows({"a": runs(0.8, 0.9, 0.7)}, {"a": 97.0})
+    assert (row["variant"], row["reported"]) == ("a", 97.0)
+    assert row["accuracies"] == {0: 0.8, 1: 0.9, 2: 0.7}
+    assert row["mean"] == pytest.approx(np.mean([0.8, 0.9, 0.7]))
+    assert row["sd"] == pytest.approx(np.std([0.8, 0.9, 0.7], ddof=1))
+    (row,) = to_rows({"a": runs(0.8)})
+    assert row["sd"] is None
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_a_committed_comparison_is_what_its_runs_give_today(file):
+    """Seeds are strings in JSON."""
+    then = json.loads(file.read_text())["rows"]
+    now = to_rows({row["variant"]: row["runs"] for row in then})
+    for old, new in zip(then, now, strict=True):
+        assert old.keys() - {"reported"} == new.keys() - {"reported"}
+        assert {int(seed): a for seed, a in old["accuracies"].items()} == new["accuracies"]
+        assert old.get("difference", {}) == pytest.approx(new.get("difference", {}))
+        assert (old["mean"], old["sd"]) == pytest.approx((new["mean"], new["sd"]))
 
 
 def test_a_setting_that_the_variants_differ_in_is_refused():
@@ -86,65 +110,85 @@ def test_a_shake_shake_network_has_the_parameters_of_the_plain_one():
     assert shaken == pytest.approx(plain, rel=0.05)
 
 
-def test_a_comparison_trains_once_and_goes_on_where_it_stopped(tmp_path):
-    pair = Comparison(
-        "which rate", {"low": {"lr": 1e-4}, "high": {"lr": 0.1}}, {"low": 1.0}, base="plain-sgd"
-    )
+def in_process(dataset):
+    return InProcess(dataset, CPU("cpu", "float32", compiled=False))
+
+
+PAIR = Comparison(
+    "which rate", {"low": {"lr": 1e-4}, "high": {"lr": 0.1}}, {"low": 1.0}, base="plain-sgd"
+)
+CHANGES = TINY | {"augment": [], "precision": "float32"}
+
+
+def test_a_comparison_trains_once_and_continues_where_it_stopped(tmp_path, digits):
     begun: list[str] = []
 
     def watch(place, variant, seed, done):
         if not done:
             begun.append(f"{variant} {seed}")
 
-    def outcomes(seeds):
-        device = Device("cpu", "float32", compiled=False)
-        changes = TINY | {"augment": []}
-        return library.compare(pair, load_data("digits"), device, tmp_path, seeds, changes, watch=watch)
-
-    first = outcomes([0])
-    both = outcomes([0, 1])
-    assert begun == ["low 0", "high 0", "low 1", "high 1"]
-    assert both[0].accuracies[0] == first[0].accuracies[0]
-    rows = list(library.to_rows(both))
-    assert rows[1]["difference"]["mean"] == pytest.approx(both[1].mean - both[0].mean)
-    assert both[1].mean > both[0].mean
-    with pytest.raises(UserError, match="another recipe"):
-        library.compare(
-            pair,
-            load_data("digits"),
-            Device("cpu", "float32", compiled=False),
-            tmp_path,
-            [0],
-            TINY | {"augment": [], "epochs": 3},
+    def rows(seeds, **more):
+        changes = CHANGES | more
+        return library.compare(
+            PAIR, digits, in_process(digits), tmp_path, seeds, changes, watch=watch
         )
 
+    first = rows([0])
+    both = rows([0, 1])
+    assert begun == ["low 0", "high 0", "low 1", "high 1"]
+    assert both[0]["accuracies"][0] == first[0]["accuracies"][0]
+    assert both[0]["reported"] == 1.0
+    assert both[1]["difference"]["mean"] == pytest.approx(both[1]["mean"] - both[0]["mean"])
+    assert both[1]["mean"] > both[0]["mean"]
+    with pytest.raises(UserError, match="another recipe"):
+        rows([0], epochs=3)
 
-def test_a_run_that_another_comparison_has_trained_is_taken_from_there(tmp_path):
+
+@pytest.mark.usefixtures("_one_thread")
+def test_two_at_once_give_the_runs_of_one_after_the_other(tmp_path, digits, digest):
+    changes = CHANGES | {"epochs": 1}
+    beside, after = tmp_path / "a" / "beside", tmp_path / "b" / "after"
+    processes = LocalProcesses(2, ["cpu", "cpu"], threads=1)
+    both = library.compare(PAIR, digits, processes, beside, [0], changes, origin=locate("digits"))
+    one = library.compare(PAIR, digits, in_process(digits), after, [0], changes)
+    assert [row["accuracies"] for row in both] == [row["accuracies"] for row in one]
+    for name in ("low-0", "high-0"):
+        assert digest(beside / name) == digest(after / name)
+        assert (beside / f"{name}.log").read_text().startswith("epoch 1  step")
+
+
+def test_a_training_that_diverges_is_named_after_the_others_have_ended(tmp_path, digits):
+    pair = replace(PAIR, variants={"wild": {"lr": 1e3, "warmup": 0.0}, "calm": {"lr": 0.1}})
+    with pytest.raises(UserError, match=r"1 of 2 trainings have no result; .*wild-0 diverged"):
+        library.compare(pair, digits, in_process(digits), tmp_path, [0], CHANGES)
+    assert "result" in json.loads((tmp_path / "calm-0" / "run.json").read_text())
+
+
+def test_a_run_that_another_comparison_has_trained_is_taken_from_there(tmp_path, digits):
     begun: list[str] = []
 
-    def outcomes(rates, folder, data):
+    def rows(rates, folder, data):
         variants = {str(lr): {"lr": lr, "augment": []} for lr in rates}
         return library.compare(
             Comparison("which rate", variants, {}, base="plain-sgd"),
             data,
-            Device("cpu", "float32", compiled=False),
+            in_process(data),
             tmp_path / folder,
             [0],
             TINY | {"epochs": 1},
             watch=lambda place, variant, seed, done: begun.append(f"{place.parent.name} {done}"),
         )
 
-    digits = load_data("digits")
-    first = outcomes([0.1, 0.01], "compare-a", digits)
-    second = outcomes([0.1, 0.001], "compare-b", digits)
+    first = rows([0.1, 0.01], "compare-a", digits)
+    second = rows([0.1, 0.001], "compare-b", digits)
     assert begun[2:] == ["compare-a True", "compare-b False"]
-    assert second[0].runs == first[0].runs
-    assert {"commit", "hardware", "train_seconds", "recipe"} <= first[0].runs[0].keys()
+    assert second[0]["runs"] == first[0]["runs"]
+    assert {"commit", "hardware", "train_seconds", "recipe"} <= first[0]["runs"][0].keys()
     fewer = Dataset("digits", digits.train.subset(range(900)), None, digits.test)
-    outcomes([0.1], "compare-c", fewer)  # other images are another run
+    rows([0.1], "compare-c", fewer)  # other images are another run
     assert begun[4:] == ["compare-c False"]
     with pytest.raises(UserError, match="was trained on other data"):
-        outcomes([0.1], "compare-c", digits)
+        rows([0.1], "compare-c", digits)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +207,7 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
     words = ["compare", "schedules", "--data", "digits", "--seeds", "0", "--out", str(tmp_path)]
     model = "model={family='resnet', widths=[8, 8, 8, 8], depths=[1, 1, 1, 1]}"
     words += ["--set", model, "--set", "val=200", "--epochs", "1", "--set", "augment=[]"]
+    words += ["--devices", "cpu"]
     for extra in ([], ["--json"]):
         with pytest.raises(SystemExit) as end:
             main([*words, *extra])
@@ -173,7 +218,7 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys):
             assert [row["variant"] for row in rows] == ["cosine", "step"]
         else:
             assert "n = 1: no spread known" in out
-            assert "the yardstick" in out
+            assert "the baseline" in out
 
 
 @pytest.mark.parametrize(

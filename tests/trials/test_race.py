@@ -1,77 +1,95 @@
-"""A race: cold and warm agree, a stopped one goes on, and the summary is plain statistics."""
+"""A race: cold and warm agree, a stopped one continues, phases are warmed up."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from dataclasses import replace
 
 import pytest
-import torch
-from PIL import Image
 
+from leanres.data.sources import locate
 from leanres.errors import UserError
 from leanres.training.recipe import Recipe, StepCounts
-from leanres.trials.race import cold_runs, phases, race, read_entry, summary, warm_runs
+from leanres.trials.executors import InProcess, LocalProcesses
+from leanres.trials.jobs import Event, Job
+from leanres.trials.race import cold_run, phases, race, warm_runs
 
 WORDS = [
-    "speed",
-    "--data",
-    "digits",
-    "--threads",
-    "1",
-    "--device",
-    "cpu",
+    *("--data", "digits", "--threads", "1", "--device", "cpu"),
     *("--set", 'model={family="speednet", widths=[8, 16, 16]}'),
     *("--set", "precision=float32"),  # as the fixture `device` is, on any machine
     *("--set", "epochs=2"),
     *("--set", "batch_size=200"),
     *("--set", "progressive_resizing=[[0, 0.5], [0.5, 1.0]]"),
 ]
+HEADER = {"command": "leanres", "recipe": {"lr": 1.0, "seed": 0}, "counted": "warm"}
+DIGITS = locate("digits")
 
 
-def lap(seed, accuracy=0.95, seconds=2.0, **more):
-    own = {"seed": seed, "accuracy": accuracy - 0.01, "accuracy_tta": accuracy}
-    return own | {"train_seconds": seconds, "recipe": {"lr": 1.0, "seed": seed}} | more
+def made(seed):
+    recipe = {"lr": 1.0, "seed": seed}
+    return {"seed": seed, "accuracy_tta": 0.95, "train_seconds": 2.0, "recipe": recipe}
 
 
-CLAIM = {"recipe": {"lr": 1.0, "seed": 0}, "counted": "warm"}
+class Forbidden:
+    """An executor for jobs that must not be trained."""
 
+    slots = 1
+    running = ()
 
-@pytest.fixture
-def _one_thread():
-    """As WORDS has it: sums over threads differ in the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    def stop(self):
+        pass
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_cold_and_warm_laps_of_a_seed_are_the_same_training(tmp_path, tiny, digits, device):
-    (cold,) = cold_runs(WORDS, tiny, [1], tmp_path / "race", device)
+def test_cold_and_warm_runs_of_a_seed_are_the_same_training(tmp_path, tiny, digits, device):
+    job = Job(replace(tiny, seed=1), tmp_path / "race-1", DIGITS)
+    cold = cold_run(job, LocalProcesses(1, ["cpu"], threads=1), device)
     (warm,) = warm_runs(tiny, [1], digits, device)
     for key in ("accuracy", "accuracy_tta", "n", "recipe", "fingerprints"):
         assert cold[key] == warm[key], key
     assert cold["wall_seconds"] > cold["train_seconds"] > 0
     assert warm["train_seconds"] > 0 < warm["evaluate_seconds"]
     assert cold["network"] == warm["network"]
-    # A lap that ended and was not written down is taken as it is; one of another recipe is not.
-    (again,) = cold_runs(["nothing"], tiny, [1], tmp_path / "race", device)
+    # A run that ended and was not entered is taken as it is; one of another recipe is not.
+    again = cold_run(job, Forbidden(), device)
     changed = {"wall_seconds": None, "matrix_tflops": again["matrix_tflops"]}
     assert again == cold | changed
     with pytest.raises(UserError, match="race-1 holds a run of another recipe"):
-        list(cold_runs(WORDS, replace(tiny, lr=0.1), [1], tmp_path / "race", device))
-    info = json.loads((tmp_path / "race-1" / "run.json").read_text())
-    info["result"]["split"] = "val"
-    (tmp_path / "race-1" / "run.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match="race-1 was measured on val: give another --runs"):
-        list(cold_runs(["nothing"], tiny, [1], tmp_path / "race", device))
+        cold_run(replace(job, recipe=tiny), Forbidden(), device)
+
+
+def test_a_run_that_was_measured_on_val_is_measured_on_test_without_training(
+    tmp_path, tiny, digits, device
+):
+    job = Job(replace(tiny, val=200), tmp_path / "race-0", {"measure": "val"})
+    executor = InProcess(digits, device)
+    with pytest.raises(UserError, match="has none"):
+        cold_run(job, executor, device)
+    found = cold_run(replace(job, origin={"measure": "test"}), executor, device)
+    assert (found["split"], found["n"], found["wall_seconds"]) == ("test", 360, None)
+    assert len(found["epochs"]) == 2
+
+
+def test_a_cold_run_without_test_images_is_refused_too(tmp_path, tiny, digits, device):
+    executor = InProcess(replace(digits, test=None), device)
+    with pytest.raises(UserError, match="has none"):
+        cold_run(Job(tiny, tmp_path / "race-0"), executor, device)
 
 
 def test_a_training_that_fails_is_one_line(tmp_path, device, tiny):
-    with pytest.raises(UserError, match=r"seed 0: leanres train nothing .* ended with 2"):
-        list(cold_runs(["nothing"], tiny, [0], tmp_path / "race", device))
+    class Failing(Forbidden):
+        def submit(self, job):
+            self.running = (job,)
+
+        def events(self, deadline):
+            (job,) = self.running
+            self.running = ()
+            yield Event("failed", job, "because")
+
+    job = Job(tiny, tmp_path / "race-0", DIGITS)
+    with pytest.raises(UserError, match="seed 0 failed: because"):
+        cold_run(job, Failing(), device)
 
 
 def test_a_race_needs_test_images(tiny, digits, device):
@@ -79,76 +97,32 @@ def test_a_race_needs_test_images(tiny, digits, device):
         next(iter(warm_runs(tiny, [0], replace(digits, test=None), device)))
 
 
-def test_a_cold_race_without_test_images_is_refused_too(tmp_path, device, tiny):
-    folder = tmp_path / "photos" / "train"
-    for i, name in enumerate(("cats", "dogs")):
-        (folder / name).mkdir(parents=True)
-        for number in range(8):
-            Image.new("RGB", (32, 32), (100 * i + number,) * 3).save(
-                folder / name / f"{number}.png"
-            )
-    words = [*WORDS, "--set", "batch_size=8"]
-    words[words.index("digits")] = str(tmp_path / "photos")
-    with pytest.raises(UserError, match="has none"):
-        list(cold_runs(words, replace(tiny, batch_size=8), [0], tmp_path / "race", device))
-
-
 def test_a_race_runs_the_seeds_that_its_file_lacks(tmp_path):
-    out = tmp_path / "race.json"
+    out = tmp_path / "results" / "race.json"
     asked = []
 
-    def laps(seeds):
+    def train(seeds):
         asked.append(list(seeds))
-        yield from map(lap, seeds)
+        yield from map(made, seeds)
 
-    assert [found["n"] for found in race(laps, [0, 1], 0.94, out, CLAIM)] == [1, 2]
-    assert [found["n"] for found in race(laps, [0, 1, 2], 0.94, out, CLAIM)] == [3]
-    assert [found["n"] for found in race(laps, [0, 1, 2], 0.94, out, CLAIM)] == [3]
+    assert [found["n"] for found in race(train, [0, 1], 0.94, out, HEADER)] == [1, 2]
+    assert [found["n"] for found in race(train, [0, 1, 2], 0.94, out, HEADER)] == [3]
+    assert [found["n"] for found in race(train, [0, 1, 2], 0.94, out, HEADER)] == [3]
     assert asked == [[0, 1], [2]]
     entry = json.loads(out.read_text())
     assert [run["seed"] for run in entry["runs"]] == [0, 1, 2]
     assert (entry["counted"], entry["summary"]["n"]) == ("warm", 3)
+    assert entry.keys() == {"command", "counted", "recipe", "runs", "summary"}
 
 
-def test_a_race_that_is_stopped_keeps_its_laps(tmp_path):
-    def laps(seeds):
-        yield lap(0)
+def test_a_race_that_is_stopped_keeps_its_runs(tmp_path):
+    def train(seeds):
+        yield made(0)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(race(laps, [0, 1], 0.94, tmp_path / "race.json", CLAIM))
+        list(race(train, [0, 1], 0.94, tmp_path / "race.json", HEADER))
     assert len(json.loads((tmp_path / "race.json").read_text())["runs"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            '{"counted": "warm", "runs": [{"seed": 0, "recipe": {"lr": 2.0, "seed": 0}}]}',
-            "laps of another recipe",
-        ),
-        ('{"counted": "cold", "runs": []}', "laps counted cold"),
-        ('{"counted": "warm", "runs": [{"recipe": 1}]}', "is no ledger entry of a race"),
-        ("[]", "is no ledger entry of a race"),
-        ("{", "is no ledger entry of a race"),
-        ('{"runs": [1]}', "is no ledger entry of a race"),
-    ],
-)
-def test_a_file_that_is_something_else_is_left_alone(tmp_path, content, message):
-    out = tmp_path / "race.json"
-    out.write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_entry(out, CLAIM)
-    assert out.read_text() == content
-
-
-def test_the_summary_is_plain_statistics():
-    laps = [lap(0, 0.95, 2.0, wall_seconds=None), lap(1, 0.93, 4.0, wall_seconds=9.0)]
-    found = summary(laps, target=0.94)
-    assert (found["n"], found["reached"]) == (2, 0.5)
-    assert found["train_seconds"] == {"mean": 3.0, "sd": statistics.stdev([2.0, 4.0])}
-    assert found["wall_seconds"] == {"mean": 9.0, "sd": None}
-    assert "evaluate_seconds" not in found
 
 
 def test_every_phase_is_warmed_up():
@@ -159,10 +133,31 @@ def test_every_phase_is_warmed_up():
     assert phases(StepCounts(replace(recipe, freeze_stem_at=1.0), 5000)) == [0, 40]
 
 
-SMALL = [*WORDS[1:], "--set", "label_smoothing=0.1"]
+SMALL = [*WORDS, "--set", "label_smoothing=0.1"]
 
 
-def test_the_command_line_races(leanres, tmp_path):
+def test_the_command_line_races_cold(leanres, tmp_path, monkeypatch, digits, device):
+    asked = []
+
+    def executor(*given):
+        asked.append(given)
+        return InProcess(digits, device)
+
+    monkeypatch.setattr("leanres.trials.executors.LocalProcesses", executor)
+    out = tmp_path / "race.json"
+    words = ["bench", "race", "--n", "2", "--seed", "4", "--out", out, "--runs", tmp_path, *SMALL]
+    done = leanres(*words)
+    assert done.code == 0, done.err
+    assert asked == [(1, ["cpu"], 1)]
+    assert "wall clock" in done.out
+    assert done.out.endswith(f"{out} holds every run\n")
+    entry = json.loads(out.read_text())
+    assert [run["seed"] for run in entry["runs"]] == [4, 5]
+    assert entry["counted"] == "cold: the whole process"
+    assert (tmp_path / "race-5" / "run.json").exists()
+
+
+def test_the_command_line_races_warm(leanres, tmp_path):
     out = tmp_path / "race.json"
     words = ["bench", "race", "speed", "--warm", "--n", "2", "--out", out, *SMALL]
     done = leanres(*words, "--target", "50")

@@ -1,12 +1,19 @@
-"""Search: every candidate is within its bounds, the best is found again, a kill loses nothing."""
+"""Search: all candidates within bounds, exact halving, work shared, nothing lost by a kill."""
 
 from __future__ import annotations
 
 import json
-import shlex
+import signal
+import subprocess
+import sys
+import time
+import tomllib
 from dataclasses import replace
 
+import optuna
 import pytest
+from filelock import FileLock
+from optuna.storages.journal import JournalFileBackend
 
 from leanres.data.sources import load_data
 from leanres.data.split import Split
@@ -15,23 +22,36 @@ from leanres.models.cost import count_params, summarize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
 from leanres.runs import run as runs
-from leanres.training.device import Device
+from leanres.training.device import CPU
 from leanres.training.recipe import from_dict
-from leanres.training.recipes import RECIPES
+from leanres.training.recipes import RECIPES, load_recipe
+from leanres.trials.executors import InProcess
+from leanres.trials.proposals import Bounds, fit_widths
 from leanres.trials.search import (
-    Bounds,
     Candidate,
-    fit_widths,
+    _Share,
+    next_rung,
     pareto_front,
     search,
+    write_best,
 )
 
-ENGINE = Device("cpu", "float32", compiled=False)
+CPU32 = CPU("cpu", "float32", compiled=False)
 BOUNDS = Bounds(params=20_000, multiple=1)
 RECIPE = from_dict(
     {"epochs": 3, "batch_size": 40, "val": 400, "augment": ["crop"]},
     RECIPES["plain-sgd"],
 )
+
+
+def run_search(bounds, recipe, dataset, folder, **more):
+    return search(bounds, recipe, dataset, InProcess(dataset, CPU32), folder, **more)
+
+
+def read_trials(folder):
+    """The trials of a study, by Optuna alone."""
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    return optuna.load_study(study_name="search", storage=storage).trials
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +68,7 @@ def digits():
 def found(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("search") / "out"
     seen = []
-    tried = search(BOUNDS, RECIPE, digits, ENGINE, folder, trials=6, watch=seen.append)
+    tried = run_search(BOUNDS, RECIPE, digits, folder, trials=6, watch=seen.append)
     return folder, tried, seen
 
 
@@ -73,47 +93,136 @@ def test_finished_ones_come_first_and_the_best_of_them_leads(found):
 def test_the_best_is_at_least_as_good_as_a_hand_made_network_of_its_size(found, digits, tmp_path):
     best = found[1][0]
     by_hand = fit_widths(ResNetConfig(), 2.0, BOUNDS)
-    run = runs.create(tmp_path / "run", from_dict({"model": by_hand}, RECIPE), digits, ENGINE)
-    with runs.Stop() as stop:
-        *_, last = runs.epochs(run, stop, lambda state: None)
-    assert best.accuracy >= last["val_accuracy"]
+    run = runs.create(tmp_path / "run", from_dict({"model": by_hand}, RECIPE), digits, CPU32)
+    rows = []
+    runs.complete(run, on_epoch=rows.append)
+    assert best.accuracy >= rows[-1]["val_accuracy"]
+
+
+def test_a_third_of_the_networks_is_promoted_at_each_rung(found):
+    folder, tried, _ = found
+    by_name = {c.name: c for c in tried}
+    at_rung = []
+    for trial in read_trials(folder):
+        if "candidate" not in trial.user_attrs:
+            continue
+        c = by_name[trial.user_attrs["candidate"]["name"]]
+        at_rung.append(trial.intermediate_values[1])
+        best = sorted(at_rung, reverse=True)[: max(1, len(at_rung) // 3)]
+        assert c.finished == (at_rung[-1] >= best[-1])
+        assert c.epochs == (3 if c.finished else 1)
+        rows = (folder / c.name / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(rows[0])["val_accuracy"] == at_rung[-1]
+        assert json.loads(rows[-1])["val_accuracy"] == c.accuracy
+        assert (folder / c.name / "checkpoint").exists() == c.finished
+    assert len(at_rung) == 6
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs"), [(1, []), (2, [1]), (3, [1]), (9, [3]), (10, [3, 9]), (100, [33, 99])]
+)
+def test_rungs_are_a_third_of_the_epochs_and_three_times_the_last(epochs, rungs):
+    found, done = [], 0
+    while (done := next_rung(epochs, done)) is not None:
+        found.append(done)
+    assert found == rungs
 
 
 def test_a_finished_search_is_only_read(found, digits):
     folder, tried, _ = found
     seen = []
-    assert search(BOUNDS, RECIPE, digits, ENGINE, folder, trials=6, watch=seen.append) == tried
+    assert run_search(BOUNDS, RECIPE, digits, folder, trials=6, watch=seen.append) == tried
     assert seen == []
 
 
 def test_other_bounds_need_another_folder(found, digits):
     with pytest.raises(UserError, match="give another --out"):
-        search(replace(BOUNDS, params=30_000), RECIPE, digits, ENGINE, found[0], trials=6)
+        run_search(replace(BOUNDS, params=30_000), RECIPE, digits, found[0], trials=6)
 
 
-def test_an_interrupted_candidate_goes_on_from_its_checkpoint(found, digits, tmp_path, monkeypatch):
+def test_an_interrupted_candidate_continues_from_its_checkpoint(
+    found, digits, tmp_path, monkeypatch
+):
     seen = found[2]
     real = runs.epochs
 
-    def interrupted(run, stop, watch):
-        yield next(real(run, stop, watch))
-        stop.signal = 2
+    def interrupted(run, stop, watch, **more):
+        yield next(real(run, stop, watch, **more))
+        stop.signal = signal.SIGINT
 
     monkeypatch.setattr(runs, "epochs", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        search(BOUNDS, RECIPE, digits, ENGINE, tmp_path, trials=1)
+        run_search(BOUNDS, RECIPE, digits, tmp_path, trials=1)
     (place,) = (p.parent for p in tmp_path.glob("*/run.json"))
     assert place.name == seen[0].name  # the same seed proposes the same network first
     monkeypatch.setattr(runs, "epochs", real)
-    (again,) = search(BOUNDS, RECIPE, digits, ENGINE, tmp_path, trials=1)
+    (again,) = run_search(BOUNDS, RECIPE, digits, tmp_path, trials=1)
     assert again == seen[0]
     resumed = json.loads((place / "run.json").read_text())["resumed"]
     assert [r["step"] for r in resumed] == [(1437 - 400) // 40]  # after its first epoch
 
 
+def test_a_live_process_keeps_its_networks_and_a_dead_ones_are_taken_over(digits, tmp_path):
+    def share(name, trials):
+        return _Share(tmp_path, BOUNDS, RECIPE, digits, {}, trials, 0, f".{name}.lock")
+
+    first, second = share("first", 2), share("second", 3)
+    with FileLock(tmp_path / ".second.lock"):
+        with FileLock(tmp_path / ".first.lock"):
+            job = first.next_job()
+            others = [second.next_job(), second.next_job()]
+            assert second.next_job() is None  # three are being trained
+            names = {one.folder.name for one in (job, *others)}
+            assert len(names) == 3
+            assert first.next_job() is None
+        assert second.next_job() == job  # the first process has ended
+        assert second.next_job() is None
+    third = share("third", 4)
+    third.study.ask()  # and a kill before anything is proposed
+    with FileLock(tmp_path / ".third.lock"):
+        taken = [third.next_job() for _ in range(4)]
+        assert {one.folder.name for one in taken} > names
+        assert third.next_job() is None
+    assert [trial.state.name for trial in read_trials(tmp_path)].count("RUNNING") == 4
+
+
+WORDS = ["search", "--budget", "20k", "--multiple", "1", "--epochs", "3", "--data", "digits"]
+WORDS += ["--set", "val=400", "--set", "batch_size=60", "--set", "augment=[]", "--size", "16"]
+WORDS += ["--devices", "cpu", "--threads", "1"]
+
+
+def test_two_processes_share_a_search_and_a_third_takes_over_what_a_killed_one_left(
+    tmp_path, leanres
+):
+    folder = tmp_path / "s"
+    command = [sys.executable, "-m", "leanres", *WORDS, "--trials", "5", "--out", str(folder)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    killed = subprocess.Popen([*command, "--at-once", "2"], **pipes)
+    while not list(folder.glob("*/checkpoint/0*")):
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    both = [subprocess.Popen([*command, "--json"], **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    first, second = (json.loads(out) for out, _ in outputs)
+    assert first == second
+    assert len({c["name"] for c in first}) == 5
+    ended = [
+        line.split(":")[0] for _, err in outputs for line in err.splitlines() if "val " in line
+    ]
+    assert sorted(ended) == sorted(c["name"] for c in first)
+    states = {t.state.name for t in read_trials(folder) if "candidate" in t.user_attrs}
+    assert states <= {"COMPLETE", "PRUNED"}
+    assert not [t for t in read_trials(folder) if t.state.name == "RUNNING"]
+    assert {p.name for p in folder.glob(".*.lock")} == {".study.log.lock", ".search.json.lock"}
+    assert len(list(folder.glob("*/run.json"))) == 5
+
+
 def test_bounds_on_macs_and_field_are_kept(digits, tmp_path):
     bounds = replace(BOUNDS, macs=3_000_000, receptive_field=(20, 60))
-    (c,) = search(bounds, replace(RECIPE, epochs=1), digits, ENGINE, tmp_path, trials=1)
+    (c,) = run_search(bounds, replace(RECIPE, epochs=1), digits, tmp_path, trials=1)
     assert c.macs <= 3_000_000
     assert 20 <= c.receptive_field <= 60
 
@@ -121,12 +230,12 @@ def test_bounds_on_macs_and_field_are_kept(digits, tmp_path):
 def test_bounds_that_nothing_keeps_are_said(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("leanres.trials.search.PATIENCE", 3)
     with pytest.raises(UserError, match="widen the bounds"):
-        search(replace(BOUNDS, macs=10), RECIPE, digits, ENGINE, tmp_path, trials=1)
+        run_search(replace(BOUNDS, macs=10), RECIPE, digits, tmp_path, trials=1)
 
 
 def test_a_search_needs_val_images(digits, tmp_path):
     with pytest.raises(UserError, match="no"):
-        search(BOUNDS, replace(RECIPE, val=0), digits, ENGINE, tmp_path)
+        run_search(BOUNDS, replace(RECIPE, val=0), digits, tmp_path)
 
 
 @pytest.mark.parametrize("depths", [(1, 1, 1), (3, 4, 2), (2, 2, 2, 2), (5, 1, 6, 1)])
@@ -162,30 +271,44 @@ def test_the_pareto_front_is_the_slow_definition():
     assert pareto_front(tried) == sorted((c for c in done if not beaten(c)), key=lambda c: c.macs)
 
 
-def test_the_command_line_searches(leanres, tmp_path):
-    words = ["search", "--budget", "20k", "--multiple", "1", "--trials", "2", "--epochs", "1"]
-    words += ["--data", "digits", "--set", "val=400", "--set", "batch_size=60", "--device", "cpu"]
-    done = leanres(*words, "--out", tmp_path / "s")
+def test_the_command_line_searches_and_writes_the_best_as_a_recipe(leanres, tmp_path):
+    folder = tmp_path / "s"
+    words = [*WORDS, "--epochs", "1", "--trials", "2", "--at-once", "2", "--out", folder]
+    done = leanres(*words)
     assert done.code == 0, done.err
     assert "Pareto" in done.out
-    command = shlex.split(done.out.splitlines()[-1], comments=True)
-    given = ["--set", "val=400", "--set", "batch_size=60", "--data", "digits"]
-    assert command[:-2] == ["leanres", "train", "plain-sgd", *given]
-    assert command[-1].startswith('model={family="resnet"')
-    again = leanres(*words, "--out", tmp_path / "s", "--json")
-    assert len(json.loads(again.out)) == 2
+    told = f"leanres train {folder / 'best.toml'} --data digits --size 16"
+    assert done.out.splitlines()[-1] == told
+    again = leanres(*words, "--json")
+    first, _ = json.loads(again.out)
+    best = load_recipe(str(folder / "best.toml"))
+    plain = from_dict({"val": 400, "batch_size": 60, "augment": []}, RECIPES["plain-sgd"])
+    assert best == replace(plain, model=config_from_dict(first["model"]))
+
+
+def test_the_best_network_changes_nothing_but_what_was_set(tmp_path):
+    model = ResNetConfig((16, 24, 40), (1, 2, 1), block="wide", num_classes=3)
+    made = from_dict({"lr": 0.5, "mix": ["cutmix"], "schedule": "step"}, RECIPES["plain-sgd"])
+    whole = replace(made, model=model)
+    best = Candidate("n", whole.to_dict()["model"], 1, 1, 1, 1, 0.5, True)
+    path = write_best(tmp_path, best, made, "speed")
+    assert load_recipe(str(path)) == whole
+    write_best(tmp_path, best, made, "plain-sgd")
+    assert load_recipe(str(path)) == whole
+    keys = tomllib.loads(path.read_text()).keys()
+    assert keys == {"base", "lr", "mix", "schedule", "model"}
 
 
 def test_a_network_that_diverges_is_passed_over(digits, tmp_path):
     wild = replace(RECIPE, lr=1e3, warmup=0.0, epochs=1)
-    (c,) = search(BOUNDS, wild, digits, ENGINE, tmp_path, trials=1)
+    (c,) = run_search(BOUNDS, wild, digits, tmp_path, trials=1)
     assert (c.finished, c.epochs, c.accuracy) == (False, 0, 0.0)
 
 
 def test_a_damaged_study_is_one_line(digits, tmp_path):
     (tmp_path / "study.log").write_text("garbage\n")
     with pytest.raises(UserError, match="is damaged"):
-        search(BOUNDS, RECIPE, digits, ENGINE, tmp_path)
+        run_search(BOUNDS, RECIPE, digits, tmp_path)
 
 
 def test_a_field_that_is_no_pair_is_one_line(leanres):
@@ -197,4 +320,4 @@ def test_a_field_that_is_no_pair_is_one_line(leanres):
 def test_without_optuna_it_says_what_to_install(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'leanres\[search\]'"):
-        search(BOUNDS, RECIPE, digits, ENGINE, tmp_path)
+        run_search(BOUNDS, RECIPE, digits, tmp_path)

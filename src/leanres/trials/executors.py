@@ -87,7 +87,7 @@ class InProcess:
             return Event("diverged" if diverged else "failed", job, str(error))
 
     def stop(self) -> None:
-        """Stop the submitted job after its first step."""
+        """Stop the submitted job before it starts."""
         self._told = bool(self.running)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import signal
@@ -12,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from filelock import FileLock, Timeout
+
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.io import LOCK, LOCK_WAIT_S
 from leanres.runs.layout import INFO, METRICS, check_data, is_queued, read_info
 from leanres.runs.run import complete, enqueue, reopen
-from leanres.runs.stop import Stop
+from leanres.runs.stop import Stop, Stopped
 from leanres.training.device import Device
 from leanres.training.loop import TrainState
 from leanres.training.recipe import Recipe, matches_run
@@ -99,6 +103,11 @@ def train(
     Once `halted`, called after each step, is true, the run is saved and Stopped is raised, as by
     SIGTERM. `load` and `device` are `reopen`'s; `log` receives notes and a line per epoch.
     """
+    # A process whose parent was killed holds the folder until its next step.
+    with contextlib.suppress(Timeout), FileLock(job.folder / LOCK, timeout=LOCK_WAIT_S):
+        pass
+    if halted():
+        raise Stopped(signal.SIGTERM)
     run = reopen(job.folder, load, device)
     run.info["origin"] |= job.origin
     for note in run.notes:
@@ -127,17 +136,20 @@ def run_jobs(
     take = jobs if callable(jobs) else partial(next, iter(jobs), None)
     job: Job | None = None
     with Stop() as stop:
+
+        def halted() -> bool:
+            return bool(stop.signal) or time.monotonic() > deadline
+
         try:
             while True:
-                halted = bool(stop.signal) or time.monotonic() > deadline
-                while not halted and _has_slot(executor) and (job := job or take()):
+                while not halted() and _has_slot(executor) and (job := job or take()):
                     if job.exclusive and executor.running:
                         break
                     yield _begin(job, executor)
                     job = None
                 if not executor.running:
                     break
-                if halted:
+                if halted():
                     executor.stop()
                 for event in executor.events(deadline):
                     _clean(event)

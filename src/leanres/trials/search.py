@@ -170,9 +170,12 @@ class _Share:
         for _ in range(PATIENCE):
             with locked(self.folder / STUDY):
                 trial = self._abandoned()
-                if trial is None and len(self._trials("network")) >= self.trials:
-                    return None
-                if trial := trial or self._ask():
+                if trial is None:
+                    if len(self._trials("network")) >= self.trials:
+                        return None
+                    trial = self.study.ask()
+                trial.set_user_attr("owner", self.owner)
+                if "network" in trial.user_attrs or self._propose(trial):
                     return self._job(trial)
         raise UserError(
             f"{PATIENCE} proposals in a row were out of bounds or known: widen the bounds"
@@ -224,34 +227,28 @@ class _Share:
 
     def _abandoned(self) -> optuna.Trial | None:
         """A running trial whose process has died."""
-        from optuna.trial import TrialState
-
-        for known in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            if "network" not in known.user_attrs:  # killed while it was proposed
-                self.study.tell(known.number, state=TrialState.FAIL)
-                self.study.enqueue_trial(known.params)
-            elif _is_free(self.folder / known.user_attrs["owner"]):
-                trial = self._trial(known.user_attrs["network"]["name"])
-                trial.set_user_attr("owner", self.owner)
-                return trial
-        return None
-
-    def _ask(self) -> optuna.Trial | None:
-        """A new trial with a network to train; None where the proposal brings nothing new."""
         import optuna
 
-        count = len(self.study.get_trials(deepcopy=False))
-        # By the trial's number: the proposals do not depend on which process asks.
-        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + count)
-        trial = self.study.ask()
-        trial.set_user_attr("owner", self.owner)
+        running = (optuna.trial.TrialState.RUNNING,)
+        for known in self.study.get_trials(deepcopy=False, states=running):
+            owner = known.user_attrs.get("owner")  # None: killed right after asking
+            if owner is None or _is_free(self.folder / owner):
+                return optuna.Trial(self.study, known._trial_id)
+        return None
+
+    def _propose(self, trial: optuna.Trial) -> bool:
+        """Give the trial a network; False, and the trial has failed, where it would not be new."""
+        import optuna
+
+        # Seeded by the trial's number: the proposals do not depend on which process asks.
+        self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + trial.number)
         config = propose(trial, self.bounds, self.dataset.train)
         known = {t.user_attrs["network"]["name"] for t in self._trials("network")}
         if config is None or _name(config) in known:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return None
+            return False
         trial.set_user_attr("network", {"name": _name(config), "model": config_to_dict(config)})
-        return trial
+        return True
 
     def _job(self, trial: optuna.Trial) -> Job:
         """The job to the trial's next rung, or to its end."""

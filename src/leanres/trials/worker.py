@@ -6,7 +6,6 @@ waits for it. Exit codes: 0 done, 2 the user's mistake, 4 diverged, 130 and 143 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import LOCK, LOCK_WAIT_S
 from leanres.runs.layout import load_data_of, read_info
 from leanres.runs.run import DivergedError, device_of
 from leanres.runs.stop import Stopped
@@ -46,9 +43,6 @@ def main(folder: Path, options: dict[str, Any]) -> int:
     def orphaned() -> bool:
         return os.getppid() != parent
 
-    # The job of a parent that was killed holds the folder until its next step.
-    with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=LOCK_WAIT_S):
-        pass
     try:
         recipe = from_dict(read_info(folder, queued=True)["recipe"])
         train(Job(recipe, folder, origin, options["until_epoch"]), load, device, orphaned, _log)

@@ -1,0 +1,269 @@
+"""A job is its run folder; every executor gives the same run, whatever happens to its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+
+from leanres.data.sources import locate
+from leanres.errors import UserError
+from leanres.models.resnet import ResNetConfig
+from leanres.runs.checkpoint import saved
+from leanres.runs.layout import CHECKPOINTS, METRICS, read_info
+from leanres.runs.run import enqueue, fit
+from leanres.runs.stop import Stopped
+from leanres.training.recipes import RECIPES
+from leanres.trials import executors, worker
+from leanres.trials.executors import InProcess, LocalProcesses, local_executor
+from leanres.trials.jobs import Event, Job, ensure, is_finished, run_jobs, stopped
+
+DIGITS = locate("digits")
+
+
+class Instant:
+    """An executor that does nothing: each submitted job ends when `events` is called next."""
+
+    def __init__(self, slots=1, kinds=()):
+        self.slots, self.kinds = slots, dict(kinds)
+        self.running, self.most, self.told = [], 0, False
+
+    def submit(self, job):
+        self.running.append(job)
+        self.most = max(self.most, len(self.running))
+
+    def events(self, deadline):
+        job = self.running.pop(0)
+        yield stopped(job) if self.told else Event(self.kinds.get(job.folder.name, "finished"), job)
+
+    def stop(self):
+        self.told = bool(self.running)
+
+
+def told(events) -> list[str]:
+    return [f"{event.kind} {event.job.folder.name}" for event in events]
+
+
+@pytest.fixture
+def jobs(tmp_path, tiny):
+    return [Job(replace(tiny, seed=i), tmp_path / f"run-{i}", DIGITS) for i in range(3)]
+
+
+def test_a_job_is_queued_then_finished_and_another_recipe_is_refused(
+    tmp_path, tiny, digits, device
+):
+    job = Job(replace(tiny, epochs=1), tmp_path / "run", DIGITS | {"measure": "test"})
+    assert not ensure(job)
+    assert read_info(job.folder, queued=True)["origin"] == job.origin
+    assert not ensure(job)  # it waits to be trained
+    assert told(run_jobs([job], InProcess(digits, device))) == ["started run", "finished run"]
+    assert ensure(job)
+    (event,) = run_jobs([job], Instant())
+    assert (event.kind, event.result) == ("finished", read_info(job.folder)["result"])
+    with pytest.raises(UserError, match="run holds a run of another recipe: name another folder"):
+        ensure(replace(job, recipe=tiny))
+    with pytest.raises(UserError, match="was trained on other data"):
+        is_finished(job, replace(digits, train=digits.train.subset(range(900))))
+    assert not is_finished(replace(job, origin={"measure": "val"}))
+
+
+@pytest.mark.parametrize("measure", ["test", "val"])
+def test_a_job_that_cannot_be_measured_is_refused(tmp_path, tiny, digits, measure):
+    job = Job(tiny, tmp_path / "run", {"measure": measure})
+    with pytest.raises(UserError, match=f"measure {measure}: there are no such images"):
+        is_finished(job, replace(digits, test=None))
+    assert not job.folder.exists()
+
+
+def test_jobs_run_in_order_as_many_at_once_as_there_are_slots(jobs):
+    one, two = Instant(1), Instant(2)
+    in_turn = [f"{kind} run-{i}" for i in range(3) for kind in ("started", "finished")]
+    assert told(run_jobs(jobs, one)) == in_turn
+    assert one.most == 1
+    assert told(run_jobs(jobs, two))[:3] == ["started run-0", "started run-1", "finished run-0"]
+    assert two.most == 2
+
+
+def test_nothing_runs_beside_an_exclusive_job(jobs):
+    first, second, third = jobs
+    kinds = told(run_jobs([first, replace(second, exclusive=True), third], Instant(3)))
+    assert kinds == [f"{kind} run-{i}" for i in range(3) for kind in ("started", "finished")]
+
+
+def test_a_failed_job_stops_no_other_and_leaves_no_empty_folder(jobs):
+    events = list(run_jobs(jobs, Instant(1, {"run-1": "failed"})))
+    assert [event.kind for event in events if event.kind != "started"] == [
+        "finished",
+        "failed",
+        "finished",
+    ]
+    assert [job.folder.exists() for job in jobs] == [True, False, True]
+
+
+def test_after_the_deadline_nothing_starts_and_what_runs_is_stopped(jobs):
+    assert told(run_jobs(jobs, Instant(2), time.monotonic() - 1)) == []
+    executor = Instant(2)
+    events = run_jobs(jobs, executor, time.monotonic() + 0.5)
+    assert next(events).kind == "started"
+    time.sleep(0.6)
+    assert told(events) == ["stopped run-0"]
+
+
+def test_jobs_may_come_from_a_function_as_the_events_are_seen(jobs):
+    waiting, seen = jobs[:1], []
+    for event in run_jobs(lambda: waiting.pop() if waiting else None, Instant()):
+        seen.append(event.job)
+        if event.kind == "finished" and event.job is jobs[0]:
+            waiting.append(jobs[2])
+    assert seen == [jobs[0], jobs[0], jobs[2], jobs[2]]
+
+
+def test_a_job_in_parts_equals_the_uninterrupted_run(tmp_path, small, digits, device, digest):
+    job = Job(replace(small, precision="float32"), tmp_path / "parts", DIGITS, until_epoch=1)
+    executor = InProcess(digits, device)
+    *_, event = run_jobs([job], executor)
+    assert (event.kind, event.result) == ("finished", {})
+    *_, event = run_jobs([replace(job, until_epoch=None)], executor)
+    fit(tmp_path / "whole", job.recipe, digits, device)
+    assert digest(job.folder) == digest(tmp_path / "whole")
+
+
+def test_in_this_process_a_deadline_stops_between_steps_and_a_signal_is_passed_on(
+    tmp_path, tiny, digits, device, monkeypatch
+):
+    job = Job(replace(tiny, epochs=300), tmp_path / "run", DIGITS)
+    executor = InProcess(digits, device)
+    events = list(run_jobs([job], executor, time.monotonic() + 1))
+    assert [event.kind for event in events] == ["started", "stopped"]
+    assert "of 300 epochs are done" in events[1].detail
+    real, seen = executors.train, []
+
+    def signalled(job, load, device, halted, log=print):
+        def interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return halted()
+
+        return real(job, load, device, interrupt)
+
+    monkeypatch.setattr(executors, "train", signalled)
+    with pytest.raises(Stopped) as stop:
+        seen.extend(run_jobs([job, replace(job, folder=tmp_path / "next")], executor))
+    assert stop.value.number == signal.SIGTERM
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_diverging_job_and_one_that_does_not_fit_the_data_are_told_apart(
+    tmp_path, tiny, digits, device
+):
+    wild = replace(RECIPES["plain-sgd"], model=ResNetConfig((8, 8), (1, 1)), lr=1e3)
+    wild = replace(wild, augment=(), warmup=0.0, epochs=3, val=0)
+    broken = replace(tiny, augment=(("crop", {"padding": 40, "mode": "reflect"}),))
+    jobs = [Job(wild, tmp_path / "wild"), Job(broken, tmp_path / "broken")]
+    events = list(run_jobs(jobs, InProcess(digits, device)))
+    assert told(events)[1::2] == ["diverged wild", "failed broken"]
+    assert "augment" in events[3].detail
+    assert not (tmp_path / "broken").exists()
+
+
+class FakeProcess:
+    """Stands for a subprocess that has ended already, with the next of `codes`."""
+
+    codes: list[int]
+    commands: list[list[str]]
+
+    def __init__(self, command, **options):
+        self.commands.append(command)
+        self.returncode = self.codes.pop(0)
+
+    def wait(self, timeout):
+        return self.returncode
+
+    def poll(self):
+        return self.returncode
+
+    def terminate(self):
+        pass
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    monkeypatch.setattr(FakeProcess, "codes", [], raising=False)
+    monkeypatch.setattr(FakeProcess, "commands", [], raising=False)
+    monkeypatch.setattr(subprocess, "Popen", FakeProcess)
+    return FakeProcess
+
+
+def test_jobs_are_dealt_over_the_devices(jobs, processes):
+    processes.codes += [2, 2, 2]
+    executor = LocalProcesses(2, ["cuda:0", "cuda:1"], threads=3)
+    events = run_jobs(jobs, executor)
+    assert told(next(events) for _ in range(2)) == ["started run-0", "started run-1"]
+    options = [json.loads(command[-1])["origin"] for command in processes.commands]
+    assert [(own["device"], own["threads"]) for own in options] == [("cuda:0", 3), ("cuda:1", 3)]
+    assert told(events)[-1] == "failed run-2"
+    assert json.loads(processes.commands[2][-1])["origin"]["device"] in ("cuda:0", "cuda:1")
+
+
+def test_a_lost_process_is_tried_once_more_and_no_more(jobs, processes):
+    processes.codes += [-signal.SIGKILL, -signal.SIGSEGV]
+    jobs[0].folder.parent.joinpath("run-0.log").write_text("first\nthe last line\n\n")
+    events = list(run_jobs(jobs[:1], LocalProcesses()))
+    assert [event.kind for event in events] == ["started", "retried", "failed"]
+    assert events[1].detail == "signal 9 killed its process"
+    assert events[2].detail == "it ended with -11: the last line"
+
+
+def test_a_process_that_was_stopped_from_outside_is_not_tried_again(jobs, processes):
+    processes.codes += [128 + signal.SIGTERM]
+    assert told(run_jobs(jobs[:1], LocalProcesses())) == ["started run-0", "stopped run-0"]
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_killed_process_is_retried_and_its_run_equals_one_of_this_process(
+    tmp_path, tiny, digits, device, digest
+):
+    job = Job(replace(tiny, epochs=8), tmp_path / "run", DIGITS)
+    executor, kinds = LocalProcesses(1, ["cpu"], threads=1), []
+    for event in run_jobs([job], executor):
+        kinds.append(event.kind)
+        if event.kind == "started":
+            metrics = job.folder / METRICS
+            while not metrics.exists() or not metrics.stat().st_size:  # its first epoch
+                time.sleep(0.01)
+            os.kill(executor._children[0].process.pid, signal.SIGKILL)
+    assert kinds == ["started", "retried", "finished"]
+    whole = replace(job, folder=tmp_path / "whole")
+    *_, last = run_jobs([whole], InProcess(digits, device))
+    assert digest(job.folder) == digest(whole.folder)
+    assert event.result["accuracy"] == last.result["accuracy"]
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_process_saves_at_its_next_step_when_its_parent_has_ended(tmp_path, tiny, monkeypatch):
+    folder, me = tmp_path / "run", os.getppid()
+    enqueue(folder, replace(tiny, epochs=100_000), DIGITS)
+    options = {"origin": DIGITS, "until_epoch": 1, "parent": me}
+    parents = iter([me, me, me, me, 1])  # one call before the first step
+    monkeypatch.setattr(worker.os, "getppid", lambda: next(parents))
+    assert worker.main(folder, options) == 128 + signal.SIGTERM
+    assert saved(folder / CHECKPOINTS)[0].name == "00000004"
+    monkeypatch.undo()
+    assert worker.main(folder, options | {"parent": 1}) == 128 + signal.SIGTERM
+    assert "resumed" not in read_info(folder)  # it was ended before it touched the run
+    assert worker.main(folder, options) == 0
+    assert [resumed["step"] for resumed in read_info(folder)["resumed"]] == [4]
+
+
+def test_one_job_at_a_time_runs_in_this_process_and_more_in_their_own(digits, tiny):
+    assert isinstance(local_executor(digits, tiny, ["cpu"]), InProcess)
+    assert isinstance(local_executor(digits, tiny, ["cpu", "cpu"], at_once=1), InProcess)
+    both, four = (local_executor(digits, tiny, ["cpu", "cpu"], at_once=n) for n in (0, 4))
+    assert (both.slots, four.slots) == (2, 4)
+    assert four.threads == max(1, os.cpu_count() // 4)
+    with pytest.raises(UserError, match="device 'tpu' is not usable here"):
+        local_executor(digits, tiny, ["cpu", "tpu"])
