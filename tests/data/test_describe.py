@@ -1,3 +1,5 @@
+"""Descriptions of data sets, their duplicates, and the two sample pictures."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -57,7 +59,7 @@ def test_duplicates_are_found_within_and_across_splits_whatever_their_labels():
     assert pairs["train", "test"] == (2, ((4, 1), (4, 5)))
 
 
-def test_images_that_differ_in_one_pixel_by_one_level_are_no_duplicates():
+def test_images_that_differ_by_one_level_in_one_pixel_are_no_duplicates():
     split = make_split(4, 0)
     near = split.images[0].clone()
     near[0, 0, 0] ^= 1
@@ -65,7 +67,7 @@ def test_images_that_differ_in_one_pixel_by_one_level_are_no_duplicates():
     assert [d.count for d in found.duplicates] == [0]
 
 
-def test_many_duplicates_are_all_counted_but_few_are_named():
+def test_all_duplicates_are_counted_but_only_a_few_are_listed():
     split = Split(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 2, ("a", "b"))
     (found,) = describe(Dataset("own", split, None, None)).duplicates
     assert (found.count, len(found.pairs)) == (19, 5)
@@ -84,14 +86,14 @@ def test_a_sample_grid_shows_each_class_in_a_row_of_its_own():
     assert (grid[:5] == 255).all()  # on white
 
 
-def test_a_sample_grid_repeats_with_its_seed_and_changes_with_another():
+def test_a_sample_grid_depends_on_its_seed():
     split = make_split(60, 0)
     one, same, other = (sample_grid(split, 5, seed=seed).tobytes() for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
 
-def test_a_class_with_few_images_or_none_leaves_white():
+def test_a_class_with_too_few_images_leaves_white():
     split = Split(make_split(3, 0).images, torch.tensor([0, 0, 2]), ("a", "b", "c"))
     grid = np.asarray(sample_grid(split, per_class=4))
     rows = (grid[10:-10, -30:] == 255).all((1, 2))
@@ -107,7 +109,7 @@ def test_a_batch_grid_holds_the_images_in_reading_order():
     assert (grid[18:, 36:] == 255).all()  # there is no sixth
 
 
-def test_float_and_uint8_batches_give_the_same_picture_and_stay_as_they_were():
+def test_float_and_uint8_batches_give_the_same_picture_and_are_not_changed():
     images = make_split(4, 0).images
     floats = images.float() / 255
     kept = floats.clone()
@@ -123,7 +125,7 @@ def test_values_outside_the_unit_range_are_clipped_and_not_wrapped():
     assert (grid[:, 10:] == 255).all()
 
 
-def test_what_is_no_batch_of_colour_images_is_refused():
+def test_anything_but_a_batch_of_colour_images_is_refused():
     with pytest.raises(UserError, match=r"\(3, 8, 8\)"):
         batch_grid(torch.zeros(3, 8, 8))
     with pytest.raises(UserError, match="at least 1"):

@@ -1,3 +1,5 @@
+"""Split: checks, fingerprints, stratified splits, and channel statistics against numpy."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -36,7 +38,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]
         (IMAGES, LABELS, ("a", "a"), "class names repeat"),
     ],
 )
-def test_a_split_whose_parts_do_not_fit_is_refused_in_one_line(images, labels, classes, words):
+def test_a_split_whose_tensors_do_not_fit_is_refused_in_one_line(images, labels, classes, words):
     with pytest.raises(UserError, match=words) as caught:
         Split(images, labels, classes)
     assert "\n" not in str(caught.value)
@@ -51,7 +53,7 @@ def test_a_subset_holds_the_chosen_images_in_the_chosen_order():
     assert part.classes == split.classes
 
 
-def test_a_split_moves_to_a_device_whole():
+def test_all_tensors_of_a_split_move_to_a_device():
     moved = make_split().to("cpu")
     assert moved.images.device == moved.labels.device == torch.device("cpu")
     assert moved.fingerprint == make_split().fingerprint
@@ -63,7 +65,7 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_the_images():
     assert split.subset(order).fingerprint == split.fingerprint
 
 
-def test_the_fingerprint_knows_every_pixel_label_name_shape_and_repetition():
+def test_the_fingerprint_depends_on_every_pixel_label_name_shape_and_repetition():
     split = make_split()
     pixel, label = split.images.clone(), split.labels.clone()
     pixel[41, 2, 3, 1] ^= 1
@@ -89,7 +91,7 @@ def test_every_class_keeps_its_share_in_a_stratified_split():
     assert torch.bincount(train.labels).tolist() == [180, 270, 450]
 
 
-def test_shares_that_are_no_whole_numbers_still_add_up_and_leave_no_class_out():
+def test_fractional_shares_still_add_up_and_leave_no_class_out():
     train, val = stratified_split(make_split((2, 31, 67)), num_val=10)
     counts = torch.bincount(val.labels).tolist()
     assert sum(counts) == 10
@@ -123,14 +125,14 @@ def test_the_same_images_in_another_order_give_the_same_validation_set():
     assert one.fingerprint == other.fingerprint
 
 
-def test_the_random_state_of_torch_is_left_alone():
+def test_the_random_state_of_torch_does_not_change():
     before = torch.random.get_rng_state()
     stratified_split(make_split(), 20)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("num_val", [-1, 0, 2, 98, 100, 5000])
-def test_a_cut_that_would_empty_a_class_is_refused_and_says_what_fits(num_val):
+def test_a_split_that_would_empty_a_class_is_refused_with_what_fits(num_val):
     with pytest.raises(UserError, match="between 3 and 97"):
         stratified_split(make_split(), num_val)
 
@@ -148,7 +150,7 @@ def test_channel_statistics_are_the_exact_mean_and_population_deviation():
     np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-12)
 
 
-def test_a_constant_channel_has_no_deviation_at_all():
+def test_a_constant_channel_has_a_deviation_of_exactly_zero():
     images = torch.full((1500, 3, 8, 8), 77, dtype=torch.uint8)
     mean, std = channel_stats(Split(images, torch.arange(1500) % 2, ("a", "b")))
     assert mean == (77 / 255,) * 3

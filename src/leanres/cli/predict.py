@@ -90,7 +90,7 @@ def _write_predictions(path: Path, predictions: list[Prediction]) -> None:
 
 
 def _print_predictions(predictions: list[Prediction]) -> None:
-    from leanres.data.sources.folder import printable
+    from leanres.data.image_files import printable
 
     rows = []
     for p in predictions:

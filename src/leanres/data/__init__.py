@@ -1,1 +1,1 @@
-"""Images in memory: sources -> splits of uint8 tensors -> augmented batches."""
+"""Data sets in memory: splits of uint8 images, read from several sources."""

@@ -1,4 +1,4 @@
-"""What a data set holds: sizes, balance, pixel statistics, duplicates, and sample pictures."""
+"""Describe a data set: sizes, balance, pixel statistics, duplicates, and sample pictures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 
-MAX_PAIRS = 5  # of equal images that a description names
+MAX_PAIRS = 5  # of duplicates that a description lists
 _GAP, _ZOOM, _FONT_PX = 2, 2, 15
 
 
 @dataclass(frozen=True)
 class SplitDescription:
-    """One split in figures; `mean` and `std` per channel, of pixels in [0, 1]."""
+    """Statistics of one split; `mean` and `std` per channel, of pixels in [0, 1]."""
 
     num_images: int
     size: tuple[int, int]  # height, width in pixels
@@ -31,10 +31,10 @@ class SplitDescription:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images of `second` that equal one of `first` in every pixel, whatever their labels.
+    """Images of split `second` that equal one of split `first` in every pixel; labels may differ.
 
-    Within one split (`first == second`), images that equal an earlier one. `pairs` holds the first
-    few positions (in `first`, in `second`).
+    Within one split (`first == second`), images that equal an earlier one. `pairs` has the first
+    few as positions (in `first`, in `second`).
     """
 
     first: str
@@ -45,18 +45,18 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Description:
-    """A data set in figures: `dataclasses.asdict` of it goes to JSON as it is."""
+    """Statistics of a data set; `dataclasses.asdict` of it is valid JSON."""
 
     name: str
     source: str
     classes: tuple[str, ...]
     splits: dict[str, SplitDescription]
-    duplicates: tuple[Duplicates, ...]  # within each split, then across each two
+    duplicates: tuple[Duplicates, ...]  # within each split, then between each two
     notes: tuple[str, ...]
 
 
 def describe(dataset: Dataset) -> Description:
-    """Count, measure and compare the splits that the data set has."""
+    """Statistics of every split, and the duplicates within and between them."""
     named = (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
     splits = {name: split for name, split in named if split is not None}
     names = list(splits)
@@ -85,7 +85,7 @@ def _describe_split(split: Split) -> SplitDescription:
 
 
 def _duplicates(splits: dict[str, Split], first: str, second: str) -> Duplicates:
-    """Compare by digest: two images of one BLAKE2b-256 are equal in every pixel."""
+    """Compare by digest: images with the same BLAKE2b-256 are equal in every pixel."""
     seen: dict[bytes, int] = {}
     for i, key in enumerate(_keys(splits[first])):
         seen.setdefault(key, i)
@@ -101,7 +101,7 @@ def _keys(split: Split) -> list[bytes]:
 
 
 def sample_grid(split: Split, per_class: int = 10, seed: int = 0) -> Image.Image:
-    """A picture of random images: one row a class, its name on the left, twice the size. RGB."""
+    """A picture of random images, enlarged twice: one row per class, its name on the left. RGB."""
     if per_class < 1:
         raise UserError(f"{per_class} images per class; give at least 1")
     generator = torch.Generator().manual_seed(seed)
@@ -109,12 +109,12 @@ def sample_grid(split: Split, per_class: int = 10, seed: int = 0) -> Image.Image
     labels = split.labels.cpu()[shuffled]
     rows = [shuffled[labels == label][:per_class] for label in range(len(split.classes))]
     pixels = split.images.cpu()
-    bands = [_band([_tile(image) for image in pixels[row]], per_class, pixels) for row in rows]
+    bands = [_band([_zoomed(image) for image in pixels[row]], per_class, pixels) for row in rows]
     return _with_names(np.concatenate(bands), split.classes, len(bands[0]))
 
 
 def _band(tiles: list[NDArray[np.uint8]], columns: int, images: Tensor) -> NDArray[np.uint8]:
-    """Tiles side by side, white where there are too few. (H, W, 3)."""
+    """Tiles side by side, white if there are too few. (H, W, 3)."""
     height, width = (_ZOOM * side + _GAP for side in images.shape[2:])
     band = np.full((height, columns * width, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
@@ -122,8 +122,8 @@ def _band(tiles: list[NDArray[np.uint8]], columns: int, images: Tensor) -> NDArr
     return band
 
 
-def _tile(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) uint8 -> (2H, 2W, 3), each pixel twice as large."""
+def _zoomed(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) uint8 -> (2H, 2W, 3), each pixel repeated."""
     return image.permute(1, 2, 0).numpy().repeat(_ZOOM, 0).repeat(_ZOOM, 1)
 
 
@@ -148,7 +148,7 @@ def batch_grid(images: Tensor, columns: int = 16) -> Image.Image:
     pixels = images.detach().cpu()
     if pixels.is_floating_point():
         pixels = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8)
-    tiles = [_tile(image) for image in pixels]
+    tiles = [_zoomed(image) for image in pixels]
     wide = min(columns, len(tiles))
     rows = [tiles[i : i + wide] for i in range(0, len(tiles), wide)]
     grid = np.concatenate([_band(row, wide, pixels) for row in rows])

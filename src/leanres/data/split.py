@@ -17,9 +17,9 @@ from leanres.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images at rest: uint8 (N, 3, H, W), labels int64 (N,), one name per class.
+    """Labelled images as stored: uint8 (N, 3, H, W), labels int64 (N,), one name per class.
 
-    Raises UserError where shapes, types or labels do not fit each other.
+    Raises UserError if shapes, types or labels do not fit each other.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal sha256 that knows every pixel, label and class name, but not the order.
+        """Hexadecimal sha256 of every pixel, label and class name, in any order.
 
         Scheme: each image gives a record of 40 bytes, BLAKE2b-256 of its pixels (C, H, W) and then
         its label as little-endian int64; sha256 runs over the line "C H W", the class names (one
@@ -62,24 +62,24 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device), self.classes)
 
     def subset(self, indices: Tensor | Sequence[int]) -> Split:
-        """The images at `indices` (M,), in that order, as a split of their own."""
+        """A new split of the images at `indices` (M,), in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
         return Split(self.images[chosen], self.labels[chosen], self.classes)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a source gives: the splits that it has, and what the user should be told about them."""
+    """The splits that a source has, and notes for the user about them."""
 
     name: str
     train: Split
     val: Split | None
     test: Split | None
-    notes: tuple[str, ...] = ()  # "3 hidden files skipped": one line each, for people
-    source: str = ""  # where the images came from, for people
+    notes: tuple[str, ...] = ()  # one line each: "3 hidden files skipped"
+    source: str = ""  # where the images came from, in words
 
     def with_val(self, count: int) -> Dataset:
-        """The same with `count` training images held out as val, unless it has such already."""
+        """The same with `count` training images held out as val, unless it has a val split."""
         if not count or self.val is not None:
             return self
         train, val = stratified_split(self.train, count)
@@ -92,13 +92,13 @@ def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] != 3:
         raise UserError(f"images are {images.dtype} of shape {shape}; give uint8 of (N, 3, H, W)")
     if 0 in shape:
-        raise UserError(f"images have shape {shape}: there is none; give at least one image")
+        raise UserError(f"images of shape {shape} are empty; give at least one image")
     if not images.is_contiguous():
         raise UserError("images are not contiguous in memory; pass images.contiguous()")
 
 
 def _check_labels(labels: Tensor, images: Tensor, num_classes: int) -> None:
-    """int64 (N,), on the device of the images, each in [0, num_classes)."""
+    """int64 (N,), on the device of the images, each from 0 to num_classes - 1."""
     shape = tuple(labels.shape)
     if labels.dtype != torch.int64 or shape != (len(images),):
         came, fits = f"{labels.dtype} of shape {shape}", f"int64 of shape ({len(images)},)"
@@ -114,11 +114,11 @@ def _check_labels(labels: Tensor, images: Tensor, num_classes: int) -> None:
 
 
 def stratified_split(split: Split, num_val: int = 5000, seed: int = 0) -> tuple[Split, Split]:
-    """Cut `num_val` images off for validation; every class keeps its share. -> (train, val).
+    """Hold out `num_val` images for validation; every class keeps its share. -> (train, val).
 
     The choice depends on the pixels, `num_val` and `seed`, not on the order of the images: the
-    same CIFAR-10 read from another kind of file gives the same validation set. Both parts keep
-    the order they had. UserError where a class would be left without an image in either part.
+    same CIFAR-10 read from another file format gives the same validation set. Both parts keep
+    the order of the images. UserError if a class would have no image in one of the parts.
     """
     labels = split.labels.cpu().numpy()
     counts = np.bincount(labels, minlength=len(split.classes))
@@ -137,19 +137,21 @@ def _permutation(n: int, seed: int) -> NDArray[np.int64]:
 
 
 def _quotas(counts: list[int], num_val: int, classes: tuple[str, ...]) -> list[int]:
-    """How many of each class go to validation: its share, at least 1, at least 1 left over."""
+    """Validation images of each class: its share, at least 1, and at least 1 left for training."""
     few = [name for name, count in zip(classes, counts, strict=True) if count < 2]
     if few:
-        raise UserError(f"class {few[0]!r} has fewer than 2 images: too few to cut val off train")
+        raise UserError(f"class {few[0]!r} has fewer than 2 images: too few to split")
     total, lowest = sum(counts), len(counts)
     if not lowest <= num_val <= total - lowest:
         fits = f"between {lowest} and {total - lowest}, so that no class is empty"
-        raise UserError(f"cannot cut {num_val} images off {total} in {lowest} classes; give {fits}")
+        raise UserError(
+            f"cannot hold out {num_val} of {total} images in {lowest} classes; give {fits}"
+        )
     quotas = [min(max(count * num_val // total, 1), count - 1) for count in counts]
     while sum(quotas) != num_val:
         step = 1 if sum(quotas) < num_val else -1
         room = [i for i, (c, q) in enumerate(zip(counts, quotas, strict=True)) if 1 <= q + step < c]
-        # The class that is farthest below (or above) its exact share moves first.
+        # The class that is farthest below (or above) its exact share is adjusted first.
         gaps = {i: step * (counts[i] * num_val - quotas[i] * total) for i in room}
         quotas[max(room, key=lambda i: gaps[i])] += step
     return quotas
@@ -158,8 +160,8 @@ def _quotas(counts: list[int], num_val: int, classes: tuple[str, ...]) -> list[i
 def channel_stats(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation per channel, of pixels in [0, 1]. -> (3,), (3,).
 
-    Every pixel is counted by value and the sums are of integers: the figures are exact and do not
-    depend on order, device or precision.
+    Pixels are counted by value and summed as integers, so the result is exact and does not depend
+    on order, device or precision.
     """
     counts = torch.zeros(3, 256, dtype=torch.int64)
     for chunk in torch.split(split.images, 1000):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leanres.data.sources.folder import Unreadable, image_files, read_image_or_reason
+from leanres.data.image_files import Unreadable, image_files, read_image_or_reason
 from leanres.data.split import Split
 from leanres.errors import UserError
 from leanres.metrics.inference import predict_both

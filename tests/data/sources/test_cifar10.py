@@ -1,3 +1,5 @@
+"""CIFAR-10's formats against numpy's own pickles and plain loops; damaged and foreign files."""
+
 from __future__ import annotations
 
 import io
@@ -15,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from leanres.data.sources import cifar10
+from leanres.data.sources import cifar10_formats as formats
+from leanres.data.sources.cifar10 import find_files, recognises
 from leanres.errors import UserError
 
 ROWS = 30  # of a small batch; the official 10,000 where a test says so
@@ -68,7 +71,7 @@ def png(row: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def write_shard(path: Path, blobs: list[bytes], labels: np.ndarray, names=cifar10.CLASSES) -> None:
+def write_shard(path: Path, blobs: list[bytes], labels: np.ndarray, names=formats.CLASSES) -> None:
     img = pa.array([{"bytes": blob, "path": None} for blob in blobs],
                    pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # fmt: skip
     features = {"label": {"names": list(names), "_type": "ClassLabel"}}
@@ -77,7 +80,7 @@ def write_shard(path: Path, blobs: list[bytes], labels: np.ndarray, names=cifar1
     pq.write_table(table.replace_schema_metadata(metadata), path)
 
 
-def write_parquet(folder: Path, names=cifar10.CLASSES) -> None:
+def write_parquet(folder: Path, names=formats.CLASSES) -> None:
     for i, name in enumerate(
         ["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"]
     ):
@@ -88,35 +91,35 @@ def write_parquet(folder: Path, names=cifar10.CLASSES) -> None:
 def write_batches(folder: Path, kind: str) -> None:
     """Six small batches and their meta file; batch i from `make_part(i)`."""
     write = python2_batch if kind == "python" else binary_batch
-    names = cifar10.PYTHON_FILES if kind == "python" else cifar10.BINARY_FILES
+    names = formats.PYTHON_FILES if kind == "python" else formats.BINARY_FILES
     folder.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         (folder / name).write_bytes(write(*make_part(i)))
     if kind == "python":
-        (folder / "batches.meta").write_bytes(python2_meta(cifar10.CLASSES))
+        (folder / "batches.meta").write_bytes(python2_meta(formats.CLASSES))
     else:
-        (folder / "batches.meta.txt").write_text("\n".join(cifar10.CLASSES) + "\n\n")
+        (folder / "batches.meta.txt").write_text("\n".join(formats.CLASSES) + "\n\n")
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Batches of 30 images count as whole ones."""
-    monkeypatch.setattr(cifar10, "_ROWS", ROWS)
+    """Batches of 30 images count as complete."""
+    monkeypatch.setattr(formats, "_ROWS", ROWS)
 
 
 def read(folder: Path):
-    form = cifar10.find(folder)
-    assert form is not None
-    return cifar10.read(form)
+    files = find_files(folder)
+    assert files is not None
+    return formats.read_cifar10(files)
 
 
-# the python batches
+# --- python batches -------------------------------------------------------------------------
 
 
 def test_a_python_2_batch_of_the_official_size_is_read_as_numpy_reads_it():
     pixels, labels = make_part(0, 10_000)
     data = python2_batch(pixels, labels)
-    images, numbers = cifar10.python_batch(data, "data_batch_1")
+    images, numbers = formats.parse_python_batch(data, "data_batch_1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy warns at the integer flags of the old dtype
         oracle = pickle.loads(data, encoding="bytes")
@@ -126,11 +129,11 @@ def test_a_python_2_batch_of_the_official_size_is_read_as_numpy_reads_it():
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize("key", ["data", b"data"])
-def test_a_batch_that_python_3_wrote_again_is_read_too(small, protocol, key):
+def test_a_batch_rewritten_by_python_3_is_read_too(small, protocol, key):
     pixels, labels = make_part(1)
     label_key = "labels" if isinstance(key, str) else b"labels"
     data = pickle.dumps({key: pixels, label_key: labels.tolist()}, protocol)
-    images, numbers = cifar10.python_batch(data, "again")
+    images, numbers = formats.parse_python_batch(data, "again")
     np.testing.assert_array_equal(images.reshape(ROWS, 3072), pixels)
     np.testing.assert_array_equal(numbers, labels)
 
@@ -146,38 +149,40 @@ class Foreign:
 
 
 @pytest.mark.parametrize("protocol", range(5))
-def test_a_foreign_pickle_is_refused_by_name_and_nothing_runs(small, tmp_path, protocol):
+def test_a_pickle_with_a_foreign_global_is_refused_by_name_and_nothing_is_executed(
+    small, tmp_path, protocol
+):
     marker = tmp_path / "executed"
     pixels, labels = make_part(0)
     evil = {"data": pixels, "labels": labels.tolist(), "x": Foreign(os.mkdir, str(marker))}
-    with pytest.raises(UserError, match=r"^batch_x asks for (posix|nt|os)\.mkdir.*refused"):
-        cifar10.python_batch(pickle.dumps(evil, protocol), "batch_x")
+    with pytest.raises(UserError, match=r"^batch_x names (posix|nt|os)\.mkdir.*refused"):
+        formats.parse_python_batch(pickle.dumps(evil, protocol), "batch_x")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(
     "name", ["builtins\neval", "numpy\nload", "copyreg\n_reconstructor", "numpy.core.multiarray\nx"]
 )
-def test_no_global_beside_the_five_of_an_array_is_allowed(name):
+def test_no_global_but_the_five_of_an_array_is_allowed(name):
     with pytest.raises(UserError, match=name.replace("\n", ".")):
-        cifar10.python_batch(b"\x80\x02c" + name.encode() + b"\n.", "batch_x")
+        formats.parse_python_batch(b"\x80\x02c" + name.encode() + b"\n.", "batch_x")
 
 
-def test_a_pickle_cannot_change_the_reader_itself(small):
+def test_a_pickle_cannot_change_the_reader(small):
     # BUILD with (None, {...}) sets attributes on whatever was built before: here, on the class.
     poison = b"\x80\x02c_codecs\nencode\n(N}X\x07\x00\x00\x00__new__K\x01stb."
     with pytest.raises(UserError, match="batch_x"):
-        cifar10.python_batch(poison, "batch_x")
+        formats.parse_python_batch(poison, "batch_x")
     pixels, labels = make_part(1)
     data = pickle.dumps({"data": pixels, "labels": labels.tolist()}, 2)
-    np.testing.assert_array_equal(cifar10.python_batch(data, "good")[1], labels)
+    np.testing.assert_array_equal(formats.parse_python_batch(data, "good")[1], labels)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.999])
 def test_a_truncated_python_batch_is_named(small, share):
     data = python2_batch(*make_part(0))
     with pytest.raises(UserError, match=r"^data_batch_3 is truncated or corrupt"):
-        cifar10.python_batch(data[: int(share * len(data))], "data_batch_3")
+        formats.parse_python_batch(data[: int(share * len(data))], "data_batch_3")
 
 
 @pytest.mark.parametrize(
@@ -196,33 +201,33 @@ def test_a_truncated_python_batch_is_named(small, share):
 )
 def test_a_batch_with_the_wrong_content_is_refused_with_the_reason(small, fields, words):
     with pytest.raises(UserError, match=words) as caught:
-        cifar10.python_batch(pickle.dumps(fields, 2), "data_batch_2")
+        formats.parse_python_batch(pickle.dumps(fields, 2), "data_batch_2")
     assert str(caught.value).startswith("data_batch_2")
     assert "\n" not in str(caught.value)
 
 
-# the binary batches
+# --- binary batches -------------------------------------------------------------------------
 
 
 def test_a_binary_batch_of_the_official_size_is_read_record_by_record():
     pixels, labels = make_part(3, 10_000)
     data = binary_batch(pixels, labels)
-    images, numbers = cifar10.binary_batch(data, "data_batch_1.bin")
+    images, numbers = formats.parse_binary_batch(data, "data_batch_1.bin")
     for i in (0, 1, 4999, 9999):  # a record is one label byte and 3072 of pixels
         record = data[i * 3073 : (i + 1) * 3073]
         assert record[0] == numbers[i]
         assert images[i].tobytes() == record[1:]
 
 
-def test_a_binary_batch_of_another_size_or_with_a_strange_label_is_named(small):
+def test_a_binary_batch_with_a_wrong_size_or_label_is_named(small):
     data = binary_batch(*make_part(0))
     with pytest.raises(UserError, match=r"^data_batch_1.bin has 92,189 bytes, not 92,190"):
-        cifar10.binary_batch(data[:-1], "data_batch_1.bin")
+        formats.parse_binary_batch(data[:-1], "data_batch_1.bin")
     with pytest.raises(UserError, match=r"^data_batch_1.bin is corrupt: it has label 99"):
-        cifar10.binary_batch(b"\x63" + data[1:], "data_batch_1.bin")
+        formats.parse_binary_batch(b"\x63" + data[1:], "data_batch_1.bin")
 
 
-# folders and archives
+# --- folders and archives -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["python", "binary"])
@@ -234,7 +239,7 @@ def test_six_batches_in_a_folder_or_its_obvious_subfolder_are_found(small, tmp_p
     third = train.images[2 * ROWS : 3 * ROWS].numpy().reshape(ROWS, 3072)
     np.testing.assert_array_equal(third, make_part(2)[0])
     np.testing.assert_array_equal(test.labels.numpy(), make_part(5)[1])
-    assert train.classes == test.classes == cifar10.CLASSES
+    assert train.classes == test.classes == formats.CLASSES
 
 
 @pytest.mark.parametrize("kind", ["python", "binary"])
@@ -288,28 +293,31 @@ def test_a_missing_batch_is_named(small, tmp_path, kind, name):
         read(tmp_path)
 
 
-def test_without_a_meta_file_the_usual_ten_names_are_used(small, tmp_path):
+def test_without_a_meta_file_the_official_ten_names_are_used(small, tmp_path):
     write_batches(tmp_path, "python")
     (tmp_path / "batches.meta").unlink()
-    assert read(tmp_path)[0].classes == cifar10.CLASSES
+    assert read(tmp_path)[0].classes == formats.CLASSES
 
 
-def test_a_meta_file_with_other_names_gives_them_and_a_foreign_one_is_refused(small, tmp_path):
+def test_the_meta_file_gives_the_class_names_and_one_with_a_foreign_global_is_refused(
+    small, tmp_path
+):
     write_batches(tmp_path, "python")
     (tmp_path / "batches.meta").write_bytes(python2_meta(tuple("abcdefghij")))
     assert read(tmp_path)[0].classes == tuple("abcdefghij")
     (tmp_path / "batches.meta").write_bytes(pickle.dumps(Foreign(os.mkdir, "x"), 2))
-    with pytest.raises(UserError, match=r"batches.meta asks for .*mkdir"):
+    with pytest.raises(UserError, match=r"batches.meta names .*mkdir"):
         read(tmp_path)
 
 
-def test_a_folder_with_nothing_known_is_not_taken_for_cifar10(tmp_path):
+def test_a_folder_without_known_files_is_not_recognised_as_cifar10(tmp_path):
     (tmp_path / "other.parquet").write_bytes(b"x")
-    assert cifar10.find(tmp_path) is None
-    assert cifar10.find(tmp_path / "absent") is None
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "other.parquet"):
+        assert find_files(path) is None
+        assert not recognises(path)
 
 
-# parquet
+# --- parquet --------------------------------------------------------------------------------
 
 
 def test_parquet_shards_are_joined_in_order_with_the_names_of_the_schema(tmp_path):

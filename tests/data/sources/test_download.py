@@ -1,4 +1,4 @@
-"""The download of CIFAR-10, against a server on this machine."""
+"""Downloads from a server on this machine: complete, broken, stalled, unreachable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from leanres.data.sources import cifar10
+from leanres.data.sources.download import download
 from leanres.errors import UserError
 
 BODY = np.random.default_rng(0).bytes(700_000)
@@ -42,17 +42,15 @@ def server():
         thread.join()
 
 
-def test_a_download_arrives_whole_and_tells_its_progress(server, tmp_path):
-    target, told = tmp_path / "deep" / "file.tar.gz", []
+def test_a_download_arrives_complete_and_reports_its_progress(server, tmp_path):
+    target, reports = tmp_path / "deep" / "file.tar.gz", []
     digest = hashlib.sha256(BODY).hexdigest()
-    found = cifar10.download(
-        target, f"{server}/whole", digest, progress=lambda *step: told.append(step)
-    )
+    found = download(target, f"{server}/whole", digest, progress=lambda *step: reports.append(step))
     assert found == target
     assert target.read_bytes() == BODY
     assert list(target.parent.iterdir()) == [target]
-    assert told[-1] == ("downloading CIFAR-10", len(BODY), len(BODY))
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert reports[-1] == ("downloading whole", len(BODY), len(BODY))
+    assert [done for _, done, _ in reports] == sorted(done for _, done, _ in reports)
 
 
 @pytest.mark.parametrize(
@@ -62,22 +60,22 @@ def test_a_download_arrives_whole_and_tells_its_progress(server, tmp_path):
 )  # fmt: skip
 def test_a_failed_download_says_why_and_leaves_nothing(server, tmp_path, path, words):
     with pytest.raises(UserError, match=words) as caught:
-        cifar10.download(tmp_path / "file", f"{server}/{path}", "0" * 64, limit_s=0.5)
+        download(tmp_path / "file", f"{server}/{path}", "0" * 64, limit_s=0.5)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(tmp_path):
+def test_a_server_that_accepts_but_never_answers_ends_in_an_error_in_time(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
         start = time.monotonic()
         with pytest.raises(UserError, match="cannot download"):
-            cifar10.download(tmp_path / "file", url, "", limit_s=0.3)
+            download(tmp_path / "file", url, "", limit_s=0.3)
         assert time.monotonic() - start < 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_lookup_that_hangs_is_given_up_in_time(tmp_path, monkeypatch):
+def test_a_name_lookup_that_hangs_ends_in_an_error_in_time(tmp_path, monkeypatch):
     released = threading.Event()
 
     def hang(*_: object, **__: object) -> None:
@@ -87,19 +85,19 @@ def test_a_name_lookup_that_hangs_is_given_up_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"no answer within 0.3 s"):
-        cifar10.download(tmp_path / "file", "http://cifar.invalid/x", "", limit_s=0.3)
+        download(tmp_path / "file", "http://cifar.invalid/x", "", limit_s=0.3)
     assert time.monotonic() - start < 2
     released.set()
 
 
-def test_a_machine_without_network_is_told_at_once(tmp_path):
+def test_a_refused_connection_is_reported_at_once(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/x"
     with pytest.raises(UserError, match="cannot download"):
-        cifar10.download(tmp_path / "file", url, "")
+        download(tmp_path / "file", url, "")
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_download(server, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_before_the_download(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot store"):
-        cifar10.download(tmp_path / "file" / "archive", f"{server}/whole", "")
+        download(tmp_path / "file" / "archive", f"{server}/whole", "")

@@ -1,3 +1,5 @@
+"""load_data: which source is read, where CIFAR-10 is looked for, the cache of decoded images."""
+
 from __future__ import annotations
 
 import json
@@ -14,10 +16,13 @@ from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-from leanres.data import sources
+from leanres.cli.options import DATA_HELP
 from leanres.data.describe import describe
-from leanres.data.sources import SOURCES, cifar10, load
-from leanres.data.split import Dataset
+from leanres.data.sources import SOURCES, cifar10, folder, load_data, locate
+from leanres.data.sources import cifar10_formats as formats
+from leanres.data.sources.cifar10 import find_files
+from leanres.data.sources.source import LoadOptions, Source
+from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 
 ROWS = 20
@@ -28,7 +33,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     """A cache of its own, no data set by the user, no network."""
     monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LEANRES_DATA", raising=False)
-    monkeypatch.setattr(cifar10, "_ROWS", ROWS)
+    monkeypatch.setattr(formats, "_ROWS", ROWS)
 
     def offline(*_: object, **__: object) -> None:
         raise UserError("cannot download: no network in this test")
@@ -41,7 +46,7 @@ def write_binary(folder: Path, seed: int = 0) -> Path:
     """Six binary batches of 20 random images."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in cifar10.BINARY_FILES:
+    for name in formats.BINARY_FILES:
         records = rng.integers(0, 256, (ROWS, 3073), dtype=np.uint8)
         records[:, 0] %= 10
         (folder / name).write_bytes(records.tobytes())
@@ -62,11 +67,13 @@ def prints(data: Dataset) -> list[str]:
     return [s.fingerprint for s in (data.train, data.val, data.test) if s is not None]
 
 
-# which source
+# --- which source ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_source_gives_splits_that_share_classes_and_say_where_they_are_from(name, tmp_path):
+def test_every_source_gives_splits_with_the_same_classes_and_says_where_they_are_from(
+    name, tmp_path
+):
     paths = {"cifar10": write_binary(tmp_path / "c"), "folder": write_images(tmp_path / "f")}
     data = load_data(name, paths.get(name))
     assert data.name == name
@@ -81,10 +88,62 @@ def test_an_unknown_source_names_the_nearest():
         load_data("cifar")
 
 
-def test_a_path_in_place_of_a_name_is_a_folder_of_images(tmp_path):
-    root = write_images(tmp_path / "pictures")
-    assert prints(load_data(str(root))) == prints(load_data("folder", root))
-    with pytest.raises(UserError, match=r"absent is not a folder"):
+def test_the_help_of_the_command_line_lists_every_source():
+    assert [name for name in SOURCES if name not in DATA_HELP] == []
+
+
+def test_a_path_in_place_of_a_name_is_loaded_by_the_source_that_recognises_it(tmp_path):
+    pictures, batches = write_images(tmp_path / "pictures"), write_binary(tmp_path / "batches")
+    for path, name in ((pictures, "folder"), (batches, "cifar10")):
+        found = load_data(str(path))
+        assert found.name == name
+        assert prints(found) == prints(load_data(name, path))
+        assert locate(str(path)) == {"data": name, "path": str(path), "size": 32}
+
+
+def test_a_located_data_set_is_found_from_any_working_directory(tmp_path, monkeypatch):
+    write_images(tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = str(tmp_path / "pictures")
+    for place in ("pictures", "./pictures", "~/pictures"):
+        assert locate(place, size=16) == {"data": "folder", "path": path, "size": 16}
+        assert locate("folder", place)["path"] == path
+    assert locate("digits") == {"data": "digits", "path": None, "size": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("absent", "does not exist"), ("notes.txt", "holds no known data set")]
+)
+def test_a_path_that_no_source_recognises_is_refused_with_the_layouts_that_fit(
+    tmp_path, name, problem
+):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError) as caught:
+        load_data(str(tmp_path / name))
+    assert str(caught.value) == (
+        f"{tmp_path / name} {problem}; give a folder with one subfolder per class, or CIFAR-10"
+        " (python or binary batches, their .tar.gz, or parquet)"
+    )
+
+
+def test_a_new_source_is_one_table_entry_and_comes_before_the_general_folder(tmp_path, monkeypatch):
+    (tmp_path / "images.npy").write_bytes(b"")
+
+    def load_arrays(options: LoadOptions) -> Dataset:
+        pixels = torch.full((4, 3, options.size, options.size), 7, dtype=torch.uint8)
+        split = Split(pixels, torch.arange(4) % 2, ("a", "b"))
+        return Dataset("arrays", split, None, None, (), str(options.path))
+
+    def has_arrays(path: Path) -> bool:
+        return (path / "images.npy").exists()
+
+    monkeypatch.setitem(SOURCES, "arrays", Source(load_arrays, has_arrays, "a folder of arrays"))
+    found = load_data(str(tmp_path), size=8)
+    assert (found.name, found.source) == ("arrays", str(tmp_path))
+    assert found.train.images.shape == (4, 3, 8, 8)
+    assert locate(str(tmp_path))["data"] == "arrays"
+    with pytest.raises(UserError, match=r"a folder of arrays$"):
         load_data(str(tmp_path / "absent"))
 
 
@@ -102,7 +161,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, words):
         load_data(**arguments)
 
 
-# the order for CIFAR-10
+# --- where CIFAR-10 is looked for ------------------------------------------------------------
 
 
 def test_a_given_path_comes_before_the_environment_and_that_before_the_cache(
@@ -119,7 +178,7 @@ def test_a_given_path_comes_before_the_environment_and_that_before_the_cache(
     ]  # fmt: skip
 
 
-def test_a_given_place_that_lacks_the_data_is_an_error_and_nothing_else_is_tried(
+def test_a_given_path_without_the_data_is_an_error_and_nothing_else_is_tried(
     tmp_path, monkeypatch, cache
 ):
     write_binary(cache)
@@ -135,16 +194,14 @@ def test_a_given_place_that_lacks_the_data_is_an_error_and_nothing_else_is_tried
         load_data()
 
 
-def test_an_environment_that_names_a_missing_folder_is_passed_over_and_said(
-    tmp_path, monkeypatch, cache
-):
+def test_a_missing_folder_in_the_environment_is_skipped_and_noted(tmp_path, monkeypatch, cache):
     write_binary(cache)
     monkeypatch.setenv("LEANRES_DATA", str(tmp_path / "gone"))
     assert any("gone does not exist" in note for note in load_data().notes)
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_without_data_the_error_lists_what_was_tried_and_the_ways_out(cache, download):
+def test_without_data_the_error_lists_what_was_tried_and_what_to_do(cache, download):
     with pytest.raises(UserError) as caught:
         load_data(download=download)
     message = str(caught.value)
@@ -155,7 +212,7 @@ def test_without_data_the_error_lists_what_was_tried_and_the_ways_out(cache, dow
 
 
 def test_a_download_lands_in_the_cache_and_is_read_from_there(tmp_path, monkeypatch, cache):
-    def fake(target: Path, **_: object) -> Path:
+    def fake(target: Path, *_: object, **__: object) -> Path:
         target.parent.mkdir(parents=True)
         with tarfile.open(target, "w:gz") as tar:
             tar.add(write_binary(tmp_path / "made"), "cifar-10-batches-bin")
@@ -170,7 +227,7 @@ def test_a_download_lands_in_the_cache_and_is_read_from_there(tmp_path, monkeypa
 
 
 def test_a_complete_set_that_was_decoded_before_is_found_without_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_COMPLETE", (5 * ROWS, ROWS))
+    monkeypatch.setattr(cifar10, "_COMPLETE", (5 * ROWS, ROWS))
     folder = write_binary(tmp_path / "usb_stick")
     expected = prints(load_data(path=folder))
     folder.rename(tmp_path / "unplugged")
@@ -179,14 +236,14 @@ def test_a_complete_set_that_was_decoded_before_is_found_without_its_folder(tmp_
     assert "usb_stick" in found.source
 
 
-def test_a_part_of_cifar10_is_said_to_be_one_and_never_taken_from_the_cache(tmp_path):
+def test_an_incomplete_cifar10_is_noted_and_never_taken_from_the_cache(tmp_path):
     data = load_data(path=write_binary(tmp_path / "part"))
     assert any("100 train and 20 test images, not 50,000 and 10,000" in n for n in data.notes)
     with pytest.raises(UserError, match="not found"):
         load_data(download=False)
 
 
-# the cache
+# --- the cache of decoded images -------------------------------------------------------------
 
 
 def only_file(cache: Path) -> Path:
@@ -203,15 +260,15 @@ def test_the_second_load_decodes_nothing_and_gives_the_same(tmp_path, monkeypatc
     def broken(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cifar10, "read", broken)
-    monkeypatch.setattr(sources.folder, "read", broken)
+    monkeypatch.setattr(cifar10, "read_cifar10", broken)
+    monkeypatch.setattr(folder, "read_folder", broken)
     second = load_data(name, path)
     assert prints(second) == prints(first)
     assert (second.notes, second.source) == (first.notes, first.source)
     assert second.train.classes == first.train.classes
 
 
-def test_a_change_in_the_source_is_seen_and_the_outdated_cache_removed(tmp_path, cache):
+def test_a_changed_source_is_decoded_again_and_the_outdated_cache_removed(tmp_path, cache):
     path = write_binary(tmp_path / "source", 1)
     before = prints(load_data(path=path))
     write_binary(path, 2)
@@ -221,7 +278,7 @@ def test_a_change_in_the_source_is_seen_and_the_outdated_cache_removed(tmp_path,
 
 
 @pytest.mark.parametrize("change", ["rename", "add", "hide", "move", "size", "touch"])
-def test_each_change_of_a_folder_is_seen(tmp_path, change):
+def test_every_kind_of_change_in_a_folder_is_noticed(tmp_path, change):
     root = write_images(tmp_path / "images")
     before = load_data("folder", root)
     image = root / "cat" / "0.png"
@@ -248,7 +305,7 @@ def flip(file: Path, position: int) -> None:
 
 
 @pytest.mark.parametrize("position", [3, 60, 400, -1, -70_000, "cut", "empty"])
-def test_a_damaged_cache_is_said_and_rebuilt(tmp_path, cache, position):
+def test_a_damaged_cache_is_noted_and_rebuilt(tmp_path, cache, position):
     path = write_binary(tmp_path / "source")
     expected = prints(load_data(path=path))
     file = only_file(cache)
@@ -262,7 +319,7 @@ def test_a_damaged_cache_is_said_and_rebuilt(tmp_path, cache, position):
     assert not any("damaged" in note for note in load_data(path=path).notes)
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_no_error(tmp_path):
+def test_a_cache_that_cannot_be_written_is_noted_and_no_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     data = load_data(path=write_binary(tmp_path / "source"), cache=tmp_path / "file" / "cache")
     assert len(data.train) == 5 * ROWS
@@ -270,17 +327,16 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_error(tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_written_cache(tmp_path, cache, monkeypatch):
-    def full(_: object, path: str, __: object) -> None:
-        Path(path).write_bytes(b"half")
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     data = load_data(path=write_binary(tmp_path / "source"))
     assert any("No space left" in note for note in data.notes)
     assert list(cache.iterdir()) == []
 
 
-def test_strict_is_not_satisfied_by_what_was_cached_without_it(tmp_path):
+def test_strict_does_not_use_what_was_cached_without_it(tmp_path):
     root = write_images(tmp_path / "images")
     (root / "cat" / "bad.png").write_bytes(b"x")
     assert any("bad.png" in note for note in load_data("folder", root).notes)
@@ -288,16 +344,7 @@ def test_strict_is_not_satisfied_by_what_was_cached_without_it(tmp_path):
         load_data("folder", root, strict=True)
 
 
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv("LEANRES_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.cache_folder() == tmp_path / "leanres"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert sources.cache_folder() == tmp_path / "home" / ".cache" / "leanres"
-
-
-# the digits
+# --- the digits -----------------------------------------------------------------------------
 
 
 def test_the_digits_are_all_there_and_split_by_class():
@@ -323,30 +370,27 @@ def test_the_digits_are_the_scanned_ones_enlarged():
         assert np.abs(np.asarray(oracle) - enlarged).max() <= 1  # each is rounded once
 
 
-# the real data, where it is at hand
+# --- real CIFAR-10, where $LEANRES_DATA has it -----------------------------------------------
 
 
-def real_cifar10() -> Path | None:
-    beside = Path(__file__).parents[3].parent / "shared" / "cifar10"
-    place = Path(os.environ.get("LEANRES_DATA") or beside)
-    return place if cifar10.find(place) else None
-
-
-REAL = real_cifar10()  # at import: the fixture hides the environment
+# Read at import: the `cache` fixture hides the variable from the tests.
+REAL = next((Path(p) for p in [os.environ.get("LEANRES_DATA")] if p and find_files(Path(p))), None)
 
 
 @pytest.fixture
 def bulky(monkeypatch):
-    """A folder for half a gigabyte that is gone right after the test."""
+    """A cache for half a gigabyte, removed right after the test."""
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("LEANRES_CACHE", f"{folder}/cache")
         yield Path(folder)
 
 
-def test_cifar10_has_the_known_figures_loads_fast_and_is_one_in_every_form(bulky, monkeypatch):
-    """With the real 60,000 images where they are at hand, otherwise with 120 made-up ones."""
+def test_cifar10_has_the_known_figures_loads_fast_and_is_the_same_in_every_format(
+    bulky, monkeypatch
+):
+    """With the real 60,000 images if $LEANRES_DATA has them, otherwise with 120 random ones."""
     if REAL:
-        monkeypatch.setattr(cifar10, "_ROWS", 10_000)
+        monkeypatch.setattr(formats, "_ROWS", 10_000)
     place = REAL or write_binary(bulky / "made")
     first = load_data(path=place)
     start = time.perf_counter()
@@ -371,16 +415,16 @@ def known_figures(data: Dataset) -> tuple[list[float], list[float], list[int]]:
     return pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).tolist(), counts.tolist()
 
 
-def rewritten(data: Dataset, folder: Path) -> Path:
+def rewritten(data: Dataset, target: Path) -> Path:
     """The same images as official binary batches."""
-    folder.mkdir()
+    target.mkdir()
     images = torch.cat([data.train.images, data.test.images]).flatten(1).numpy()
     labels = torch.cat([data.train.labels, data.test.labels]).numpy().astype(np.uint8)
     records = np.column_stack([labels, images])
-    for name, batch in zip(cifar10.BINARY_FILES, np.array_split(records, 6), strict=True):
-        batch.tofile(folder / name)
-    (folder / "batches.meta.txt").write_text("\n".join(data.train.classes))
-    return folder
+    for name, batch in zip(formats.BINARY_FILES, np.array_split(records, 6), strict=True):
+        batch.tofile(target / name)
+    (target / "batches.meta.txt").write_text("\n".join(data.train.classes))
+    return target
 
 
 def test_the_cache_file_says_what_it_is(tmp_path, cache):
@@ -388,5 +432,5 @@ def test_the_cache_file_says_what_it_is(tmp_path, cache):
     with safe_open(only_file(cache), "pt") as opened:
         about = json.loads(opened.metadata()["about"])
         shape = opened.get_slice("train.images").get_shape()
-    assert about["classes"] == list(cifar10.CLASSES)
+    assert about["classes"] == list(formats.CLASSES)
     assert shape == [5 * ROWS, 3, 32, 32]

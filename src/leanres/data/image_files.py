@@ -1,0 +1,133 @@
+"""Image files: which files of a folder they are, and one of them as a square of RGB pixels."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from leanres.errors import first_line
+
+MAX_PIXELS = 25_000_000  # checked in the header, before any pixel is decoded
+# Formats that run another program (EPS runs Ghostscript), or that Pillow lists but cannot decode.
+_EXCLUDED_FORMATS = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image file that cannot be read, and the reason in one line."""
+
+    path: Path
+    reason: str
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that orders digits by value (class2 before class10) and ignores case."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", name.casefold())
+    return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts], name
+
+
+def printable(name: str | Path) -> str:
+    """A file name as one printable line, whatever bytes it consists of."""
+    return "".join(char if char.isprintable() else "?" for char in str(name))
+
+
+def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
+    """Files directly in `folder` with an image format's extension, in natural order.
+
+    `skipped` counts what else is there, by kind ("hidden file{s}").
+    """
+    skipped = Counter() if skipped is None else skipped
+    images = []
+    for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
+        if path.name.startswith("."):
+            skipped["hidden file{s}"] += 1
+        elif path.is_dir():
+            skipped["folder{s} inside a class"] += 1
+        elif path.suffix.lower() not in _extensions():
+            skipped["non-image file{s}"] += 1
+        else:
+            images.append(path)
+    return images
+
+
+@cache
+def _extensions() -> dict[str, str]:
+    """File extension -> format, for the formats that Pillow itself decodes here."""
+    known = Image.registered_extensions()
+    return {e: f for e, f in known.items() if f in Image.OPEN and f not in _EXCLUDED_FORMATS}
+
+
+def read_image_or_reason(paths: list[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
+    """For each path, in order, its image as `read_image` gives it, or why there is none.
+
+    Decodes on up to 8 threads: Pillow releases the interpreter lock.
+    """
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        warnings.simplefilter("ignore")  # about huge images and odd metadata: handled below
+        yield from pool.map(partial(_image_or_reason, size=size), paths)
+
+
+def _image_or_reason(path: Path, size: int) -> NDArray[np.uint8] | str:
+    try:
+        return read_image(path, size)
+    except Exception as error:  # Pillow's readers raise almost anything on damaged bytes
+        return printable(first_line(error).replace(str(path), path.name))
+
+
+def read_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """One image file as RGB: its centre square, resized with antialiased bicubic. (size, size, 3).
+
+    The first frame, rotated as EXIF says, transparency over white, 16 bits scaled to 8. The square
+    is cut before resizing, so that no image is distorted and a long thin one needs no memory.
+    Raises what Pillow raises, and ValueError above 25 megapixels.
+    """
+    if not path.is_file():
+        raise ValueError("not a file")  # a broken link, or a pipe that would block
+    try:
+        image = Image.open(path, formats=sorted(set(_extensions().values())))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError("more than 25 megapixels") from None
+    with image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width * height / 1e6:.1f} megapixels, at most 25 fit")
+        rgb = _rgb(ImageOps.exif_transpose(image))
+    width, height = rgb.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = rgb.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Grey values as bytes: integers have 16 bits; floats are in [0, 1], or in [0, 255] if any
+    is above 1.
+    """
+    grey = np.nan_to_num(values.astype(np.float64))
+    if np.issubdtype(values.dtype, np.integer):
+        grey = grey / 257
+    elif grey.max() <= 1:
+        grey = grey * 255
+    return grey.clip(0, 255).round().astype(np.uint8)
