@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ def page() -> str:
     lines = [TITLE, "| command | does |", "|---|---|"]
     lines += [f"| [`{n}`](#{n.replace(' ', '-')}) | {c.help.splitlines()[0]} |" for n, c in found]
     for name, command in found:
-        text = [f"\n## {name}", command.help, command.epilog or ""]
-        lines += ["\n\n".join(filter(None, text)), "\n| option | is | default |", "|---|---|---|"]
+        text = re.sub(r"^Example: (.*)$", r"Example: `\1`", command.help, flags=re.MULTILINE)
+        lines += [f"\n## {name}\n\n{text}", "\n| option | is | default |", "|---|---|---|"]
         lines += [row(option) for option in command.params if option.help]
     return "\n".join(lines) + "\n"
 
