@@ -24,6 +24,7 @@ MACHINE_OPTIONS = {
     "--out": True,
     "--path": True,
     "--device": True,
+    **dict.fromkeys(("--at-once", "--devices", "--minutes", "--results", "--runs"), True),
     "--threads": True,
     "--track": True,
     "--no-report": False,

@@ -98,8 +98,9 @@ class Record:
     def hardware(self) -> str:
         """Processor, threads, precision, kernels and version of torch that trained the run."""
         used = self.info["hardware"]
-        device = f"{used['gpu'] or used['cpu']}, {used['threads']} threads, {used['precision']}"
-        return f"{device}, kernels: {used['kernels']}, torch {used['torch']}"
+        threads = "1 thread" if used["threads"] == 1 else f"{used['threads']} threads"
+        device = f"{used['gpu'] or used['cpu']}, {threads}, {used['precision']}"
+        return f"{device}; kernels: {used['kernels']}; torch {used['torch']}"
 
     @property
     def recipe_changes(self) -> list[tuple[str, str, str]]:

@@ -76,7 +76,7 @@ def training(record: Record) -> list[Chart]:
             "Learning rate",
             "lr",
             "lr",
-            "Of the optimizer's first parameter group, at the end of each epoch.",
+            "The rate of the optimizer's first parameter group at the end of each epoch.",
         ),
         (
             "Gradient norm",
