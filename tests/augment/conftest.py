@@ -1,4 +1,4 @@
-"""Pictures to augment, and a guard against waiting for the device."""
+"""Pictures to augment, and a guard against operations that wait for the device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def photos() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def pictures(photos) -> torch.Tensor:
-    """(26, 3, 32, 32) uint8: photographs, random pixels, and what a histogram can trip over."""
+    """(26, 3, 32, 32) uint8: photographs, random pixels, and edge cases for histograms."""
     rng = torch.Generator().manual_seed(5)
     noise = torch.randint(256, (3, 3, 32, 32), generator=rng, dtype=torch.uint8)
     narrow = torch.randint(90, 140, (2, 3, 32, 32), generator=rng, dtype=torch.uint8)
@@ -40,7 +40,7 @@ def pictures(photos) -> torch.Tensor:
 
 
 class _NoWaiting(TorchDispatchMode):
-    """Refuses whatever would read a value back from a GPU."""
+    """Refuses every operation that copies a value from a GPU to the host."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique", "equal")
 

@@ -1,4 +1,4 @@
-"""Cutout and random erasing: shapes, places and their chances."""
+"""Cutout and random erasing: shapes, positions and their frequencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import torch
 
-from leanres.augment.registry import AUGMENTS, Draw, generator
+from leanres.augment.registry import AUGMENTS
+from leanres.augment.rng import Draw, generator
 
 N = 4000
 
@@ -39,7 +40,7 @@ def test_cutout_fills_one_clipped_square_and_reaches_every_pixel():
     assert heights.min() >= 1
 
 
-def test_cutout_of_several_holes_covers_each_pixel_as_often_as_independent_ones_would():
+def test_several_holes_cover_each_pixel_as_often_as_independent_ones():
     ones = torch.full((N, 3, 12, 12), 200, dtype=torch.uint8)
     single, triple = (
         (AUGMENTS["cutout"](ones, draw(seed), size=4, fill=7, holes=holes)[:, 0] == 7).double()
@@ -50,8 +51,8 @@ def test_cutout_of_several_holes_covers_each_pixel_as_often_as_independent_ones_
     assert triple.sum((1, 2)).max() == 3 * 16
 
 
-def by_the_paper(h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float]):
-    """One draw of the rectangle's height and width, or None after ten that do not fit."""
+def rectangle_of_the_paper(h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float]):
+    """Height and width of one random rectangle, or None after ten attempts that do not fit."""
     for _ in range(10):
         area = h * w * random.uniform(*scale)
         aspect = math.exp(random.uniform(*(math.log(r) for r in ratio)))
@@ -62,10 +63,10 @@ def by_the_paper(h: int, w: int, scale: tuple[float, float], ratio: tuple[float,
 
 
 @pytest.mark.parametrize("scale", [(0.02, 0.33), (0.5, 0.9), (0.77, 0.9)])
-def test_erased_rectangles_have_the_shapes_of_the_papers_loop(scale):
+def test_erased_rectangles_have_the_shapes_of_a_plain_loop_of_the_paper(scale):
     random.seed(0)
     rounds, ratio = 5 * N, (0.3, 3.3)
-    expected = Counter(by_the_paper(9, 11, scale, ratio) or (0, 0) for _ in range(rounds))
+    expected = Counter(rectangle_of_the_paper(9, 11, scale, ratio) or (0, 0) for _ in range(rounds))
     holes = erased(p=1.0, scale=scale, ratio=ratio)
     heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
     assert torch.equal(holes.flatten(1).sum(1), heights * widths)  # always a rectangle
@@ -77,7 +78,7 @@ def test_erased_rectangles_have_the_shapes_of_the_papers_loop(scale):
         assert abs(ours[shape] / N - expected[shape] / rounds) <= 5 * error, shape
 
 
-def test_an_erased_rectangle_begins_at_every_place_where_it_fits():
+def test_an_erased_rectangle_starts_at_every_position_where_it_fits():
     holes = erased(p=1.0, scale=(0.16, 0.16), ratio=(1.0, 1.0))  # 4 x 4
     assert holes.flatten(1).sum(1).unique().tolist() == [16]
     starts = Counter(zip(*(holes.any(side).long().argmax(1).tolist() for side in (2, 1)),
@@ -92,7 +93,7 @@ def test_erasing_happens_with_the_declared_probability():
 
 
 @pytest.mark.parametrize(("dtype", "peak"), [(torch.uint8, 255), (torch.float32, 1)])
-def test_random_values_are_even_over_the_range_and_each_pixels_own(dtype, peak):
+def test_random_values_are_uniform_over_the_range_and_differ_between_pixels(dtype, peak):
     images = torch.full((400, 3, 12, 12), 2 * peak if peak == 1 else 0).to(dtype)
     settings = {"p": 1.0, "scale": (0.3, 0.3), "value": "random"}
     erased = AUGMENTS["random_erasing"](images, draw(), **settings)

@@ -1,4 +1,4 @@
-"""Crops, mirrors, rotation and perspective against Pillow and plain loops."""
+"""Crops, flips, rotation and perspective against Pillow and plain loops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from leanres.augment.registry import AUGMENTS, Draw, generator
+from leanres.augment.registry import AUGMENTS
+from leanres.augment.rng import Draw, generator
 from leanres.bench.pillow import coefficients
 from leanres.errors import UserError
 
@@ -34,7 +35,7 @@ def planes(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
-def test_crop_gives_windows_of_the_padded_image_and_reaches_every_one_evenly(mode):
+def test_crop_gives_every_window_of_the_padded_image_equally_often(mode):
     image = pixels(1, 6)
     padded = np.pad(image[0].numpy(), ((0, 0), (2, 2), (2, 2)), mode=mode)
     windows = {
@@ -50,7 +51,7 @@ def test_crop_gives_windows_of_the_padded_image_and_reaches_every_one_evenly(mod
 @pytest.mark.parametrize(
     ("name", "mirror"), [("flip", ImageOps.mirror), ("vertical_flip", ImageOps.flip)]
 )
-def test_a_flip_mirrors_as_pillow_does_with_the_declared_probability(name, mirror):
+def test_a_flip_equals_pillows_and_has_the_declared_probability(name, mirror):
     images = pixels(1).expand(N, -1, -1, -1)
     flipped = AUGMENTS[name](images, draw(), p=0.25)
     is_mirror = (flipped == planes(mirror(picture(images[0])))).flatten(1).all(1)
@@ -59,27 +60,27 @@ def test_a_flip_mirrors_as_pillow_does_with_the_declared_probability(name, mirro
     assert is_mirror.double().mean() == pytest.approx(0.25, abs=0.03)
 
 
-def test_alternating_flip_shows_both_faces_in_two_epochs_and_starts_with_a_fair_half():
+def test_alternating_flip_shows_both_orientations_in_two_epochs_and_a_random_half_first():
     images = pixels(1).expand(N, -1, -1, -1)
-    faces = [
+    unflipped = [
         (AUGMENTS["alternating_flip"](images, draw(epoch=e)) == images).flatten(1).all(1)
         for e in range(4)
     ]
-    assert torch.equal(faces[0], ~faces[1])
-    assert torch.equal(faces[0], faces[2])
-    assert torch.equal(faces[1], faces[3])
-    assert faces[0].double().mean() == pytest.approx(0.5, abs=0.03)
+    assert torch.equal(unflipped[0], ~unflipped[1])
+    assert torch.equal(unflipped[0], unflipped[2])
+    assert torch.equal(unflipped[1], unflipped[3])
+    assert unflipped[0].double().mean() == pytest.approx(0.5, abs=0.03)
     other_seed = (AUGMENTS["alternating_flip"](images, draw(seed=1)) == images).flatten(1).all(1)
-    assert (other_seed == faces[0]).double().mean() == pytest.approx(0.5, abs=0.03)
+    assert (other_seed == unflipped[0]).double().mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_alternating_flip_says_what_it_needs():
+def test_alternating_flip_without_indices_is_refused():
     with pytest.raises(UserError, match="indices"):
         AUGMENTS["alternating_flip"](pixels(), Draw(generator(0)))
 
 
-def blended(image: np.ndarray, x: float, y: float) -> np.ndarray:
-    """(3, H, W) at a place, from the four nearest centres by distance; zeros outside. -> (3,)"""
+def interpolated(image: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Bilinear interpolation of (3, H, W) at a point; zeros outside. -> (3,)"""
     x, y = x - 0.5, y - 0.5
     found = np.zeros(3)
     for row in (math.floor(y), math.floor(y) + 1):
@@ -90,13 +91,13 @@ def blended(image: np.ndarray, x: float, y: float) -> np.ndarray:
     return found
 
 
-def looked_up(image: torch.Tensor, origin) -> torch.Tensor:
-    """Each pixel of (3, H, W) from `origin(x, y)` of its centre, one after another."""
+def mapped(image: torch.Tensor, origin) -> torch.Tensor:
+    """Each pixel of (3, H, W) from the `origin(x, y)` of its centre, in a plain loop."""
     array, result = image.double().numpy(), torch.zeros(image.shape, dtype=torch.float64)
     for row in range(image.shape[1]):
         for column in range(image.shape[2]):
-            place = origin(column + 0.5, row + 0.5)
-            result[:, row, column] = torch.from_numpy(blended(array, *place))
+            point = origin(column + 0.5, row + 0.5)
+            result[:, row, column] = torch.from_numpy(interpolated(array, *point))
     return result
 
 
@@ -105,7 +106,7 @@ def angles(n: int, degrees: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("degrees", [15, 180])
-def test_nearest_rotation_is_pillows_by_uniform_angles_of_both_signs(degrees, photos):
+def test_nearest_rotation_equals_pillows_by_uniform_angles_of_both_signs(degrees, photos):
     images = torch.cat([photos[:, :, :20], photos[:, :, 12:]])
     turned = AUGMENTS["rotation"](images, draw(), degrees=degrees, interpolation="nearest")
     for image, one, angle in zip(images, turned, angles(len(images), degrees), strict=True):
@@ -124,7 +125,7 @@ def test_bilinear_rotation_blends_four_pixels_about_the_centre(dtype, photos):
             return cos * x - sin * y + 6.5, sin * x + cos * y + 5.0
 
         limit = 0.501 if dtype == torch.uint8 else 0.01  # bytes are rounded, not cut
-        assert (one.double() - looked_up(image, origin)).abs().max() < limit
+        assert (one.double() - mapped(image, origin)).abs().max() < limit
 
 
 def corner_moves(n: int, height: int, width: int, distortion: float) -> np.ndarray:
@@ -134,7 +135,7 @@ def corner_moves(n: int, height: int, width: int, distortion: float) -> np.ndarr
     return np.stack([torch.randint(r + 1, (n, 4), generator=rng).numpy() for r in reach])
 
 
-def test_nearest_perspective_is_pillows_from_corners_moved_inward(photos):
+def test_nearest_perspective_equals_pillows_from_corners_moved_inward(photos):
     images = photos[:, :, :25].repeat(4, 1, 1, 1)
     settings = {"distortion": 0.6, "p": 1.0, "interpolation": "nearest"}
     seen = AUGMENTS["perspective"](images, draw(), **settings)
@@ -143,13 +144,13 @@ def test_nearest_perspective_is_pillows_from_corners_moved_inward(photos):
     for i, image in enumerate(images):
         data = tuple(coefficients(*moves[:, i], 25, 32))
         expected = planes(picture(image).transform((32, 25), Image.Transform.PERSPECTIVE, data))
-        between = on_an_edge(data, 25, 32)
-        assert between.mean() < 0.05
-        assert torch.equal(seen[i][:, ~between], expected[:, ~between])
+        ambiguous = is_ambiguous(data, 25, 32)
+        assert ambiguous.mean() < 0.05
+        assert torch.equal(seen[i][:, ~ambiguous], expected[:, ~ambiguous])
 
 
-def on_an_edge(m: tuple[float, ...], height: int, width: int) -> np.ndarray:
-    """(H, W): where the origin is between two pixels, and rounding errors decide for one."""
+def is_ambiguous(m: tuple[float, ...], height: int, width: int) -> np.ndarray:
+    """(H, W): where the origin is on the border of two pixels, and rounding errors choose one."""
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     depth = m[6] * x + m[7] * y + 1
     places = np.stack(((m[0] * x + m[1] * y + m[2]), (m[3] * x + m[4] * y + m[5]))) / depth
@@ -169,17 +170,17 @@ def test_bilinear_perspective_blends_four_pixels(dtype, photos):
             return (m[0] * x + m[1] * y + m[2]) / depth, (m[3] * x + m[4] * y + m[5]) / depth
 
         limit = 0.501 if dtype == torch.uint8 else 0.01
-        assert (seen[i].double() - looked_up(image, origin)).abs().max() < limit
+        assert (seen[i].double() - mapped(image, origin)).abs().max() < limit
 
 
-def test_perspective_leaves_the_declared_share_of_images_as_they_were():
+def test_perspective_changes_the_declared_share_of_images():
     images = pixels(1, 8).expand(N, -1, -1, -1)
     same = (AUGMENTS["perspective"](images, draw(), p=0.3) == images).flatten(1).all(1)
     unmoved = 1 / 3**8  # no corner moves
     assert same.double().mean() == pytest.approx(0.7 + 0.3 * unmoved, abs=0.03)
 
 
-def test_the_strongest_perspective_makes_no_value_that_was_not_there():
+def test_the_strongest_perspective_keeps_values_finite_and_in_range():
     images = torch.rand(N, 3, 6, 7, generator=generator(1))
     seen = AUGMENTS["perspective"](images, draw(), distortion=1.0, p=1.0)
     assert seen.isfinite().all()

@@ -1,15 +1,18 @@
-"""Mixtures: targets are the shares of the pixels, each image has a draw of its own."""
+"""Mixes: targets are weighted by the shares of the pixels, which differ from image to image."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from leanres.augment.mix import MIXES, check_mix
-from leanres.augment.registry import Draw, generator
+from leanres.augment.mix import MIXES
+from leanres.augment.rng import Draw, generator
 from leanres.errors import UserError
+from leanres.registry import check_settings
 
 N = 400
 
@@ -65,7 +68,7 @@ def test_mixup_blends_pixels_as_it_blends_targets_by_shares_from_beta(alpha):
     low = own[own < 0.5].numpy()
     law = stats.beta(alpha, alpha)
     assert stats.kstest(low, lambda x: 2 * law.cdf(x)).pvalue > 1e-3
-    assert own.unique().numel() > 0.9 * len(low)  # a share of its own for each
+    assert own.unique().numel() > 0.9 * len(low)  # the shares differ
 
 
 def test_mixup_rounds_bytes():
@@ -94,7 +97,7 @@ def test_cutmix_pastes_a_rectangle_from_the_same_place_and_counts_its_pixels(alp
     assert len(set(partners)) == len(partners)
 
 
-def test_the_area_that_cutmix_pastes_is_that_of_the_papers_loop():
+def test_cutmix_replaces_areas_distributed_as_in_a_plain_loop_of_the_paper():
     side, rng = 16, np.random.default_rng(0)
     areas = []
     for _ in range(20_000):
@@ -115,8 +118,8 @@ def test_ricap_puts_a_crop_of_another_image_into_each_corner(beta):
     for i, (numbers, rows, columns) in enumerate(mixed.long()):
         counted = torch.bincount(numbers.flatten(), minlength=N) / numbers.numel()
         assert torch.allclose(counted, shares[i], atol=1e-6)
-        y = next((y for y in range(1, 9) if not steady(numbers, rows, y, 0)), 9)
-        x = next((x for x in range(1, 14) if not steady(numbers, columns, x, 1)), 14)
+        y = next((y for y in range(1, 9) if not continues(numbers, rows, y, 0)), 9)
+        x = next((x for x in range(1, 14) if not continues(numbers, columns, x, 1)), 14)
         for part in ((slice(y), slice(x)), (slice(y), slice(x, None)),
                      (slice(y, None), slice(x)), (slice(y, None), slice(x, None))):  # fmt: skip
             assert len(numbers[part].unique()) <= 1
@@ -129,8 +132,8 @@ def test_ricap_puts_a_crop_of_another_image_into_each_corner(beta):
     assert len(shares.diag()[shares.diag() == 0]) > N / 2  # sources are drawn, not one's own
 
 
-def steady(numbers: torch.Tensor, places: torch.Tensor, at: int, side: int) -> bool:
-    """Whether the picture runs on from one line to the next, everywhere on it."""
+def continues(numbers: torch.Tensor, places: torch.Tensor, at: int, side: int) -> bool:
+    """Whether the picture continues from row or column `at - 1` to `at`, everywhere along it."""
     same = numbers.select(side, at) == numbers.select(side, at - 1)
     return bool((same & (places.select(side, at) == places.select(side, at - 1) + 1)).all())
 
@@ -145,7 +148,7 @@ def test_ricap_reaches_all_of_a_source_from_every_corner_with_boundaries_from_be
     assert widths.max() == 1  # one boundary at most
 
 
-def test_ricaps_boundary_is_a_beta_share_of_the_side():
+def test_the_boundary_of_ricap_is_a_beta_share_of_the_side():
     images, targets = labelled(3000, (1, 40))
     mixed, _ = MIXES["ricap"](images, targets, draw(), beta=2.0)
     first = mixed[:, 0, 0] == mixed[:, 0, 0, :1]
@@ -159,11 +162,12 @@ def test_ricaps_boundary_is_a_beta_share_of_the_side():
     [
         ("mixxup", {}, "did you mean 'mixup'"),
         ("mixup", {"alpa": 1}, "did you mean 'alpha'"),
-        ("cutmix", {"alpha": 0}, "alpha = 0; give a number from 0.01 to 100"),
-        ("ricap", {"beta": True}, "beta = True"),
+        ("cutmix", {"alpha": 0}, "alpha = 0: give a number from 0.01 to 100"),
+        ("ricap", {"beta": True}, "ricap: beta = True: give a number"),
         ("ricap", {"draw": 1}, "no setting of ricap 'draw'"),
     ],
 )
-def test_a_mix_that_cannot_be_is_refused(name, settings, says):
-    with pytest.raises(UserError, match=says):
-        check_mix(name, settings)
+def test_a_mix_with_an_unknown_name_or_an_invalid_setting_is_refused(name, settings, says):
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        check_settings(MIXES[name], name, settings)
+    assert "\n" not in str(caught.value)

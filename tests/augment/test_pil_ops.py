@@ -1,4 +1,4 @@
-"""Operations of the policies against Pillow's, bit for bit."""
+"""The operations of the policies against Pillow's, bit for bit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_operation_equals_pillows_in_every_bit(name, size, pictures):
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if name in MAGNITUDES])
-def test_operations_equal_pillows_at_any_magnitude_in_their_reach(name, photos):
+def test_operations_equal_pillows_at_random_magnitudes(name, photos):
     low, high = min(MAGNITUDES[name]), max(MAGNITUDES[name])
     magnitudes = np.random.default_rng(1).uniform(low, high, 160)
     images = photos.repeat(10, 1, 1, 1)
@@ -74,7 +74,7 @@ def test_each_image_gets_its_own_operation_and_magnitude(photos):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_floats_are_bytes_over_255(dtype, photos):
+def test_float_images_are_bytes_divided_by_255(dtype, photos):
     op = torch.arange(len(photos)) % len(OPS)
     magnitude = torch.full((len(photos),), 0.7)
     as_bytes = apply_ops(photos, op, magnitude)

@@ -1,4 +1,4 @@
-"""The three policies: what comes out, and how often, against trees of Pillow's operations."""
+"""The three policies: every outcome and its frequency, against trees of Pillow's operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from leanres.augment.policies import CIFAR10_POLICY
-from leanres.augment.registry import AUGMENTS, Draw, generator
+from leanres.augment.registry import AUGMENTS
+from leanres.augment.rng import Draw, generator
 from leanres.bench.pillow import auto_augment, operation
 
 N = 1500
@@ -37,20 +38,20 @@ SPACE = ("Identity", *SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize
 
 
 def source() -> Image.Image:
-    """Dull and coloured, with a histogram that autocontrast, equalize and posterize change."""
+    """A coloured picture whose histogram autocontrast, equalize and posterize change."""
     rng = np.random.default_rng(4)
     values = 40 + 180 * rng.random((SIDE, SIDE, 3)) ** [1, 2, 3]
     return Image.fromarray(values.astype(np.uint8))
 
 
 def apply(image: Image.Image, name: str, m: float) -> Image.Image:
-    """One operation; m has its sign, and is a factor's distance from 1."""
+    """One operation at a signed magnitude m; for factors, m is the distance from 1."""
     snake = re.sub("([XY])$", r"_\1", name).lower()
     return operation(image, snake, m + (name in ENHANCE))
 
 
 def magnitude(name: str, number: int, last: int, wide: bool = False) -> float:
-    """A bin's magnitude by the definitions: `number` of 0 to `last`."""
+    """The magnitude of bin `number` of 0 to `last`, by the definitions of the papers."""
     highest = {
         **dict.fromkeys(("ShearX", "ShearY"), 0.99 if wide else 0.3),
         **dict.fromkeys(("TranslateX", "TranslateY"), 32 if wide else 150 / 331 * SIDE),
@@ -64,26 +65,26 @@ def magnitude(name: str, number: int, last: int, wide: bool = False) -> float:
     return highest.get(name, 0.0) * number / last
 
 
-Chances = dict[bytes, float]
+Outcomes = dict[bytes, float]
 
 
-def outcomes(image: Image.Image, steps: list[tuple[str, float, float]]) -> Chances:
-    """Every picture that steps (operation, probability, magnitude) can make, and its chance."""
+def outcomes(image: Image.Image, steps: list[tuple[str, float, float]]) -> Outcomes:
+    """Each picture that steps (operation, probability, magnitude) may give -> its probability."""
     if not steps:
         return {image.tobytes(): 1.0}
     (name, p, m), *rest = steps
     signs = (1, -1) if name in SIGNED else (1,)
     branches = [(apply(image, name, sign * m), p / len(signs)) for sign in signs]
     branches.append((image, 1 - p))
-    return merged([(outcomes(branch, rest), chance) for branch, chance in branches])
+    return merged([(outcomes(branch, rest), probability) for branch, probability in branches])
 
 
-def merged(parts: list[tuple[Chances, float]]) -> Chances:
-    total: Chances = defaultdict(float)
-    for chances, weight in parts:
-        for picture, chance in chances.items():
-            total[picture] += weight * chance
-    return {picture: chance for picture, chance in total.items() if chance > 0}
+def merged(parts: list[tuple[Outcomes, float]]) -> Outcomes:
+    total: Outcomes = defaultdict(float)
+    for possible, weight in parts:
+        for picture, probability in possible.items():
+            total[picture] += weight * probability
+    return {picture: probability for picture, probability in total.items() if probability > 0}
 
 
 def table_7() -> list[list[tuple[str, float, str]]]:
@@ -93,26 +94,26 @@ def table_7() -> list[list[tuple[str, float, str]]]:
 
 @cache
 def made(name: str, **settings: int) -> list[bytes]:
-    """What an augmentation makes of N copies of the source."""
+    """N copies of the source after an augmentation."""
     images = torch.from_numpy(np.array(source())).permute(2, 0, 1).expand(N, -1, -1, -1)
     changed = AUGMENTS[name](images, Draw(generator(0, 1)), **settings)
     return [image.tobytes() for image in changed.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
-def assert_frequencies(name: str, expected: Chances, **settings: int) -> None:
-    """Every outcome comes as often as it should (five standard deviations), and no other does."""
+def assert_frequencies(name: str, expected: Outcomes, **settings: int) -> None:
+    """Every outcome has its expected frequency (five standard deviations), and no other occurs."""
     assert_counts(Counter(made(name, **settings)), expected)
 
 
-def assert_counts(seen: Counter[bytes], expected: Chances) -> None:
+def assert_counts(seen: Counter[bytes], expected: Outcomes) -> None:
     assert sum(expected.values()) == pytest.approx(1)
     assert set(seen) <= set(expected)
-    for picture, chance in expected.items():
-        error = math.sqrt(N * chance * (1 - chance))
-        assert abs(seen[picture] - N * chance) < 5 * error + 1
+    for picture, probability in expected.items():
+        error = math.sqrt(N * probability * (1 - probability))
+        assert abs(seen[picture] - N * probability) < 5 * error + 1
 
 
-def test_the_table_is_the_papers():
+def test_the_policy_is_that_of_the_paper():
     ours = [
         [(name.replace("_", ""), p, number) for name, p, number in pair] for pair in CIFAR10_POLICY
     ]
@@ -124,8 +125,8 @@ def test_the_table_is_the_papers():
     assert ours == papers
 
 
-def trees() -> list[Chances]:
-    """What each of the 25 pairs makes of the source."""
+def trees() -> list[Outcomes]:
+    """The outcomes of each of the 25 pairs for the source."""
     return [
         outcomes(
             source(),
@@ -135,49 +136,49 @@ def trees() -> list[Chances]:
     ]
 
 
-def test_auto_augment_draws_every_pair_with_its_probabilities_and_signs():
+def test_auto_augment_applies_every_pair_with_its_probabilities_and_signs():
     assert_frequencies("auto_augment", merged([(tree, 1 / 25) for tree in trees()]))
 
 
-def test_the_peers_auto_augment_draws_the_same_pictures_as_often():
+def test_the_auto_augment_of_the_peers_gives_the_same_pictures_equally_often():
     expected = merged([(tree, 1 / 25) for tree in trees()])
     random.seed(5)
     seen = Counter(auto_augment(source()).tobytes() for _ in range(N))
     assert_counts(seen, expected)
 
 
-def test_each_of_the_25_pairs_is_drawn_and_shows_its_own_pictures_and_no_others():
+def test_each_of_the_25_pairs_gives_its_own_pictures_and_no_others():
     drawn = torch.randint(25, (N,), generator=generator(0, 1)).tolist()
     seen = made("auto_augment")
     for number, tree in enumerate(trees()):
         of_pair = {picture for picture, n in zip(seen, drawn, strict=True) if n == number}
         assert of_pair <= set(tree)
-        assert of_pair >= {picture for picture, chance in tree.items() if chance > 0.15}
+        assert of_pair >= {picture for picture, probability in tree.items() if probability > 0.15}
         assert len(tree) > 1  # not one leaves every image as it was
 
 
 @pytest.mark.parametrize("level", [9, 30])
-def test_rand_augment_draws_14_operations_evenly_with_both_signs(level):
+def test_rand_augment_applies_14_operations_equally_often_with_both_signs(level):
     steps = [(name, 1.0, magnitude(name, level, 30)) for name in SPACE]
     expected = merged([(outcomes(source(), [step]), 1 / 14) for step in steps])
     assert len(expected) >= 22  # nine operations of two signs, and four or five others
     assert_frequencies("rand_augment", expected, num_ops=1, magnitude=level)
 
 
-def test_rand_augment_draws_each_of_its_operations_anew():
+def test_rand_augment_draws_its_operations_independently():
     steps = [(name, 1.0, magnitude(name, 9, 30)) for name in SPACE]
     pairs = [(outcomes(source(), [first, second]), 1 / 196) for first in steps for second in steps]
     assert_frequencies("rand_augment", merged(pairs))
 
 
-def test_trivial_augment_draws_14_operations_and_31_wide_magnitudes_evenly():
+def test_trivial_augment_applies_14_operations_and_31_wide_magnitudes_equally_often():
     steps = [(name, 1.0, magnitude(name, b, 30, wide=True)) for name in SPACE for b in range(31)]
     expected = merged([(outcomes(source(), [step]), 1 / len(steps)) for step in steps])
     assert len(expected) > 300
     assert_frequencies("trivial_augment", expected)
 
 
-def test_the_narrow_translation_is_a_share_of_each_side_and_the_wide_one_in_pixels():
+def test_the_narrow_translation_is_a_share_of_the_side_and_the_wide_one_in_pixels():
     images = torch.full((600, 3, 20, 60), 9, dtype=torch.uint8)
     for name, settings, down, right in (
         ("rand_augment", {"num_ops": 1, "magnitude": 30}, 9, 27),

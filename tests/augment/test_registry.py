@@ -1,11 +1,12 @@
-"""What holds for every augmentation, and for several in a row."""
+"""Properties of every augmentation, and of several applied in order."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from leanres.augment.registry import AUGMENTS, Draw, augment, generator
+from leanres.augment.registry import AUGMENTS, augment
+from leanres.augment.rng import Draw, generator
 
 N = 4000
 
@@ -33,7 +34,7 @@ def test_every_augmentation_keeps_shape_dtype_and_its_input_and_is_seeded(name, 
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_every_image_has_a_draw_of_its_own(name):
+def test_every_image_is_augmented_independently(name):
     same = pixels(1).expand(200, -1, -1, -1).contiguous()
     assert len(AUGMENTS[name](same, draw(n=200)).flatten(1).unique(dim=0)) > 1
 
@@ -56,20 +57,20 @@ def test_no_augmentation_waits_for_the_device(name, dtype, no_waiting):
         lambda t: t.index_put_((t > 0,), t[0]),
     ],
 )
-def test_waiting_is_noticed(wait, no_waiting):
+def test_the_guard_notices_an_operation_that_waits(wait, no_waiting):
     with no_waiting(), pytest.raises(AssertionError, match="waits"):
         wait(torch.arange(4.0))
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (5, 3, 9, 14)])
-def test_every_augmentation_takes_one_image_and_oblong_ones(name, shape):
+def test_every_augmentation_takes_a_single_image_and_oblong_ones(name, shape):
     images = torch.randint(256, shape, generator=generator(2), dtype=torch.uint8)
     assert AUGMENTS[name](images, draw(n=shape[0])).shape == shape
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_floats_in_0_1_stay_there_and_differ_from_bytes_by_rounding_alone(name, photos):
+def test_floats_stay_in_0_1_and_differ_from_bytes_only_by_rounding(name, photos):
     as_bytes = AUGMENTS[name](photos, draw(n=16))
     as_floats = AUGMENTS[name](photos / 255, draw(n=16))
     assert as_floats.min() >= 0

@@ -1,4 +1,4 @@
-"""Generators and the draws that torch does not have."""
+"""Seeded generators, and the distributions that torch does not sample with a generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_neighbouring_counters_give_unrelated_generators():
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 4.0])
-def test_beta_is_distributed_as_scipys(alpha):
+def test_beta_has_the_distribution_of_scipys(alpha):
     shares = rand_beta(alpha, (20_000,), generator(0)).double()
     low = shares[shares < 0.5].numpy()  # near 1, floats are too coarse for a small alpha
     assert len(low) == pytest.approx(10_000, abs=350)  # five standard deviations
@@ -28,13 +28,13 @@ def test_beta_is_distributed_as_scipys(alpha):
     assert stats.kstest(low, lambda x: 2 * law.cdf(x)).pvalue > 1e-3
 
 
-def test_beta_of_the_smallest_alpha_is_still_a_share():
+def test_beta_of_the_smallest_alpha_is_finite_and_reaches_0_and_1():
     shares = rand_beta(0.01, (50_000,), generator(0))
     assert shares.isfinite().all()
     assert (shares.min(), shares.max()) == (0, 1)
 
 
-def test_whole_numbers_below_their_own_bounds_reach_each_one_evenly():
+def test_integers_below_individual_bounds_are_uniform():
     high = torch.tensor([1, 2, 5]).repeat(5000, 1)
     drawn = randint_below(high, generator(0))
     for bound, column in zip((1, 2, 5), drawn.T, strict=True):

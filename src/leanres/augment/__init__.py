@@ -1,1 +1,1 @@
-"""Augmentations and mixes: batched functions on tensors, one independent draw per image."""
+"""Augmentations and mixes: batched functions on tensors, drawn independently for each image."""

@@ -1,4 +1,4 @@
-"""Colour: grey values, blends, shifts of hue, and the augmentation that draws them."""
+"""Colour jitter: random changes of brightness, contrast, saturation and hue."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def color_jitter(
     saturation: Annotated[float, Range(0, 10)] = 0.4,
     hue: Annotated[float, Range(0, 0.5)] = 0.1,
 ) -> Tensor:
-    """Change brightness, contrast, saturation and hue in an order of each image's own.
+    """Change brightness, contrast, saturation and hue, for each image in another random order.
 
-    The first three by factors uniform in [max(0, 1 - b), 1 + b]; hue by a share of the circle
-    uniform in [-hue, hue]. Definitions as torchvision's ColorJitter, in floats from first to
-    last: bytes are rounded once, at the end. (N, 3, H, W) bytes, or floats in [0, 1] -> same.
+    The first three by factors uniform in [max(0, 1 - b), 1 + b]; hue by a rotation uniform in
+    [-hue, hue] turns. Defined as in torchvision's ColorJitter, but computed in floats throughout:
+    uint8 images are rounded once, at the end. (N, 3, H, W) uint8, or float in [0, 1] -> same.
     """
-    reach = (brightness, contrast, saturation, hue)
-    active = tuple(which for which, r in enumerate(reach) if r)  # the others change nothing
+    strengths = (brightness, contrast, saturation, hue)
+    active = tuple(which for which, s in enumerate(strengths) if s)  # the others change nothing
     if not active:
         return images.clone()
     n, peak = len(images), 1.0 if images.is_floating_point() else 255.0
-    bounds = [(max(0.0, 1 - r), 1 + r) for r in reach[:HUE]] + [(-hue, hue)]
+    bounds = [(max(0.0, 1 - s), 1 + s) for s in strengths[:HUE]] + [(-hue, hue)]
     drawn = torch.stack([uniform(*bounds[which], (n,), draw.rng) for which in active], 1)
     order = rand((n, len(active)), draw.rng).argsort(1)  # which comes first, second, ...
     which = constant(active, images.device, torch.int64)[order]
@@ -44,13 +44,16 @@ def color_jitter(
 
 
 def _change(pixels: Tensor, which: Tensor, setting: Tensor, active: tuple[int, ...]) -> Tensor:
-    """Change `which` (N,), one of `active`, for each image."""
+    """Apply to each image the change `which` (N,), one of `active`, with its `setting` (N,)."""
     which, setting = (v[:, None, None, None] for v in (which, setting))
-    base, factor = torch.zeros_like(setting), setting  # what is blended with, and how much stays
-    if CONTRAST in active:  # the mean luma is the luma of the means
-        base = torch.where(which == CONTRAST, _grey(pixels.mean((2, 3), keepdim=True)), base)
+    base, factor = (
+        torch.zeros_like(setting),
+        setting,
+    )  # blend: factor * pixels + (1 - factor) * base
+    if CONTRAST in active:  # the mean of luma is the luma of the channel means
+        base = torch.where(which == CONTRAST, _luma(pixels.mean((2, 3), keepdim=True)), base)
     if SATURATION in active:
-        base = torch.where(which == SATURATION, _grey(pixels), base)
+        base = torch.where(which == SATURATION, _luma(pixels), base)
     if HUE in active:
         factor = torch.where(which == HUE, 1.0, setting)
     blended = (pixels * factor).add_(base * (1 - factor)).clamp_(0, 1)
@@ -59,30 +62,31 @@ def _change(pixels: Tensor, which: Tensor, setting: Tensor, active: tuple[int, .
     return blended
 
 
-def _grey(pixels: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601, with torchvision's four digits. (N, 3, H, W) -> (N, 1, H, W)."""
+def _luma(pixels: Tensor) -> Tensor:
+    """Luma of ITU-R BT.601, to four digits as in torchvision. (N, 3, H, W) -> (N, 1, H, W)."""
     red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by `shift` circles, keeping HSV's saturation and value.
+    """Rotate the hue by `shift` turns, keeping HSV's saturation and value.
 
-    (N, 3, H, W) in [0, 1], shift broadcast to it -> same. In HSV a channel is V less the chroma
-    times a trapezium of the hue, at its own place on the circle: red 5, green 3, blue 1 sixths.
+    (N, 3, H, W) in [0, 1], shift broadcast to it -> same. From HSV to RGB without cases: a channel
+    is V - chroma * clamp(min(k, 4 - k), 0, 1), where k = (offset + 6 * hue) mod 6 and the offset is
+    5 for red, 3 for green, 1 for blue.
     """
     value, low = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
     chroma = value - low
-    turned = _hue(pixels, value, chroma) + 6 * shift
-    places = constant([[[5.0]], [[3.0]], [[1.0]]], pixels.device, pixels.dtype)
-    k = (turned + places).remainder(6)
+    hue = _hue(pixels, value, chroma) + 6 * shift
+    offsets = constant([[[5.0]], [[3.0]], [[1.0]]], pixels.device, pixels.dtype)
+    k = (hue + offsets).remainder(6)
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def _hue(pixels: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
-    """Hue in sixths of the circle, 0 for greys. (N, 3, H, W) -> (N, 1, H, W)."""
+    """Hue in sixths of a turn, 0 for greys. (N, 3, H, W) -> (N, 1, H, W)."""
     red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
-    by = chroma.clamp(min=1e-12)
-    if_red, if_green = (green - blue) / by, 2 + (blue - red) / by
-    if_blue = 4 + (red - green) / by
+    divisor = chroma.clamp(min=1e-12)
+    if_red, if_green = (green - blue) / divisor, 2 + (blue - red) / divisor
+    if_blue = 4 + (red - green) / divisor
     return torch.where(value == red, if_red, torch.where(value == green, if_green, if_blue))

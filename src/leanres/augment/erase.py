@@ -1,4 +1,4 @@
-"""Augmentations that hide a part of each image."""
+"""Augmentations that erase a part of each image: cutout, random erasing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from leanres.augment.rng import Draw, rand, randint_below, uniform
 from leanres.registry import Range
 
-_ATTEMPTS = 10  # a rectangle that does not fit is drawn anew, so often at most
+_ATTEMPTS = 10  # to draw a rectangle that fits into the image
 
 
 def cutout(
@@ -21,9 +21,10 @@ def cutout(
     fill: Annotated[float, Range(0, 255)] = 0.0,
     holes: Annotated[int, Range(1, 64)] = 1,
 ) -> Tensor:
-    """Fill `holes` squares of `size` pixels per image; centres are uniform, so edges clip them.
+    """Fill `holes` squares of `size` pixels per image.
 
-    (N, C, H, W) -> same. arXiv:1708.04552, section 3; with several holes, coarse dropout.
+    Centres are uniform over the image, so its borders clip some squares. (N, C, H, W) -> same.
+    arXiv:1708.04552, section 3; with several holes, coarse dropout.
     """
     n, _, h, w = images.shape
     y, x = (side * rand((n, holes, 1), draw.rng) for side in (h, w))
@@ -43,16 +44,16 @@ def random_erasing(
 ) -> Tensor:
     """Fill a rectangle of each image with probability p. (N, C, H, W) -> same.
 
-    scale: its share of the area; ratio: height / width, uniform in logarithm. value: a number,
-    or "random" (a draw for each pixel and channel over bytes, or over [0, 1] for floats). Of 10
-    drawn shapes the first inside the image counts; where none is, the image stays as it was.
-    arXiv:1708.04896, algorithm 1, as in torchvision.
+    scale: its share of the area. ratio: height / width, log-uniform. value: a number, or "random"
+    for independent values of each pixel and channel (0 to 255 for uint8, [0, 1) for floats). Of 10
+    random shapes the first that is smaller than the image is used; without one, the image is not
+    changed. arXiv:1708.04896, algorithm 1, as in torchvision.
     """
     n, _, h, w = images.shape
     height, width, fits = _rectangle(n, h, w, scale, ratio, draw)
     chosen = fits & (rand((n,), draw.rng) < p)
-    rows = _interval(height, h, draw) & chosen[:, None]
-    covered = rows[:, None, :, None] & _interval(width, w, draw)[:, None, None, :]
+    rows = _random_interval(height, h, draw) & chosen[:, None]
+    covered = rows[:, None, :, None] & _random_interval(width, w, draw)[:, None, None, :]
     if isinstance(value, str):
         return torch.where(covered, _noise(images, draw), images)
     return images.masked_fill(covered, value)
@@ -61,22 +62,25 @@ def random_erasing(
 def _rectangle(
     n: int, h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float], draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Height, width (N,) int64 of the first attempt that is smaller than the image; if one is."""
+    """Height and width (N,) int64 of the first attempt that fits, and whether one does (N,)."""
     area = h * w * uniform(*scale, (n, _ATTEMPTS), draw.rng)
     aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), (n, _ATTEMPTS), draw.rng).exp()
     height, width = ((area * side).sqrt().round().long() for side in (aspect, 1 / aspect))
     fits = (height < h) & (width < w)
-    first = fits.long().argmax(1, keepdim=True)  # the first of equals on a CPU and a GPU
+    first = fits.long().argmax(
+        1, keepdim=True
+    )  # of equal maxima argmax gives the first, on every device
     return height.gather(1, first)[:, 0], width.gather(1, first)[:, 0], fits.any(1)
 
 
-def _interval(length: Tensor, side: int, draw: Draw) -> Tensor:
-    """Intervals (N,) at random places of a side. -> (N, side) bool."""
+def _random_interval(length: Tensor, side: int, draw: Draw) -> Tensor:
+    """A mask of an interval at a random position, for each length (N,). -> (N, side) bool."""
     start = randint_below((side - length + 1).clamp(min=1), draw.rng)[:, None]
     at = torch.arange(side, device=length.device)
     return (at >= start) & (at < start + length[:, None])
 
 
 def _noise(images: Tensor, draw: Draw) -> Tensor:
+    """Uniform values over the range of the images' type. (N, C, H, W) -> same."""
     noise = rand(tuple(images.shape), draw.rng)
     return (noise if images.is_floating_point() else (256 * noise).floor()).to(images.dtype)

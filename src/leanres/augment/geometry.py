@@ -1,7 +1,7 @@
-"""Augmentations that move pixels: crops, mirrors, rotation, perspective; affine maps.
+"""Geometric augmentations: crops, flips, rotation, perspective; affine maps.
 
-Each takes uint8 or float images (N, C, H, W) and a `Draw`, returns new images and leaves its
-input alone. Places are in pixels from the top left corner, so centres of pixels are at halves.
+Coordinates are in pixels from the top left corner, so the centre of the first pixel is (0.5, 0.5).
+Each output pixel takes its value from its origin, the point that the inverse map sends it to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def crop(
     padding: Annotated[int, Range(0, 1024)] = 4,
     mode: Literal["constant", "reflect"] = "constant",
 ) -> Tensor:
-    """Pad every side by `padding` pixels, cut the original size at a random place.
+    """Pad every side by `padding` pixels, then crop the original size at a random position.
 
     mode: "constant" (zeros) or "reflect". (N, C, H, W) -> same.
     """
@@ -37,43 +37,43 @@ def crop(
 
 
 def _as_float_if_needed(images: Tensor, mode: str) -> Tensor:
-    # Reflection is not implemented for bytes; float32 holds every byte exactly.
+    # Reflection is not implemented for uint8; float32 represents every byte exactly.
     return images.float() if mode == "reflect" and not images.is_floating_point() else images
 
 
 def flip(images: Tensor, draw: Draw, p: Annotated[float, Range(0, 1)] = 0.5) -> Tensor:
-    """Mirror each image left to right with probability p. (N, C, H, W) -> same."""
-    return _mirror(images, rand((len(images),), draw.rng) < p)
+    """Flip each image left to right with probability p. (N, C, H, W) -> same."""
+    return _flip_where(images, rand((len(images),), draw.rng) < p)
 
 
 def vertical_flip(images: Tensor, draw: Draw, p: Annotated[float, Range(0, 1)] = 0.5) -> Tensor:
-    """Turn each image upside down, as a mirror does, with probability p. (N, C, H, W) -> same."""
-    return _mirror(images, rand((len(images),), draw.rng) < p, side=-2)
+    """Flip each image top to bottom with probability p. (N, C, H, W) -> same."""
+    return _flip_where(images, rand((len(images),), draw.rng) < p, axis=-2)
 
 
 def alternating_flip(images: Tensor, draw: Draw) -> Tensor:
-    """Mirror a fixed random half of the images in even epochs and the other half in odd ones.
+    """Flip a fixed random half of the images in even epochs, and the other half in odd ones.
 
-    Two successive epochs thus show both faces of every image, which a fresh coin does only in
-    half the cases. (N, C, H, W) -> same. arXiv:2404.00498, section 3.6.
+    Two successive epochs show every image in both orientations; independent random flips do so
+    only half of the time. (N, C, H, W) -> same. arXiv:2404.00498, section 3.6.
     """
     if draw.indices is None:
-        raise UserError("alternating_flip needs Draw.indices, the images' places in the split")
-    coins = _coin(draw.indices, draw.seed)
-    return _mirror(images, coins ^ bool(draw.epoch % 2))
+        raise UserError("alternating_flip needs Draw.indices, the images' positions in the split")
+    in_even_epochs = _hash_bit(draw.indices, draw.seed)
+    return _flip_where(images, in_even_epochs ^ bool(draw.epoch % 2))
 
 
-def _coin(indices: Tensor, seed: int) -> Tensor:
-    # A Bernoulli(1/2) that depends on image and seed alone: one bit of a 64-bit mix (splitmix64's
-    # multipliers, wrapped to int64), so no table as long as the split has to be kept.
+def _hash_bit(indices: Tensor, seed: int) -> Tensor:
+    # One bit of a 64-bit hash of image and seed (splitmix64's multipliers, wrapped to int64): a
+    # fair coin per image without a table of the whole split.
     z = indices + (seed + 1) * 0x1E3779B97F4A7C15 % 2**63
     z = (z ^ (z >> 30)) * -0x40A7B892E31B1A47
     z = (z ^ (z >> 27)) * -0x6B2FB644ECCEEE15
     return ((z ^ (z >> 31)) & 1).bool()
 
 
-def _mirror(images: Tensor, mask: Tensor, side: int = -1) -> Tensor:
-    return torch.where(mask[:, None, None, None], images.flip(side), images)
+def _flip_where(images: Tensor, mask: Tensor, axis: int = -1) -> Tensor:
+    return torch.where(mask[:, None, None, None], images.flip(axis), images)
 
 
 def rotation(
@@ -82,23 +82,23 @@ def rotation(
     degrees: Annotated[float, Range(0, 360)] = 15.0,
     interpolation: Interpolation = "bilinear",
 ) -> Tensor:
-    """Turn each image about its centre by an angle uniform in [-degrees, degrees]; zeros around.
+    """Rotate each image about its centre by an angle uniform in [-degrees, degrees]; zeros outside.
 
-    interpolation: "bilinear" (zeros blend in at the edge) or "nearest" (equal to Pillow's).
+    interpolation: "bilinear" (blends with zeros at the borders) or "nearest" (equal to Pillow's).
     (N, C, H, W) -> same.
     """
     angle = uniform(-degrees, degrees, (len(images),), draw.rng)
     matrix = rotation_matrix(angle, *images.shape[2:])
     if interpolation == "nearest":
         return affine(images, matrix)
-    projective = F.pad(F.pad(matrix, (0, 2)), (0, 1), value=1.0)  # a depth of 1 everywhere
-    return sample(images, *_project(projective, images), interpolation)
+    projective = F.pad(F.pad(matrix, (0, 2)), (0, 1), value=1.0)  # the third row is (0, 0, 1)
+    return sample(images, *_origins(projective, images), interpolation)
 
 
 def rotation_matrix(angle: Tensor, height: int, width: int) -> Tensor:
-    """Where the pixels of an image turned by `angle` come from, anticlockwise about its centre.
+    """The affine map from an image, rotated anticlockwise about its centre, back to the original.
 
-    (N,) degrees -> (N, 6) float64: a place (x, y) shows (m0 x + m1 y + m2, m3 x + m4 y + m5).
+    (N,) degrees -> (N, 6) float64: the origin of (x, y) is (m0 x + m1 y + m2, m3 x + m4 y + m5).
     """
     radians = angle.double().deg2rad()
     cos, sin = radians.cos(), radians.sin()
@@ -108,36 +108,36 @@ def rotation_matrix(angle: Tensor, height: int, width: int) -> Tensor:
 
 
 def affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """The nearest pixel of each place's origin under `matrix` (N, 6); zero where there is none.
+    """For each output pixel, the pixel nearest to its origin under `matrix` (N, 6); zero outside.
 
-    (N, C, H, W) -> same. Equal to Pillow's Image.transform(AFFINE, NEAREST), which counts in
-    1/65536 of a pixel.
+    (N, C, H, W) -> same. Equal to Pillow's Image.transform(AFFINE, NEAREST), which computes in
+    fixed-point units of 1/65536 pixel.
     """
     h, w = images.shape[2:]
     a, b, c, d, e, f = matrix.double().unbind(1)
-    starts = (c + (a + b) / 2, f + (d + e) / 2)  # the centre of the first pixel
+    starts = (c + (a + b) / 2, f + (d + e) / 2)  # origin of the first pixel's centre
     x, y = (
-        (_fixed(start) + _fixed(right) * _range(w, images) + _fixed(down) * _column(h, images))
+        (_fixed(start) + _fixed(right) * _columns(w, images) + _fixed(down) * _rows(h, images))
         for start, right, down in zip(starts, (a, d), (b, e), strict=True)
     )
     return _pick(images, x >> 16, y >> 16)
 
 
 def _fixed(value: Tensor) -> Tensor:
-    """(N,) -> (N, 1, 1) int64, in 1/65536, rounded."""
+    """(N,) -> (N, 1, 1) int64 in units of 1/65536, rounded."""
     return (value * 65536 + 0.5).floor().long()[:, None, None]
 
 
-def _range(n: int, images: Tensor) -> Tensor:
-    return torch.arange(n, device=images.device)
+def _columns(w: int, images: Tensor) -> Tensor:
+    return torch.arange(w, device=images.device)
 
 
-def _column(n: int, images: Tensor) -> Tensor:
-    return _range(n, images)[:, None]
+def _rows(h: int, images: Tensor) -> Tensor:
+    return torch.arange(h, device=images.device)[:, None]
 
 
 def _pick(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Pixel (x, y) for each place, (N, H, W) int64; zero where the image has none."""
+    """The pixels at columns x and rows y, (N, H, W) int64; zero outside. (N, C, H, W) -> same."""
     channels, h, w = images.shape[1:]
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
     source = torch.where(inside, y * w + x, 0).flatten(1)
@@ -152,28 +152,33 @@ def perspective(
     p: Annotated[float, Range(0, 1)] = 0.5,
     interpolation: Interpolation = "bilinear",
 ) -> Tensor:
-    """See each image askew with probability p; zeros around. (N, C, H, W) -> same.
+    """Distort the perspective of each image with probability p; zeros outside.
 
-    Every corner moves inward, on each axis by whole pixels, uniform from 0 to distortion * half
-    the side: torchvision's RandomPerspective. interpolation: "bilinear" or "nearest".
+    Every corner moves inward on each axis by an integer number of pixels, uniform from 0 to
+    distortion * half the side, as in torchvision's RandomPerspective. interpolation: "bilinear" or
+    "nearest". (N, C, H, W) -> same.
     """
     n, _, h, w = images.shape
-    reach = [int(distortion * (side // 2)) + 1 for side in (w, h)]
-    x, y = (randint(high, (n, 4), draw.rng) for high in reach)
-    seen = sample(images, *_project(_homography(x, y, h, w), images), interpolation)
+    limits = [int(distortion * (side // 2)) + 1 for side in (w, h)]
+    x, y = (randint(limit, (n, 4), draw.rng) for limit in limits)
+    distorted = sample(images, *_origins(_homography(x, y, h, w), images), interpolation)
     chosen = rand((n,), draw.rng) < p
-    return torch.where(chosen[:, None, None, None], seen, images)
+    return torch.where(chosen[:, None, None, None], distorted, images)
 
 
 def _homography(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
-    """The map back to the image's corners from corners moved inward by x, y (N, 4), clockwise.
+    """The projective map from corners moved inward by x, y (N, 4), clockwise, to the original ones.
 
     -> (N, 9) float64, up to a factor. Heckbert 1989, "Fundamentals of texture mapping", 2.2.3,
-    gives the map from the unit square to a quadrilateral; its adjugate leads back.
+    gives the map from the unit square to a quadrilateral; its adjugate is the inverse map.
     """
     right, bottom = width - 1, height - 1
-    x0, x1, x2, x3 = (x * _whole((1, -1, -1, 1), x) + _whole((0, right, right, 0), x)).unbind(1)
-    y0, y1, y2, y3 = (y * _whole((1, 1, -1, -1), y) + _whole((0, 0, bottom, bottom), y)).unbind(1)
+    x0, x1, x2, x3 = (x * _integers((1, -1, -1, 1), x) + _integers((0, right, right, 0), x)).unbind(
+        1
+    )
+    y0, y1, y2, y3 = (
+        y * _integers((1, 1, -1, -1), y) + _integers((0, 0, bottom, bottom), y)
+    ).unbind(1)
     sum_x, sum_y = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
     g = sum_x * (y3 - y2) - (x3 - x2) * sum_y
     h = (x1 - x2) * sum_y - sum_x * (y1 - y2)
@@ -182,27 +187,27 @@ def _homography(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
     second = torch.stack(((y1 - y0) * scale + g * y1, (y3 - y0) * scale + h * y3, y0 * scale), 1)
     third = torch.stack((g, h, scale), 1)
     columns = (second.cross(third, 1), third.cross(first, 1), first.cross(second, 1))
-    back = torch.stack(columns, 2).double()  # whole numbers so far, so this is exact
-    return (back * constant([[right], [bottom], [1]], x.device, torch.float64)).flatten(1)
+    adjugate = torch.stack(columns, 2).double()  # integers so far, so this is exact
+    return (adjugate * constant([[right], [bottom], [1]], x.device, torch.float64)).flatten(1)
 
 
-def _whole(values: tuple[int, ...], like: Tensor) -> Tensor:
+def _integers(values: tuple[int, ...], like: Tensor) -> Tensor:
     return constant(values, like.device, torch.int64)
 
 
-def _project(matrix: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+def _origins(matrix: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Origin of each pixel's centre under a projective map (N, 9). -> x, y (N, H, W) float64."""
     h, w = images.shape[2:]
     m = matrix[:, :, None, None].unbind(1)
-    x, y = _range(w, images) + 0.5, _column(h, images) + 0.5
+    x, y = _columns(w, images) + 0.5, _rows(h, images) + 0.5
     depth = m[6] * x + m[7] * y + m[8]
     return (m[0] * x + m[1] * y + m[2]) / depth, (m[3] * x + m[4] * y + m[5]) / depth
 
 
 def sample(images: Tensor, x: Tensor, y: Tensor, interpolation: str) -> Tensor:
-    """The images at places x, y (N, H, W) in pixels; zeros outside. (N, C, H, W) -> same."""
+    """Interpolate the images at points x, y (N, H, W) in pixels; zeros outside. -> (N, C, H, W)."""
     h, w = images.shape[2:]
-    # a place that a map sends to infinity is outside, like any other far away
+    # A point at infinity is outside, like any other far away.
     x, y = (v.nan_to_num(-2).clamp(-2, side + 2) for v, side in ((x, w), (y, h)))
     if interpolation == "nearest":
         return _pick(images, x.floor().long(), y.floor().long())

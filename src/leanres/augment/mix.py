@@ -1,7 +1,8 @@
-"""Mixtures of images, which mix their targets too: MIXES.
+"""MIXES: augmentations that combine several images, and their targets accordingly.
 
-Each takes images (N, C, H, W), uint8 or float, targets (N, K) of probabilities and a `Draw`, and
-returns new ones; the target of an image is the mean of its sources' by their share in it.
+A mix is a function of images (N, C, H, W), uint8 or float, their targets (N, K), which are
+probabilities, and a `Draw`. It returns new ones. The target of a mixed image is the mean of its
+source images' targets, weighted by their share of its pixels.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from leanres.registry import Range, Table
 def mixup(
     images: Tensor, targets: Tensor, draw: Draw, alpha: Annotated[float, Range(0.01, 100)] = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """Blend each image with another of the batch, by a share of its own from Beta(alpha, alpha).
+    """Blend each image with another of the batch, with a weight from Beta(alpha, alpha) per image.
 
-    Bytes are rounded. (N, C, H, W), (N, K) -> same. arXiv:1710.09412, section 2.
+    uint8 images are rounded. (N, C, H, W), (N, K) -> same. arXiv:1710.09412, section 2.
     """
     share = rand_beta(alpha, (len(images),), draw.rng)
     partner = permutation(len(images), draw.rng)
     weight = share[:, None, None, None]
     mixed = weight * images.float() + (1 - weight) * images[partner].float()
     mixed = mixed if images.is_floating_point() else mixed.round()
-    return mixed.to(images.dtype), _mean(targets, targets[partner], share)
+    return mixed.to(images.dtype), _weighted(targets, targets[partner], share)
 
 
-def _mean(own: Tensor, other: Tensor, share: Tensor) -> Tensor:
+def _weighted(own: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """share * own + (1 - share) * other. (N, K), (N, K), (N,) -> (N, K)."""
     weight = share[:, None].to(own.dtype)
     return weight * own + (1 - weight) * other
 
@@ -39,23 +41,25 @@ def _mean(own: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def cutmix(
     images: Tensor, targets: Tensor, draw: Draw, alpha: Annotated[float, Range(0.01, 100)] = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Replace a rectangle of each image by another image's, from the same place.
+    """Replace a rectangle of each image with the same rectangle of another image.
 
-    Its area is 1 - Beta(alpha, alpha) of the image, its centre uniform, so edges clip it; the
-    share in the target is of the pixels replaced. (N, C, H, W), (N, K) -> same.
-    arXiv:1905.04899, section 3.1; halves of sides in whole pixels, as in torchvision.
+    Its share of the area is 1 - Beta(alpha, alpha). Its centre is uniform, so the borders clip
+    some; targets are weighted by the pixels really replaced. (N, C, H, W), (N, K) -> same.
+    arXiv:1905.04899, section 3.1; half the sides in whole pixels, as in torchvision.
     """
     n, _, h, w = images.shape
     half = (1 - rand_beta(alpha, (n,), draw.rng)).sqrt() / 2
     partner = permutation(n, draw.rng)
-    rows, columns = (_around((half * side).long(), side, draw) for side in (h, w))
+    rows, columns = (_random_span((half * side).long(), side, draw) for side in (h, w))
     replaced = rows[:, None, :, None] & columns[:, None, None, :]
     kept = 1 - rows.float().mean(1) * columns.float().mean(1)
-    return torch.where(replaced, images[partner], images), _mean(targets, targets[partner], kept)
+    return torch.where(replaced, images[partner], images), _weighted(
+        targets, targets[partner], kept
+    )
 
 
-def _around(half: Tensor, side: int, draw: Draw) -> Tensor:
-    """Stretches of 2 * half pixels (N,), each about a random place of a side. (N, side) bool."""
+def _random_span(half: Tensor, side: int, draw: Draw) -> Tensor:
+    """Masks of 2 * half pixels (N,), each around a random centre, clipped. -> (N, side) bool."""
     centre = randint(side, (len(half),), draw.rng)[:, None]
     at = torch.arange(side, device=half.device)
     return (at >= centre - half[:, None]) & (at < centre + half[:, None])
@@ -64,9 +68,9 @@ def _around(half: Tensor, side: int, draw: Draw) -> Tensor:
 def ricap(
     images: Tensor, targets: Tensor, draw: Draw, beta: Annotated[float, Range(0.01, 100)] = 0.3
 ) -> tuple[Tensor, Tensor]:
-    """Patch each image together from random crops of four, one in each corner.
+    """Assemble each image from random crops of four images, one in each corner.
 
-    The boundaries, an image's own, are at a Beta(beta, beta) share of its sides, rounded.
+    The boundaries are at a Beta(beta, beta) share of the sides, rounded, for each image anew.
     (N, C, H, W), (N, K) -> same. arXiv:1811.09030, section 3.
     """
     n, _, h, w = images.shape
@@ -83,20 +87,20 @@ def ricap(
 
 
 def _boundary(side: int, n: int, beta: float, draw: Draw) -> Tensor:
-    """Where the second half begins, in pixels. (N, 1) int64."""
+    """Random pixel at which the second half of a side begins. (N, 1) int64."""
     return (side * rand_beta(beta, (n, 1), draw.rng)).round().long()
 
 
 def _patches(
     boundary: Tensor, side: int, halves: tuple[int, ...], draw: Draw
 ) -> tuple[Tensor, Tensor]:
-    """Lengths of the four patches on an axis, and how far on each one's pixels lie in its source.
+    """Lengths of the four patches along an axis, and the random offsets into their source images.
 
-    -> two (N, 4) int64; `halves` says whether a patch is in the first half or the second.
+    `halves` tells whether a patch is in the first half (0) or the second (1). -> two (N, 4) int64.
     """
     lengths = torch.cat([side - boundary if half else boundary for half in halves], 1)
-    begins = torch.cat([boundary * half for half in halves], 1)
-    return lengths, randint_below(side - lengths + 1, draw.rng) - begins
+    starts = torch.cat([boundary * half for half in halves], 1)
+    return lengths, randint_below(side - lengths + 1, draw.rng) - starts
 
 
 MIXES: Table[Callable[..., tuple[Tensor, Tensor]]] = Table(

@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and TrivialAugment: policies that draw operations of `OPS`."""
+"""AutoAugment, RandAugment, TrivialAugment: policies that choose operations and magnitudes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from leanres.augment.pil_ops import OPS, apply_ops
 from leanres.augment.rng import Draw, constant, rand, randint
 from leanres.registry import Range
 
-BINS = 31  # magnitudes of RandAugment and TrivialAugment, 0 to 30
-AUTO_BINS = 10  # those of AutoAugment
-_SIGNED = OPS[1:10]  # of either sign with equal chance; a factor is 1 + or - its magnitude
+BINS = 31  # levels of magnitude of RandAugment and TrivialAugment, 0 to 30
+AUTO_BINS = 10  # of AutoAugment
+_SIGNED = OPS[1:10]  # applied with either sign, equally likely; a factor is 1 +- its magnitude
 _FACTORS = OPS[6:10]
-SPACE = OPS[:-1]  # what RandAugment and TrivialAugment draw from: all but invert
+SPACE = OPS[:-1]  # the operations of RandAugment and TrivialAugment: all but invert
 
 
 @dataclass(frozen=True)
-class Reach:
-    """The magnitude of the last bin, by kind of operation; bin 0 is no change, or nearly."""
+class MaxMagnitudes:
+    """The magnitude of the last bin, by kind of operation; bin 0 changes nothing, or hardly."""
 
     shear: float
-    translate: float  # share of the side
-    translate_px: float  # more pixels
+    translate: float  # share of the side,
+    translate_px: float  # plus this number of pixels
     rotate: float  # degrees
     factor: float
-    bits: int  # that posterize takes away
+    bits: int  # that posterize removes
 
 
-NARROW = Reach(0.3, 150 / 331, 0, 30, 0.9, 4)  # AutoAugment and RandAugment
-WIDE = Reach(0.99, 0, 32, 135, 0.99, 6)  # TrivialAugment
+NARROW = MaxMagnitudes(0.3, 150 / 331, 0, 30, 0.9, 4)  # AutoAugment and RandAugment
+WIDE = MaxMagnitudes(0.99, 0, 32, 135, 0.99, 6)  # TrivialAugment
 
 SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
-CIFAR10_POLICY: tuple[SubPolicy, ...] = (  # (operation, probability, magnitude's bin), twice
+CIFAR10_POLICY: tuple[SubPolicy, ...] = (  # (operation, probability, bin of the magnitude), twice
     (("invert", 0.1, 0), ("contrast", 0.2, 6)),
     (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
     (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
@@ -65,23 +65,24 @@ CIFAR10_POLICY: tuple[SubPolicy, ...] = (  # (operation, probability, magnitude'
 
 
 def auto_augment(images: Tensor, draw: Draw) -> Tensor:
-    """One of 25 pairs of operations per image, each with its own probability and magnitude.
+    """Apply one of 25 pairs of operations to each image, each with its probability and magnitude.
 
-    (N, 3, H, W) -> same. arXiv:1805.09501, the CIFAR-10 policy of table 7; signs at random and
+    (N, 3, H, W) -> same. arXiv:1805.09501, the CIFAR-10 policy of table 7; random signs and
     magnitudes as in torchvision.
     """
     n, size = len(images), _size(images)
-    pairs = [[_auto_row(step, size) for step in pair] for pair in CIFAR10_POLICY]
+    pairs = [[_policy_row(step, size) for step in pair] for pair in CIFAR10_POLICY]
     table = constant(pairs, images.device, torch.float64)  # (25, 2, 5)
     for rows in table[randint(len(pairs), (n,), draw.rng)].unbind(1):
         chosen = rand((n,), draw.rng) < rows[:, 4]
-        images = _apply(images, rows[:, :4] * chosen[:, None], draw)  # zeros: the identity
+        images = _apply(images, rows[:, :4] * chosen[:, None], draw)  # all zeros: the identity
     return images
 
 
-def _auto_row(step: tuple[str, float, int], size: tuple[int, int]) -> list[float]:
+def _policy_row(step: tuple[str, float, int], size: tuple[int, int]) -> list[float]:
+    """The operation's row, and its probability."""
     name, p, number = step
-    return [*row(name, number, AUTO_BINS, NARROW, size), p]
+    return [*operation_row(name, number, AUTO_BINS, NARROW, size), p]
 
 
 def rand_augment(
@@ -90,11 +91,11 @@ def rand_augment(
     num_ops: Annotated[int, Range(1, 14)] = 2,
     magnitude: Annotated[int, Range(0, 30)] = 9,
 ) -> Tensor:
-    """`num_ops` operations of 14 in a row per image, all at one magnitude of 0 to 30.
+    """Apply `num_ops` random operations of 14 to each image, all at `magnitude`, from 0 to 30.
 
     (N, 3, H, W) -> same. arXiv:1909.13719; operations and magnitudes as in torchvision.
     """
-    rows = [row(name, magnitude, BINS, NARROW, _size(images)) for name in SPACE]
+    rows = [operation_row(name, magnitude, BINS, NARROW, _size(images)) for name in SPACE]
     table = constant(rows, images.device, torch.float64)
     for _ in range(num_ops):
         chosen = randint(len(SPACE), (len(images),), draw.rng)
@@ -103,12 +104,14 @@ def rand_augment(
 
 
 def trivial_augment(images: Tensor, draw: Draw) -> Tensor:
-    """One operation of 14 per image, at one of 31 magnitudes. (N, 3, H, W) -> same.
+    """Apply one random operation of 14 to each image, at one of 31 magnitudes.
 
-    arXiv:2103.10158, the wide space.
+    (N, 3, H, W) -> same. arXiv:2103.10158, the wide space.
     """
     n, size = len(images), _size(images)
-    rows = [[row(name, number, BINS, WIDE, size) for number in range(BINS)] for name in SPACE]
+    rows = [
+        [operation_row(name, number, BINS, WIDE, size) for number in range(BINS)] for name in SPACE
+    ]
     table = constant(rows, images.device, torch.float64)  # (14, 31, 4)
     op, number = randint(len(SPACE), (n,), draw.rng), randint(BINS, (n,), draw.rng)
     return _apply(images, table[op, number], draw)
@@ -118,32 +121,34 @@ def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[2], images.shape[3]
 
 
-def row(name: str, number: int, bins: int, reach: Reach, size: tuple[int, int]) -> list[float]:
-    """An operation at bin `number` of `bins`: its place in OPS, amount, whether signed, base.
+def operation_row(
+    name: str, number: int, bins: int, maxima: MaxMagnitudes, size: tuple[int, int]
+) -> list[float]:
+    """An operation at bin `number` of `bins`: its index in OPS, amount, whether signed, base.
 
-    The magnitude that `apply_ops` takes is base + amount, or base - amount.
+    The magnitude for `apply_ops` is base + amount, or base - amount for the other sign.
     """
     signed, base = name in _SIGNED, 1.0 if name in _FACTORS else 0.0
-    # in this order of terms, or a threshold of 170 could come out a hair above it
-    amount = _reach(name, reach, *size) * number / (bins - 1)
-    falling = {"posterize": 8 - round(amount), "solarize": 255 - amount}
-    return [OPS.index(name), falling.get(name, amount), signed, base]
+    # In this order of terms, or a threshold of 170 could be rounded to slightly above it.
+    amount = _max_magnitude(name, maxima, *size) * number / (bins - 1)
+    decreasing = {"posterize": 8 - round(amount), "solarize": 255 - amount}
+    return [OPS.index(name), decreasing.get(name, amount), signed, base]
 
 
-def _reach(name: str, reach: Reach, height: int, width: int) -> float:
+def _max_magnitude(name: str, maxima: MaxMagnitudes, height: int, width: int) -> float:
     return {
-        **dict.fromkeys(("shear_x", "shear_y"), reach.shear),
-        "translate_x": reach.translate * width + reach.translate_px,
-        "translate_y": reach.translate * height + reach.translate_px,
-        "rotate": reach.rotate,
-        **dict.fromkeys(_FACTORS, reach.factor),
-        "posterize": reach.bits,
+        **dict.fromkeys(("shear_x", "shear_y"), maxima.shear),
+        "translate_x": maxima.translate * width + maxima.translate_px,
+        "translate_y": maxima.translate * height + maxima.translate_px,
+        "rotate": maxima.rotate,
+        **dict.fromkeys(_FACTORS, maxima.factor),
+        "posterize": maxima.bits,
         "solarize": 255,
     }.get(name, 0.0)
 
 
 def _apply(images: Tensor, rows: Tensor, draw: Draw) -> Tensor:
-    """Apply what rows (N, 4), of `row`, say, each at a sign of its own."""
+    """Apply to each image its row of `operation_row`, (N, 4), with a random sign."""
     op, amount, signed, base = rows.unbind(1)
     minus = (rand((len(images),), draw.rng) < 0.5) & (signed > 0)
     return apply_ops(images, op.long(), base + torch.where(minus, -amount, amount))

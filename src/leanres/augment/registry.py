@@ -1,7 +1,9 @@
-"""AUGMENTS: batched functions on (N, C, H, W) tensors, one independent draw per image.
+"""AUGMENTS: every augmentation by name; `augment` applies a recipe's list of them.
 
-Each takes uint8 or float images and a `Draw`, returns new images and leaves its input alone;
-none waits for the device. Floats count as [0, 1] where a colour is computed: normalise after.
+An augmentation is a function of images (N, C, H, W), uint8 or float, and a `Draw`. It returns new
+images, leaves its input unchanged, draws independently for each image, and never waits for the
+device. Float images are in [0, 1], so normalise afterwards. Parameters with a default are settings
+of a recipe; their ranges stand in `Annotated[..., Range(...)]`.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ AUGMENTS: Table[Callable[..., Tensor]] = Table(
 
 
 def augment(images: Tensor, steps: Sequence[Spec], draw: Draw) -> Tensor:
-    """Apply the named steps in order, all from one generator. (N, C, H, W) -> same."""
+    """Apply the named augmentations in order, with one generator. (N, C, H, W) -> same."""
     for name, settings in steps:
         images = AUGMENTS[name](images, draw, **settings)
     return images

@@ -1,6 +1,6 @@
-"""Where randomness comes from: Draw, seeded generators, and draws on their device.
+"""Random numbers: Draw, seeded generators, and samples on the generator's device.
 
-Nothing here waits for the device: no value is read back, so an epoch of draws is queued at once.
+Nothing here waits for the device: no value is copied back to the host.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """Where randomness comes from: a generator, and which images these are in which epoch."""
+    """The source of an augmentation's random numbers, and which images it is applied to."""
 
     rng: Generator
-    indices: Tensor | None = None  # (N,) positions in the training split; alternating_flip asks
+    indices: Tensor | None = None  # (N,) positions in the training split, for alternating_flip
     epoch: int = 0
     seed: int = 0
 
 
 def generator(*counters: int, device: torch.device | str = "cpu") -> Generator:
-    """A generator seeded by counters (seed, epoch, step, ...); the same counters, the same draws.
+    """A generator seeded by counters (seed, epoch, step, ...).
 
-    Counters are mixed by numpy's SeedSequence, so neighbours are unrelated.
+    numpy's SeedSequence mixes the counters, so that neighbouring ones give unrelated numbers.
     """
     (state,) = np.random.SeedSequence(counters).generate_state(1, np.uint64)
     return Generator(device=device).manual_seed(int(state >> np.uint64(1)))
@@ -44,26 +44,26 @@ def uniform(low: float, high: float, shape: tuple[int, ...], rng: Generator) -> 
 
 
 def randint(high: int, shape: tuple[int, ...], rng: Generator) -> Tensor:
-    """Uniform whole numbers from 0 to below `high`, int64."""
+    """Uniform integers from 0 to `high` - 1, int64."""
     return torch.randint(high, shape, generator=rng, device=rng.device)
 
 
 def randint_below(high: Tensor, rng: Generator) -> Tensor:
-    """Uniform whole numbers, each from 0 to below its own `high` >= 1. int64 -> same shape."""
+    """Uniform integers, each from 0 to its own `high` - 1. int64 >= 1 -> same shape."""
     share = torch.rand(high.shape, generator=rng, device=rng.device, dtype=torch.float64)
-    return (share * high).long().minimum(high - 1)  # 64-bit: a product may round up to `high`
+    return (share * high).long().minimum(high - 1)  # a product may round up to `high`
 
 
 def permutation(n: int, rng: Generator) -> Tensor:
-    """The numbers below n in random order. (n,) int64."""
+    """The integers from 0 to n - 1 in random order. (n,) int64."""
     return torch.randperm(n, generator=rng, device=rng.device)
 
 
 def rand_beta(alpha: float, shape: tuple[int, ...], rng: Generator) -> Tensor:
     """Beta(alpha, alpha) in [0, 1], float32.
 
-    X / (X + Y) of two Gamma(alpha), each Gamma(alpha + 1) * U**(1 / alpha), in logarithms: a
-    small alpha would round X and Y to 0. Marsaglia & Tsang 2000, section 6.
+    X / (X + Y) of two Gamma(alpha) samples, each Gamma(alpha + 1) * U**(1 / alpha). Computed in
+    logarithms, because a small alpha would round X and Y to 0. Marsaglia & Tsang 2000, section 6.
     """
     alphas = torch.full((2, *shape), alpha + 1, dtype=torch.float64, device=rng.device)
     gammas = torch._standard_gamma(alphas, generator=rng)  # torch.distributions takes no generator
@@ -73,5 +73,5 @@ def rand_beta(alpha: float, shape: tuple[int, ...], rng: Generator) -> Tensor:
 
 
 def constant(values: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A small table on `device`, copied there without waiting."""
+    """A small tensor on `device`, copied there asynchronously."""
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
