@@ -1,7 +1,7 @@
 #!/bin/sh
-# A campaign whose trainings share one NVIDIA GPU by its multi-process service, where that is there:
+# A campaign whose trainings share one NVIDIA GPU through its multi-process service, if installed:
 #   sh benchmarks/beside.sh PLAN --at-once 5 --minutes 27
-# Without the service the trainings take turns, which for small networks takes twice as long.
+# Without the service the trainings take turns on the GPU: twice as long for small networks.
 set -eu
 if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
     CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)

@@ -1,11 +1,11 @@
-"""Every race on one GPU, one after the other, then the table; what is measured is kept.
+"""Speed on one GPU against the published records: run each benchmark in turn, print a table.
 
     python benchmarks/records.py --script airbench94_muon.py --script cifar10_speedrun.py
-    python benchmarks/records.py --rehearse     # every row on the CPU, next to no work each
+    python benchmarks/records.py --rehearse     # each benchmark on the CPU, with little work
 
-Each row is one command of leanres. Its JSON lies in --out, so that the same call goes on after a
-stop. A record's script finds CIFAR-10 where it looks for it: cifar10/train.pt and test.pt beside
-its working folder.
+Each row of the table is one command of leanres. Its JSON is kept in --out, so the same call
+continues after a stop. A record's script finds CIFAR-10 as cifar10/train.pt and test.pt in its
+working folder.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ TINY = ["--set", 'model={family="speednet", widths=[8]}', "--set", "epochs=1"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A race: its command, what to read from its JSON, and the bar and aim in the same unit."""
+class Benchmark:
+    """A row of the table: a command, how to show its JSON, and the goal in the same unit."""
 
     title: str
-    words: list[str]
-    read: Callable[[dict[str, Any]], str]
+    arguments: list[str]
+    show: Callable[[dict[str, Any]], str]
     goal: str
-    rehearsal: list[str]  # instead of the words' own data, device and size
+    rehearsal: list[str]  # options that replace data, device and size
 
 
 def _warm(found: dict[str, Any]) -> str:
@@ -56,7 +56,7 @@ def _warm(found: dict[str, Any]) -> str:
 
 
 def _cold(found: dict[str, Any]) -> str:
-    first, *rest = (lap["wall_seconds"] for lap in found["runs"])
+    first, *rest = (run["wall_seconds"] for run in found["runs"])
     return f"{first:.1f} s, then {statistics.mean(rest):.1f} s (n = {len(rest)})"
 
 
@@ -74,36 +74,36 @@ def _ratio(found: dict[str, Any]) -> str:
 
 DIGITS = ["--data", "digits", "--device", "cpu"]
 RACE = [*DIGITS, *TINY, "--n", "2"]
-ROWS = {
-    "warm-94": Row(
-        "94 %, as the records count: warm",
+BENCHMARKS = {
+    "warm-94": Benchmark(
+        "94 %, timed as the records are: warm",
         ["race", "speed", "--warm", "--n", "50"],
         _warm,
         "faster than the scripts below",
         RACE,
     ),
-    "cold-94": Row(
-        "94 %, cold process: nothing compiled before, then compiled before",
+    "cold-94": Benchmark(
+        "94 %, cold process: with an empty compile cache, then with a full one",
         ["race", "speed", "--seed", "100", "--n", "4"],
         _cold,
         "60 s (aim 30), then 15 s (aim 8)",
         RACE,
     ),
-    "warm-96": Row(
-        "96 % under 5 million parameters, as the records count: warm",
+    "warm-96": Benchmark(
+        "96 % under 5 million parameters, timed as the records are: warm",
         ["race", "speed-96", "--warm", "--n", "10", "--target", "96"],
         _warm,
         "12 s (aim 8)",
         RACE,
     ),
-    "epoch-resnet26-97": Row(
+    "epoch-resnet26-97": Benchmark(
         "resnet26-97 with its whole augmentation",
         ["step", "--recipe", "resnet26-97", "--steps", "60"],
         _epoch,
         "1.3 s an epoch (aim 0.9)",
         [*DIGITS, *TINY, "--steps", "1"],
     ),
-    "peers-resnet26-97": Row(
+    "peers-resnet26-97": Benchmark(
         "the same beside plain PyTorch with Pillow workers",
         ["peers", "leanres,pytorch", "--model", "resnet26-97", *CHAIN, "--images", "12800"],
         _ratio,
@@ -113,22 +113,23 @@ ROWS = {
 }
 
 
-def measure(key: str, row: Row, out: Path, rehearse: bool) -> dict[str, Any]:
-    """Run the row's command, or read what an earlier call of it left."""
+def measure(key: str, benchmark: Benchmark, out: Path, rehearse: bool) -> dict[str, Any]:
+    """Run the benchmark's command, or read the result of an earlier call."""
     file = out / f"{key}.json"
     if not file.exists():
-        words = [*row.words, *(row.rehearsal if rehearse else []), "--out", str(file)]
-        if row.words[0] == "race":
-            words += ["--runs", str(out / "runs")]
-        command = [sys.executable, "-m", "leanres", "bench", *words]
-        with tempfile.TemporaryDirectory() as kernels:  # compiled ones, for this row alone
+        rehearsal = benchmark.rehearsal if rehearse else []
+        arguments = [*benchmark.arguments, *rehearsal, "--out", str(file)]
+        if benchmark.arguments[0] == "race":
+            arguments += ["--runs", str(out / "runs")]
+        command = [sys.executable, "-m", "leanres", "bench", *arguments]
+        with tempfile.TemporaryDirectory() as kernels:  # compiled for this benchmark alone
             own = os.environ | {"TORCHINDUCTOR_CACHE_DIR": kernels}
             subprocess.run(command, check=True, env=own, stdout=sys.stderr)
     return read(file)
 
 
 def race_script(script: Path, out: Path) -> dict[str, Any]:
-    """Accuracy and seconds that a record's script prints, or what an earlier call of it left."""
+    """The accuracy and seconds that a record's script prints, or the result of an earlier call."""
     file = out / f"script-{script.stem}.json"
     if not file.exists():
         with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +144,7 @@ def race_script(script: Path, out: Path) -> dict[str, Any]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A file of ours."""
+    """A result that was kept."""
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -155,7 +156,7 @@ def _lay_out(split: Split, file: Path) -> None:
 
 
 def main() -> None:
-    """Measure what is missing, print the table."""
+    """Run the benchmarks that have no result yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/records"))
     parser.add_argument("--script", type=Path, action="append", default=[])
@@ -166,17 +167,18 @@ def main() -> None:
             parser.error(f"no script {script}")
     args.out.mkdir(parents=True, exist_ok=True)
     begun, lines = time.perf_counter(), []
-    for key, row in ROWS.items():
-        lines.append((row.title, row.read(measure(key, row, args.out, args.rehearse)), row.goal))
+    for key, benchmark in BENCHMARKS.items():
+        found = measure(key, benchmark, args.out, args.rehearse)
+        lines.append((benchmark.title, benchmark.show(found), benchmark.goal))
     for script in args.script:
         found = race_script(script.resolve(), args.out)
         seconds, accuracy = found["seconds"], found["accuracy"]
         text = f"{seconds['mean']:.2f} s to {100 * accuracy['mean']:.2f} % (n = {found['n']})"
         lines.append((script.name, text, "the record to beat"))
-    print("| race | measured | goal |\n|---|---|---|")
+    print("| benchmark | measured | goal |\n|---|---|---|")
     for line in lines:
         print(f"| {' | '.join(line)} |")
-    print(f"\n{time.perf_counter() - begun:.0f} s; {args.out} holds every figure")
+    print(f"\n{time.perf_counter() - begun:.0f} s; {args.out} holds every result")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,17 @@ from leanres.training.device import CPU
 from leanres.training.loop import network_config
 from leanres.training.recipe import StepCounts
 from leanres.training.recipes import RECIPES
-from leanres.trials.campaign import COUNTED, campaign, summary_rows
+from leanres.trials.campaign import (
+    COUNTED,
+    PlanRow,
+    campaign,
+    plan_jobs,
+    read_plan,
+    summary_rows,
+)
 from leanres.trials.entry import add_run
 from leanres.trials.executors import InProcess, LocalProcesses
 from leanres.trials.jobs import Job
-from leanres.trials.plan import PlanRow, plan_jobs, read_plan
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LEAN = ("choose-", "best-5m", "resnet24", "resnet26")

@@ -9,53 +9,32 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.compare import print_rows
-from leanres.cli.options import (
-    AT_ONCE,
-    DATA,
-    DEVICES,
-    OUTPUT,
-    PATH,
-    SETTINGS,
-    SIZE,
-    STRICT,
-    THREADS_EACH,
-    current_command,
-    load_dataset,
-    with_tta,
-)
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
+    from leanres.trials.campaign import PlanRow
     from leanres.trials.jobs import Event, Job
-    from leanres.trials.plan import PlanRow
 
 
 def campaign(
     plan: Path = typer.Argument(metavar="PLAN", help="A TOML file: a table per recipe."),
-    settings: list[str] = SETTINGS,
-    data: str = DATA,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
-    at_once: int = AT_ONCE,
-    devices: str = DEVICES,
-    threads: int = THREADS_EACH,
+    settings: list[str] = options.SETTINGS,
     minutes: float = typer.Option(0, min=0, help="Then save and stop; 0: run to the end."),
-    runs: Path = typer.Option(
-        Path("runs"), help="Folder of the run folders and their logs.", rich_help_panel=OUTPUT
-    ),
-    results: Path = typer.Option(
-        Path("results"), help="Folder of the ledger entries.", rich_help_panel=OUTPUT
-    ),
+    data: str = options.DATA,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
+    at_once: int = options.AT_ONCE,
+    devices: str = options.DEVICES,
+    threads: int = options.THREADS_EACH,
+    as_json: bool = options.JSON,
+    runs: Path = typer.Option(Path("runs"), help="Folder of the run folders and their logs."),
+    results: Path = typer.Option(Path("results"), help="Folder of the ledger entries."),
     weights: Path = typer.Option(
-        Path("weights"),
-        help="Folder of the first seeds' weights and model cards.",
-        rich_help_panel=OUTPUT,
-    ),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print one JSON object per event.", rich_help_panel=OUTPUT
+        Path("weights"), help="Folder of the first seeds' weights and model cards."
     ),
 ) -> None:
     """Train a plan's recipes, the first seeds first; the same command continues.
@@ -70,11 +49,14 @@ def campaign(
     from leanres.trials import campaign as library
     from leanres.trials.executors import LocalProcesses
     from leanres.trials.jobs import is_finished
-    from leanres.trials.plan import plan_jobs, read_plan
 
-    rows, command, names = read_plan(plan, settings), current_command(), devices.split(",")
-    dataset = load_dataset(data, path, size, strict)
-    planned = plan_jobs(rows, runs, {"command": command} | locate(data, path, size))
+    rows, command, names = (
+        library.read_plan(plan, settings),
+        options.current_command(),
+        devices.split(","),
+    )
+    dataset = options.load_dataset(data, path, size, strict)
+    planned = library.plan_jobs(rows, runs, {"command": command} | locate(data, path, size))
     found = [detect(name).name for name in names]
     finished = [pair for pair in planned if is_finished(pair[1], dataset)]
     executor = LocalProcesses(at_once or len(names), names, threads)
@@ -135,4 +117,4 @@ def _told(event: Event) -> str:
     if not event.result:
         return f": {event.detail}" if event.detail else ""
     accuracy, seconds = event.result["accuracy"], event.result["train_seconds"]
-    return f": {100 * accuracy:.2f} %{with_tta(event.result)}, {seconds:,.0f} s"
+    return f": {100 * accuracy:.2f} %{options.with_tta(event.result)}, {seconds:,.0f} s"

@@ -8,52 +8,29 @@ from typing import Any
 
 import typer
 
-from leanres.cli.options import (
-    AT_ONCE,
-    DATA,
-    DEVICES,
-    EPOCHS,
-    JSON,
-    MEASUREMENT,
-    OUTPUT,
-    PATH,
-    SETTINGS,
-    SIZE,
-    STRICT,
-    THREADS_EACH,
-    TRAINING,
-    changes,
-    check_measure,
-    current_command,
-    load_dataset,
-    numbers,
-)
+from leanres.cli import options
+from leanres.cli.console import print_table
 
 
 def compare(
     name: str = typer.Argument(help="optimizers, schedules, augmentations, depths or elements."),
-    settings: list[str] = SETTINGS,
-    epochs: int | None = EPOCHS,
-    seeds: str = typer.Option(
-        "0,1,2", help="Seeds to train each variant with.", rich_help_panel=TRAINING
-    ),
-    data: str = DATA,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
+    settings: list[str] = options.SETTINGS,
+    epochs: int | None = options.EPOCHS,
+    seeds: str = typer.Option("0,1,2", help="Seeds to train each variant with."),
+    data: str = options.DATA,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
     measure: str = typer.Option(
         "val",
-        metavar="SPLIT",
         help="The split to measure at the end: val, or test for a report.",
-        rich_help_panel=MEASUREMENT,
+        rich_help_panel=options.MEASUREMENT,
     ),
-    at_once: int = AT_ONCE,
-    devices: str = DEVICES,
-    threads: int = THREADS_EACH,
-    out: Path | None = typer.Option(
-        None, help="Folder of the runs. Default: runs/compare-NAME.", rich_help_panel=OUTPUT
-    ),
-    as_json: bool = JSON,
+    at_once: int = options.AT_ONCE,
+    devices: str = options.DEVICES,
+    threads: int = options.THREADS_EACH,
+    as_json: bool = options.JSON,
+    out: Path | None = typer.Option(None, help="Folder of the runs. Default: runs/compare-NAME."),
 ) -> None:
     """Train variants of one recipe with the same seeds and print their paired differences.
 
@@ -65,12 +42,11 @@ def compare(
     from leanres.trials import compare as library
     from leanres.trials.executors import local_executor
 
-    check_measure(measure)
-    comparison = library.COMPARISONS[name]
-    changed, seed_list = changes(settings, epochs=epochs), numbers("--seeds", seeds)
+    options.check_measure(measure)
+    comparison, command = library.COMPARISONS[name], options.current_command()
+    changed, seed_list = options.changes(settings, epochs=epochs), options.numbers("--seeds", seeds)
     first = next(iter(library.recipes(comparison, changed).values()))
-    dataset = load_dataset(data, path, size, strict)
-    command = current_command()
+    dataset = options.load_dataset(data, path, size, strict)
 
     def watch(place: Path, variant: str, seed: int, done: bool) -> None:
         typer.echo(f"{variant}, seed {seed} {'is in' if done else '->'} {place}", err=True)
@@ -96,27 +72,21 @@ def compare(
 
 def print_rows(rows: list[dict[str, Any]], kind: str, measure: str) -> None:
     """A table of `trials.compare.to_rows`: means, and differences from the first row."""
-    from leanres.cli.console import print_table
 
-    heads = [kind, "n", f"{measure} %", "sd", "difference, 95 %", "verdict"]
-    reported = [f"{row['reported']:.2f}" if row["reported"] else "" for row in rows]
-    cells = [
-        [
+    def cells(row: dict[str, Any]) -> list[str]:
+        d, sd = row.get("difference"), row["sd"]
+        spread = f" ± {100 * d['half_width']:.2f}" if d and d["half_width"] is not None else ""
+        return [
             row["variant"],
             str(len(row["accuracies"])),
             f"{100 * row['mean']:.2f}",
-            "" if row["sd"] is None else f"{100 * row['sd']:.2f}",
-            *(_difference(row["difference"]) if "difference" in row else ("", "")),
+            "" if sd is None else f"{100 * sd:.2f}",
+            f"{100 * d['mean']:+.2f}{spread}" if d else "",
+            d["verdict"] if d else "the baseline" if row is rows[0] else "",
+            f"{row['reported']:.2f}" if row["reported"] else "",
         ]
-        for row in rows
-    ]
-    cells[0][-1] = "the baseline"
-    if any(reported):
-        heads.append("reported %")
-        cells = [[*line, cell] for line, cell in zip(cells, reported, strict=True)]
-    print_table(heads, cells, left=("verdict",), drop=("reported %", "sd"))
 
-
-def _difference(d: dict[str, Any]) -> tuple[str, str]:
-    spread = "" if d["half_width"] is None else f" ± {100 * d['half_width']:.2f}"
-    return f"{100 * d['mean']:+.2f}{spread}", d["verdict"]
+    heads = [kind, "n", f"{measure} %", "sd", "difference, 95 %", "verdict", "reported %"]
+    width = len(heads) - (not any(row["reported"] for row in rows))
+    table = [cells(row)[:width] for row in rows]
+    print_table(heads[:width], table, left=("verdict",), drop=("reported %", "sd"))

@@ -11,27 +11,12 @@ from typing import Any
 
 import typer
 
-from leanres.cli.options import (
-    DATA,
-    DEVICE,
-    JSON,
-    OUTPUT,
-    PATH,
-    RECIPE,
-    SETTINGS,
-    SIZE,
-    STRICT,
-    THREADS,
-    changes,
-    current_command,
-    load_dataset,
-    make_device,
-)
+from leanres.cli import options
 
 
 def race(
-    recipe: str = RECIPE,
-    settings: list[str] = SETTINGS,
+    recipe: str = options.RECIPE,
+    settings: list[str] = options.SETTINGS,
     target: float = typer.Option(94.0, min=0, max=100, help="Accuracy in percent, with TTA."),
     n: int = typer.Option(5, min=1, help="Number of seeds, from --seed on."),
     seed: int = typer.Option(0, min=0, help="The first seed."),
@@ -40,21 +25,17 @@ def race(
         "--warm",
         help="Time the training alone, in one warmed-up process, as published records do.",
     ),
-    data: str = DATA,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
-    device_name: str = DEVICE,
-    threads: int = THREADS,
-    runs: Path = typer.Option(
-        Path("runs"), help="Folder of the run folders.", rich_help_panel=OUTPUT
-    ),
+    data: str = options.DATA,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
+    as_json: bool = options.JSON,
+    runs: Path = typer.Option(Path("runs"), help="Folder of the run folders."),
     out: Path | None = typer.Option(
-        None,
-        help="The ledger entry; its seeds are kept. Default: results/race-RECIPE.json.",
-        rich_help_panel=OUTPUT,
+        None, help="The ledger entry; its seeds are kept. Default: results/race-RECIPE.json."
     ),
-    as_json: bool = JSON,
 ) -> None:
     """Seconds to a target accuracy, over n seeds, each timed from process start to accuracy.
 
@@ -67,10 +48,10 @@ def race(
     from leanres.trials.executors import LocalProcesses
     from leanres.trials.jobs import Job
 
-    chosen = from_dict(changes(settings), load_recipe(recipe))
-    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    chosen = from_dict(options.changes(settings), load_recipe(recipe))
+    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
     entry = out or Path("results", f"race-{Path(recipe).stem}{'-warm' * warm}.json")
-    command = {"command": current_command()}
+    command = {"command": options.current_command()}
 
     def cold_runs(seeds: list[int]) -> Iterator[dict[str, Any]]:
         executor = LocalProcesses(1, [device_name], threads)
@@ -81,7 +62,7 @@ def race(
 
     train = cold_runs
     if warm:
-        dataset = load_dataset(data, path, size, strict)
+        dataset = options.load_dataset(data, path, size, strict)
         train = partial(library.warm_runs, chosen, dataset=dataset, device=device)
     counted = "warm: training alone" if warm else "cold: the whole process"
     header = command | {"counted": counted, "recipe": chosen.to_dict()}

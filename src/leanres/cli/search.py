@@ -10,64 +10,36 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from leanres.cli.options import (
-    AT_ONCE,
-    DATA,
-    DEVICES,
-    JSON,
-    OUTPUT,
-    PATH,
-    SETTINGS,
-    SIZE,
-    STRICT,
-    THREADS_EACH,
-    TRAINING,
-    changes,
-    current_command,
-    load_dataset,
-)
+from leanres.cli import options
+from leanres.cli.console import print_table
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
     from leanres.trials.proposals import Bounds
     from leanres.trials.search import Candidate
 
-SEARCH = "Search"
-
 
 def search(
     budget: str = typer.Option(
-        "5M", help="Parameters: each network uses 99 to 100 % of it.", rich_help_panel=SEARCH
+        "5M", help="Parameters: each network uses 99 to 100 % of it.", rich_help_panel="Search"
     ),
-    max_macs: str = typer.Option(
-        "", help="Most MACs for one image, such as 1.2G.", rich_help_panel=SEARCH
-    ),
-    field: str = typer.Option(
-        "", help="Receptive field in pixels, least and most: 16,64.", rich_help_panel=SEARCH
-    ),
-    multiple: int = typer.Option(
-        8, min=1, help="Channels are multiples of this.", rich_help_panel=SEARCH
-    ),
-    trials: int = typer.Option(
-        20, min=1, help="Networks to try, those stopped early included.", rich_help_panel=SEARCH
-    ),
-    seed: int = typer.Option(0, min=0, help="Seed of the proposals.", rich_help_panel=SEARCH),
-    recipe: str = typer.Option("plain-sgd", help="The recipe of each.", rich_help_panel=TRAINING),
-    settings: list[str] = SETTINGS,
-    epochs: int = typer.Option(
-        9, min=1, help="Epochs of a network that is not stopped early.", rich_help_panel=TRAINING
-    ),
-    data: str = DATA,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
-    at_once: int = AT_ONCE,
-    devices: str = DEVICES,
-    threads: int = THREADS_EACH,
-    out: Path = typer.Option(
-        Path("runs/search"), help="Folder of the search.", rich_help_panel=OUTPUT
-    ),
-    as_json: bool = JSON,
+    max_macs: str = typer.Option("", help="Most MACs for one image, such as 1.2G."),
+    field: str = typer.Option("", help="Receptive field in pixels, least and most: 16,64."),
+    multiple: int = typer.Option(8, min=1, help="Channels are multiples of this."),
+    trials: int = typer.Option(20, min=1, help="Networks to try, those stopped early included."),
+    seed: int = typer.Option(0, min=0, help="Seed of the proposals."),
+    settings: list[str] = options.SETTINGS,
+    recipe: str = typer.Option("plain-sgd", help="The recipe that trains each network."),
+    epochs: int = typer.Option(9, min=1, help="Epochs of a network that is not stopped early."),
+    data: str = options.DATA,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
+    at_once: int = options.AT_ONCE,
+    devices: str = options.DEVICES,
+    threads: int = options.THREADS_EACH,
+    as_json: bool = options.JSON,
+    out: Path = typer.Option(Path("runs/search"), help="Folder of the search."),
 ) -> None:
     """Find a residual network under a budget: exact counts, successive halving on val.
 
@@ -90,16 +62,16 @@ def search(
         _field(field) if field else Bounds.receptive_field,
         multiple,
     )
-    whole = from_dict(changes(settings), load_recipe(recipe))
+    whole = from_dict(options.changes(settings), load_recipe(recipe))
     short = replace(whole, epochs=epochs)
-    dataset = load_dataset(data, path, size, strict)
+    dataset = options.load_dataset(data, path, size, strict)
 
     def watch(c: Candidate) -> None:
         ended = "" if c.finished else f", stopped after epoch {c.epochs}"
         typer.echo(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
 
     executor = local_executor(dataset, short, devices.split(","), at_once, threads)
-    origin = {"command": current_command()} | locate(data, path, size)
+    origin = {"command": options.current_command()} | locate(data, path, size)
     found = library.search(bounds, short, dataset, executor, out, trials, seed, origin, watch)
     base = recipe if recipe in RECIPES else "speed"
     best = library.write_best(out, found[0], whole, base)
@@ -125,7 +97,6 @@ def _field(text: str) -> tuple[int, int]:
 
 
 def _print(found: list[Candidate], bounds: Bounds) -> None:
-    from leanres.cli.console import print_table
     from leanres.trials.search import pareto_front
 
     front = pareto_front(found)

@@ -62,11 +62,9 @@ class InProcess:
         self._told = False
 
     def submit(self, job: Job) -> None:
-        """Keep the job; `events` trains it."""
         self.running.append(job)
 
     def events(self, deadline: float) -> Iterator[Event]:
-        """Train the job to its end."""
         event = self._train(self.running[0], deadline)
         self.running.clear()
         yield event
@@ -87,8 +85,7 @@ class InProcess:
             return Event("diverged" if diverged else "failed", job, str(error))
 
     def stop(self) -> None:
-        """Stop the submitted job before it starts."""
-        self._told = bool(self.running)
+        self._told = bool(self.running)  # a signal that comes later reaches the training itself
 
 
 @dataclass
@@ -120,14 +117,9 @@ class LocalProcesses:
 
     @property
     def running(self) -> Sequence[Job]:
-        """The jobs whose processes have not been seen to end."""
         return [child.job for child in self._children]
 
-    def submit(self, job: Job) -> None:
-        """Start the job's process."""
-        self._start(job)
-
-    def _start(self, job: Job, retried: bool = False) -> None:
+    def submit(self, job: Job, retried: bool = False) -> None:
         busy = [child.device for child in self._children]
         device = min(self.devices, key=busy.count)
         origin = job.origin | {"device": device, "threads": self.threads}
@@ -144,18 +136,16 @@ class LocalProcesses:
         self._children.append(_Child(job, device, process, retried))
 
     def events(self, deadline: float) -> Iterator[Event]:
-        """Wait for the oldest process, at most `POLL_S`, then see which have ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._children[0].process.wait(POLL_S)
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
             event = _ended(child)
             if event.kind == "retried":
-                self._start(child.job, retried=True)
+                self.submit(child.job, retried=True)
             yield event
 
     def stop(self) -> None:
-        """Send each process one SIGTERM."""
         for child in self._children:
             if not child.told:
                 child.told = True

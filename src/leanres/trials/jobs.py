@@ -104,7 +104,8 @@ def train(
     SIGTERM. `load` and `device` are `reopen`'s; `log` receives notes and a line per epoch.
     """
     # A process whose parent was killed holds the folder until its next step.
-    with contextlib.suppress(Timeout), FileLock(job.folder / LOCK, timeout=LOCK_WAIT_S):
+    lock = FileLock(job.folder / LOCK, timeout=LOCK_WAIT_S)
+    with contextlib.suppress(Timeout, OSError, NotImplementedError), lock:
         pass
     if halted():
         raise Stopped(signal.SIGTERM)
@@ -167,13 +168,13 @@ def _has_slot(executor: Executor) -> bool:
 def _begin(job: Job, executor: Executor) -> Event:
     if ensure(job):
         return Event("finished", job, result=read_info(job.folder)["result"])
-    kind: Kind = "started" if _is_queued(job) else "resumed"
+    event = Event("started" if _is_queued(job) else "resumed", job)
     executor.submit(job)
-    return Event(kind, job)
+    return event
 
 
 def _clean(event: Event) -> None:
-    """Remove the folder of a job that was lost before its first step: it holds no more than one."""
+    """Remove the folder of a job that was lost before it began: it holds nothing but the recipe."""
     if event.is_loss and _is_queued(event.job):
         shutil.rmtree(event.job.folder, ignore_errors=True)
 

@@ -31,7 +31,7 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import locked, toml_value, write_bytes
 from leanres.models.resnet import ResNetConfig
-from leanres.models.zoo import config_from_dict, config_to_dict
+from leanres.models.zoo import config_to_dict
 from leanres.runs.layout import CHECKPOINTS, METRICS
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
@@ -86,22 +86,20 @@ def search(
     if not recipe.val and dataset.val is None:
         raise UserError("a search chooses on val images, and there are none: --set val=5000")
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"bounds": asdict(bounds), "recipe": recipe.to_dict()}
-    _check_same(folder / "search.json", asked | {"data": dataset.train.fingerprint})
     own = (origin or {}) | {"measure": "val", "tta": "none"}
     owner = folder / f".{uuid.uuid4().hex}.lock"
-    share = _Share(folder, bounds, recipe, dataset, own, trials, seed, owner.name)
+    searcher = _Searcher(folder, bounds, recipe, dataset, own, trials, seed, owner.name)
     try:
         with FileLock(owner):
-            while len(share.candidates()) < trials:
-                with contextlib.closing(run_jobs(share.next_job, executor)) as events:
-                    for candidate in filter(None, map(share.end, events)):
+            while len(searcher.candidates()) < trials:
+                with contextlib.closing(run_jobs(searcher.next_job, executor)) as events:
+                    for candidate in filter(None, map(searcher.end, events)):
                         watch(candidate)
-                if len(share.candidates()) < trials:
+                if len(searcher.candidates()) < trials:
                     time.sleep(POLL_S)  # other processes train the rest
     finally:
         owner.unlink(missing_ok=True)
-    return share.candidates()
+    return searcher.candidates()
 
 
 def pareto_front(tried: list[Candidate]) -> list[Candidate]:
@@ -123,22 +121,19 @@ def write_best(folder: Path, best: Candidate, recipe: Recipe, base: str) -> Path
     return folder / BEST
 
 
-def _check_same(path: Path, asked: dict[str, Any]) -> None:
+def _check_same(path: Path, asked: str) -> None:
     """Record what a folder searches for; UserError where it searches for something else."""
-    text = json.dumps(asked, indent=1) + "\n"
-    with locked(path):
-        if not path.exists():
-            write_bytes(path, text.encode())
-        elif path.read_text(encoding="utf-8") != text:
-            raise UserError(
-                f"{path.parent} holds a search with other bounds, recipe or data: give another"
-                " --out"
-            )
+    if not path.exists():
+        write_bytes(path, asked.encode())
+    elif path.read_text(encoding="utf-8") != asked:
+        raise UserError(
+            f"{path.parent} holds a search with other bounds, recipe or data: give another --out"
+        )
 
 
 @dataclass
-class _Share:
-    """What this process does of a search: the trials that it trains, in the study of all."""
+class _Searcher:
+    """What this process does of a search: some trials of a study that all processes share."""
 
     folder: Path
     bounds: Bounds
@@ -149,10 +144,14 @@ class _Share:
     seed: int
     owner: str  # name of this process's lock
     study: optuna.Study = field(init=False)
+    live: dict[Path, optuna.Trial] = field(default_factory=dict)  # by run folder
     waiting: deque[Job] = field(default_factory=deque)  # to be continued here
 
     def __post_init__(self) -> None:
+        asked: dict[str, Any] = {"bounds": asdict(self.bounds), "recipe": self.recipe.to_dict()}
+        asked["data"] = self.dataset.train.fingerprint
         with locked(self.folder / STUDY):
+            _check_same(self.folder / "search.json", json.dumps(asked, indent=1) + "\n")
             self.study = _open_study(self.folder / STUDY, first_rung(self.recipe.epochs))
 
     def candidates(self) -> list[Candidate]:
@@ -184,6 +183,8 @@ class _Share:
 
     def end(self, event: Event) -> Candidate | None:
         """Tell the study what became of a network; the candidate where it has ended."""
+        import optuna
+
         job = event.job
         if event.kind == "failed":
             raise UserError(f"{job.folder}: {event.detail}")
@@ -192,38 +193,26 @@ class _Share:
         if event.kind not in ("finished", "diverged"):
             return None
         lines = (job.folder / METRICS).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows, trial = [json.loads(line) for line in lines], self.live[job.folder]
+        accuracy = rows[-1]["val_accuracy"] if rows else 0.0  # it diverged in its first epoch
+        finished = len(rows) == self.recipe.epochs
+        network = trial.user_attrs["network"]
+        candidate = Candidate(**network, epochs=len(rows), accuracy=accuracy, finished=finished)
         with locked(self.folder / STUDY):
-            trial = self._trial(job.folder.name)
-            if event.kind == "finished" and len(rows) < self.recipe.epochs:
-                trial.report(rows[-1]["val_accuracy"], len(rows))
+            if event.kind == "finished" and not finished:
+                trial.report(accuracy, len(rows))
                 if not trial.should_prune():
                     self.waiting.append(self._job(trial))
                     return None
-            candidate = self._candidate(trial, rows)
-            self._tell(trial, candidate)
-        if not candidate.finished:  # after the study knows: a killed search may need them
+            trial.set_user_attr("candidate", asdict(candidate))
+            state = optuna.trial.TrialState.COMPLETE if finished else optuna.trial.TrialState.PRUNED
+            self.study.tell(trial, accuracy if finished else None, state)
+        if not finished:  # after the study knows: a killed search may need them
             shutil.rmtree(job.folder / CHECKPOINTS)
         return candidate
 
-    def _tell(self, trial: optuna.Trial, candidate: Candidate) -> None:
-        from optuna.trial import TrialState
-
-        trial.set_user_attr("candidate", asdict(candidate))
-        if candidate.finished:
-            self.study.tell(trial, candidate.accuracy)
-        else:
-            self.study.tell(trial, state=TrialState.PRUNED)
-
     def _trials(self, attribute: str) -> list[optuna.trial.FrozenTrial]:
         return [t for t in self.study.get_trials(deepcopy=False) if attribute in t.user_attrs]
-
-    def _trial(self, name: str) -> optuna.Trial:
-        """The live trial of the network with this name."""
-        import optuna
-
-        (known,) = (t for t in self._trials("network") if t.user_attrs["network"]["name"] == name)
-        return optuna.Trial(self.study, known._trial_id)
 
     def _abandoned(self) -> optuna.Trial | None:
         """A running trial whose process has died."""
@@ -243,34 +232,25 @@ class _Share:
         # Seeded by the trial's number: the proposals do not depend on which process asks.
         self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + trial.number)
         config = propose(trial, self.bounds, self.dataset.train)
+        name = _name(config) if config else ""
         known = {t.user_attrs["network"]["name"] for t in self._trials("network")}
-        if config is None or _name(config) in known:
+        if config is None or name in known:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return False
-        trial.set_user_attr("network", {"name": _name(config), "model": config_to_dict(config)})
+        price = cost(config, self.dataset.train)
+        counts = {key: getattr(price, key) for key in ("params", "macs", "receptive_field")}
+        model = config_to_dict(config)
+        trial.set_user_attr("network", {"name": name, "model": model} | counts)
         return True
 
     def _job(self, trial: optuna.Trial) -> Job:
         """The job to the trial's next rung, or to its end."""
         network = trial.user_attrs["network"]
+        place = self.folder / network["name"]
+        self.live[place] = trial
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
         until = next_rung(self.recipe.epochs, max(frozen.intermediate_values, default=0))
-        recipe = from_dict({"model": network["model"]}, self.recipe)
-        return Job(recipe, self.folder / network["name"], self.origin, until)
-
-    def _candidate(self, trial: optuna.Trial, rows: list[dict[str, Any]]) -> Candidate:
-        network = trial.user_attrs["network"]
-        price = cost(config_from_dict(network["model"]), self.dataset.train)
-        return Candidate(
-            name=network["name"],
-            model=network["model"],
-            params=price.params,
-            macs=price.macs,
-            receptive_field=price.receptive_field,
-            epochs=len(rows),
-            accuracy=rows[-1]["val_accuracy"] if rows else 0.0,  # it diverged in its first epoch
-            finished=len(rows) == self.recipe.epochs,
-        )
+        return Job(from_dict({"model": network["model"]}, self.recipe), place, self.origin, until)
 
 
 def first_rung(epochs: int) -> int:
