@@ -1,14 +1,19 @@
-"""leanres find-lr: what it draws, prints and refuses."""
+"""`leanres find-lr`: what it draws, prints and refuses; `leanres train --lr-max auto`."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from leanres.lr_finder.analysis import RULES, LRSweep
+from leanres.cli.find_lr import train_command
+from leanres.lr_finder.analysis import RULES, LRRange, LRSweep
 from leanres.lr_finder.finder import IMAGES
+from leanres.training.recipe import parse_setting
+from leanres.training.recipes import RECIPES
 
 SMALL = (
     *("find-lr", "digits", "--data", "digits", "--lr-min", 1e-3, "--steps", 32),
@@ -18,21 +23,46 @@ SMALL = (
 )
 
 
-def test_find_lr_draws_a_chart_a_table_and_says_how_to_use_it(leanres, tmp_path):
-    code, out, err = leanres(
-        *SMALL, "--seed", 1, "--set", "lr=0.1", "--out", tmp_path / "a" / "lr.png"
-    )
+def test_find_lr_draws_a_chart_a_table_and_says_how_to_train_with_it(
+    leanres, tmp_path, monkeypatch
+):
+    words = [*SMALL, "--seed", 1, "--set", "lr=0.1", "--out", tmp_path / "a" / "lr.png"]
+    monkeypatch.setattr("sys.argv", ["leanres", *map(str, words)])
+    code, out, err = leanres(*words)
     assert code == 0, err
     assert "━" in out
     assert "\x1b" not in out  # plain where nobody watches
     assert all(f"\n{rule.capitalize()} " in out for rule in RULES)
     last = out.splitlines()[-1]
-    assert last.startswith("use it: leanres train digits --set 'model=")
-    assert "--data digits --seed 1 --set lr=0." in last
+    assert last.startswith("train with it: leanres train digits --data digits --set 'model=")
+    assert "--seed 1 --set lr=0." in last
     assert "--set head_lr=" in last
     assert "lr=0.1" not in last.split("--seed")[0]
+    assert not {"--lr-min", "--steps", "--out"} & set(shlex.split(last))
     with Image.open(tmp_path / "a" / "lr.png") as picture:
         assert picture.size == (1200, 720)
+
+
+def test_the_command_to_train_with_has_the_words_that_were_typed():
+    found = LRRange((), (), (), "", {}, lr_min=1.234e-4, lr_max=0.0123, rules={}, reasons={})
+    typed = ["find-lr", "mine.toml", "--lr-min=1e-5", "--set", "lr = 3", "--mode", "linear"]
+    typed += ["--set=momentum=0.8", "--lr-max", "1", "--json", "--data", "a b", "--strict"]
+    words = shlex.split(train_command(typed, found, RECIPES["plain-sgd"]))
+    assert words == [
+        *("leanres", "train", "mine.toml", "--set", "momentum=0.8", "--data", "a b", "--strict"),
+        *("--set", "lr=0.012"),
+    ]
+
+
+def test_a_one_cycle_schedule_gets_the_lowest_lr_too():
+    found = LRRange((), (), (), "", {}, lr_min=1.234e-4, lr_max=0.0123, rules={}, reasons={})
+    schedule = ("one-cycle", {"peak_epoch": 5.0, "annihilation": True})
+    recipe = replace(RECIPES["assignment-s9"], schedule=schedule)
+    *_, lr, _, word = shlex.split(train_command(["find-lr", "x"], found, recipe))
+    assert lr == "lr=0.012"
+    key, value = parse_setting(word)
+    assert (key, value[0]) == ("schedule", "one-cycle")
+    assert value[1] == {"peak_epoch": 5.0, "annihilation": True, "lr_min": 0.00012}
 
 
 def test_find_lr_as_json_is_the_librarys_answer(leanres):

@@ -1,3 +1,5 @@
+"""The ledger: rows of run folders and results, and what is done with them."""
+
 from __future__ import annotations
 
 import csv
@@ -9,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from leanres.errors import UserError
+from leanres.metrics.reported import METRICS, ReportedMetric
 from leanres.runs.ledger import (
     columns,
-    diff,
+    diff_rows,
     differences,
     matching,
-    read_entry,
     read_ledger,
-    sort,
+    read_row,
+    sort_rows,
     to_csv,
 )
 
@@ -73,12 +76,12 @@ def test_runs_and_results_are_listed_oldest_first_and_others_noted(folders):
 def test_a_committed_result_of_a_run_that_is_there_is_one_row(folders):
     runs, results = folders
     info = json.loads((runs / "a" / "run.json").read_text())
-    lap = {"seed": 0, **info["result"], "started": info["started"], "commit": "abc"}
+    run = {"seed": 0, **info["result"], "started": info["started"], "commit": "abc"}
     info["recipe"]["seed"] = 0
     (runs / "a" / "run.json").write_text(json.dumps(info))
     later = {"accuracy": 0.92}  # the same run, extended and measured again: another result
-    laps = [lap | {"recipe": info["recipe"]}, lap | {"recipe": info["recipe"]} | later]
-    (results / "race.json").write_text(json.dumps({"runs": laps}))
+    seeds = [run | {"recipe": info["recipe"]}, run | {"recipe": info["recipe"]} | later]
+    (results / "race.json").write_text(json.dumps({"runs": seeds}))
     assert names(read_ledger(runs, results)[0]) == ["claim", "a", "race:0", "b", "c"]
 
 
@@ -97,7 +100,7 @@ def test_a_repeated_run_has_a_row_per_seed(folders):
         ("seeds:1", 1, "test"),
     ]
     assert [row["accuracy"] for row in rows] == pytest.approx([0.98, 0.95])
-    assert read_entry(file) == rows[0]
+    assert read_row(file) == rows[0]
 
 
 def test_the_committed_results_are_readable():
@@ -140,11 +143,11 @@ def test_a_condition_that_makes_no_sense_is_refused(folders, condition, message)
 
 def test_rows_are_sorted_with_the_empty_ones_last(folders):
     rows = read_ledger(*folders)[0]
-    assert names(sort(rows, "-accuracy")) == ["b", "claim", "a", "c"]
-    assert names(sort(rows, "accuracy")) == ["a", "claim", "b", "c"]
-    assert names(sort(rows, "model"))[-1] == "claim"
+    assert names(sort_rows(rows, "-accuracy")) == ["b", "claim", "a", "c"]
+    assert names(sort_rows(rows, "accuracy")) == ["a", "claim", "b", "c"]
+    assert names(sort_rows(rows, "model"))[-1] == "claim"
     with pytest.raises(UserError, match="did you mean 'epochs'"):
-        sort(rows, "epoch")
+        sort_rows(rows, "epoch")
 
 
 def test_csv_holds_every_column_of_every_run(folders):
@@ -158,49 +161,31 @@ def test_csv_holds_every_column_of_every_run(folders):
 
 def test_a_difference_names_what_is_on_either_side(folders):
     runs, results = folders
-    a, b = read_entry(runs / "a"), read_entry(runs / "b" / "run.json")
-    recipe, outcome = diff(a, b)
+    a, b = read_row(runs / "a"), read_row(runs / "b" / "run.json")
+    recipe, outcome = diff_rows(a, b)
     assert recipe == [("epochs", "20", "30")]
     assert outcome == [("accuracy", "0.91", "0.93")]
-    assert diff(a, a) == ([], [])
-    assert ("augment", '["flip"]', "-") in diff(a, read_entry(results / "claim.json"))[0]
+    assert diff_rows(a, a) == ([], [])
+    assert ("augment", '["flip"]', "-") in diff_rows(a, read_row(results / "claim.json"))[0]
     assert differences({"x": 1}, {"y": None}) == [("x", "1", "-")]
     for place in (runs / "data", runs / "nowhere"):
         with pytest.raises(UserError, match="is no run folder"):
-            read_entry(place)
+            read_row(place)
     with pytest.raises(UserError, match="is no run"):
-        read_entry(results / "raw.json")
+        read_row(results / "raw.json")
 
 
-def leanres(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "leanres", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_command_lists_filters_exports_and_compares(folders, tmp_path):
-    where = ["--runs", folders[0], "--results", folders[1]]
-    done = leanres("runs", *where, "--where", "accuracy>0.9", "--sort", "-accuracy")
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["name", "b", "claim", "a"]
-    assert "93.00 %" in done.stdout
-    assert done.stderr.count("note: ") == 2
-    assert leanres("runs", *where, "--csv", tmp_path / "x.csv").returncode == 0
-    assert len((tmp_path / "x.csv").read_text().splitlines()) == 5
-    rows = [json.loads(line) for line in leanres("runs", *where, "--json").stdout.splitlines()]
-    assert names(rows) == ["claim", "a", "b", "c"]
-    compared = leanres("runs", "diff", "a", "b", *where)
-    assert "  epochs: 20 -> 30" in compared.stdout
-    assert "  accuracy: 0.91 -> 0.93" in compared.stdout
-    wrong = leanres("runs", "diff", "a", "nothing", *where)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("leanres: no run 'nothing'")
-    wrong = leanres("runs", *where, "--show", "accurracy")
-    assert wrong.returncode == 2
-    assert "did you mean 'accuracy'" in wrong.stderr
+def test_a_metric_that_is_added_is_a_column_and_part_of_the_outcome(folders, monkeypatch):
+    monkeypatch.setitem(METRICS, "top5", ReportedMetric("top 5", str))
+    runs, _ = folders
+    for name, share in (("a", 0.99), ("b", 0.98)):
+        info = json.loads((runs / name / "run.json").read_text())
+        info["result"]["top5"] = share
+        (runs / name / "run.json").write_text(json.dumps(info))
+    rows, _ = read_ledger(*folders)
+    assert [row["top5"] for row in rows] == [None, 0.99, 0.98, None]
+    assert columns(rows).index("top5") < columns(rows).index("path")
+    assert ("top5", "0.99", "0.98") in diff_rows(rows[1], rows[2])[1]
 
 
 def test_listing_loads_no_torch():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from leanres.errors import UserError
-from leanres.runs.tracking import TRACKERS, check_trackers, numbers, open_trackers
+from leanres.runs.tracking import TRACKERS, check_trackers, finite_numbers, open_trackers
 
 HISTORY = [
     {"epoch": 1, "step": 10, "train_loss": 2.5, "val_accuracy": 0.5, "lr": 0.1, "seconds": 3.0},
@@ -55,7 +55,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @needs("tensorboard")
-def test_tensorboard_holds_every_epoch_while_the_run_goes_on(run):
+def test_tensorboard_holds_every_epoch_while_the_run_continues(run):
     with open_trackers(["tensorboard"], run, INFO, HISTORY, print) as trackers:
         assert scalars(run)["train_loss"] == [(10, 2.5), (20, 1.5)]
         trackers.row(NEXT)
@@ -122,7 +122,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
     assert check_trackers("") == []
 
 
-def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path, monkeypatch):
+def test_a_tracker_that_fails_is_disabled_and_said_once(tmp_path, monkeypatch):
     class Flaky:
         def __init__(self, folder, info, history):
             self.rows = 0
@@ -143,16 +143,16 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(tmp_path, monkeypatch):
         for _ in range(3):
             trackers.row(NEXT)
         trackers.result({"accuracy": 0.9})
-    assert told == ["mlflow is told nothing more (the server is away); the run goes on"]
+    assert told == ["logging to mlflow is disabled (the server is away); the run continues"]
 
 
-def test_a_tracker_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
     def refuse(*_):
         raise RuntimeError("no such server")
 
     monkeypatch.setitem(TRACKERS, "mlflow", refuse)
     with (
-        pytest.raises(UserError, match=r"--track mlflow: no such server .*leanres resume"),
+        pytest.raises(UserError, match=r"--track mlflow: no such server; `leanres resume"),
         open_trackers(["mlflow"], tmp_path, INFO, [], print),
     ):
         pass
@@ -167,11 +167,11 @@ def test_an_unknown_tracker_is_refused():
 
 def test_only_finite_numbers_are_metrics():
     row = {"epoch": 1, "step": 2, "a": 1, "b": 0.5, "c": True, "d": "x", "e": float("nan")}
-    assert numbers(row) == {"a": 1.0, "b": 0.5}
+    assert finite_numbers(row) == {"a": 1.0, "b": 0.5}
 
 
 @needs("tensorboard")
-def test_train_and_resume_pass_on_what_metrics_jsonl_says(tmp_path):
+def test_train_and_resume_log_what_metrics_jsonl_holds(tmp_path):
     from leanres.cli import main
 
     folder = tmp_path / "run"

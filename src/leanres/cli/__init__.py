@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import typer
 
@@ -29,9 +30,21 @@ from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.errors import UserError
 from leanres.version import __version__
 
+
+class App(HelpGroup):
+    """All commands. Ctrl-C and SIGTERM end one with 128 + the signal's number and one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. An interrupt is caught here: typer would make each of them a 130."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            _fail("interrupted", 128 + getattr(stop, "number", signal.SIGINT))
+
+
 app = typer.Typer(
     name="leanres",
-    cls=HelpGroup,
+    cls=App,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -86,8 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error), 2)
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        _fail("interrupted", 128 + getattr(stop, "number", signal.SIGINT))
     except OSError as error:  # a file or folder that the system does not let us use
         if error.filename is None:
             raise
@@ -100,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     one_line = " ".join(message.split())
     print(f"leanres: {one_line}", file=sys.stderr)
     sys.exit(code)

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 NAME_WIDTH = 20  # the explanations of one page start in one column
 
 # What a type of typer's is called on a help page: "--steps <int range>" -> "--steps N".
+TYPE = re.compile(r"<(?:list\[)?(\w+).*>")
 TYPES = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH"}
 
 Sections = dict[str, list[tuple[str, str]]]  # heading -> (name, explanation)
@@ -57,7 +58,7 @@ def _option_sections(command: Any, ctx: Any) -> Sections:
             name, heading = parameter.metavar or parameter.name.upper(), "Arguments"
         elif heading == "Arguments" or parameter.rich_help_panel:
             heading = parameter.rich_help_panel or "Options"
-        name = re.sub(r"<(?:list\[)?(\w+).*>", lambda match: TYPES.get(match[1], match[0]), name)
+        name = TYPE.sub(lambda match: TYPES.get(match[1].lower(), match[0]), name)
         # --help, the last one, has no heading of its own and joins the options before it
         sections.setdefault(heading, []).append((name, explanation))
     return sections

@@ -1,0 +1,43 @@
+"""`leanres data`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_data_describes_the_digits_and_draws_two_pictures(leanres, tmp_path):
+    done = leanres("data", "digits", "--out", tmp_path)
+    assert done.code == 0
+    assert "1,437" in done.out
+    for name in ("samples.png", "augmented.png"):
+        pixels = np.asarray(Image.open(tmp_path / name))
+        assert pixels.std() > 10  # something is drawn
+    facts = json.loads(leanres("data", "digits", "--out", tmp_path, "--json").out)
+    assert facts["splits"]["test"]["num_images"] == 360
+    assert facts["grids"] == [str(tmp_path / "samples.png"), str(tmp_path / "augmented.png")]
+
+
+def test_data_gives_the_known_statistics(leanres, tmp_path, digits):
+    facts = json.loads(leanres("data", "digits", "--out", tmp_path, "--json").out)
+    pixels = digits.train.images.numpy() / 255
+    np.testing.assert_allclose(facts["splits"]["train"]["mean"], pixels.mean((0, 2, 3)))
+    mean = " ".join(f"{value:.4f}" for value in pixels.mean((0, 2, 3)))
+    assert f"train: 32x32 px, mean {mean}, std " in leanres("data", "digits", "--out", tmp_path).out
+
+
+def test_data_gives_cifar10s_known_statistics(leanres, cifar_path, tmp_path):
+    if cifar_path is None:
+        pytest.skip("the figures are of CIFAR-10, which is not here: set LEANRES_DATA")
+    done = leanres("data", "cifar10", "--path", cifar_path, "--out", tmp_path)
+    assert "mean 0.4914 0.4822 0.4465, std 0.2470 0.2435 0.2616" in done.out
+    assert "50,000" in done.out
+    assert "duplicates of test that are in train too: 0" in done.out
+
+
+def test_a_place_where_no_grid_can_be_written_is_one_line(leanres, mistake, tmp_path):
+    (tmp_path / "file").write_text("x")
+    mistake(leanres("data", "digits", "--out", tmp_path / "file"), "cannot write the grids to")

@@ -1,0 +1,81 @@
+"""`leanres evaluate`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+
+def test_evaluate_reproduces_the_runs_figures(leanres, run_folder):
+    result = json.loads((run_folder / "run.json").read_text())["result"]
+    for target in (run_folder, run_folder / "model.safetensors"):
+        figures = json.loads(leanres("evaluate", target, "--data", "digits", "--json").out)
+        for key in ("accuracy", "accuracy_tta", "nll", "ece", "params", "n"):
+            assert figures[key] == pytest.approx(result[key], abs=1e-6)
+
+
+def test_evaluate_prints_metrics_and_the_confusion_matrix(leanres, run_folder):
+    result = json.loads((run_folder / "run.json").read_text())["result"]
+    lines = leanres("evaluate", run_folder).out.splitlines()  # on the run's own data
+    share = f"{100 * result['accuracy']:.2f} %"
+    assert lines[0].startswith(f"test accuracy {share} of 360 images (95 % interval ")
+    assert f"{100 * result['accuracy_tta']:.2f} % with flip-shift augmentation" in lines[0]
+    assert lines[1].startswith(f"NLL {result['nll']:.4f}, ECE {100 * result['ece']:.2f} %, ")
+    assert lines[2].startswith("rows: true class")
+    assert lines[3].split() == ["class", "acc", "%", *"0123456789"]
+    table = [line.split() for line in lines[4:]]
+    for label, (row, share) in enumerate(zip(table, result["per_class"], strict=True)):
+        assert row[:2] == [str(label), f"{100 * share:.2f}"]
+        counts = [0 if cell == "." else int(cell) for cell in row[2:]]
+        assert counts == result["confusion"][label]
+
+
+def test_evaluate_knows_what_a_run_held_out(leanres, run_folder):
+    for split, n in (("val", 180), ("train", 1437 - 180), ("test", 360)):
+        done = leanres("evaluate", run_folder, "--split", split, "--tta", "none", "--json")
+        assert json.loads(done.out)["n"] == n
+
+
+def test_evaluate_tells_what_int8_weights_would_cost(leanres, run_folder):
+    plain = json.loads(leanres("evaluate", run_folder, "--json").out)
+    rounded = json.loads(leanres("evaluate", run_folder, "--json", "--int8").out)
+    assert (plain["int8"], rounded["int8"]) == (False, True)
+    assert rounded["nll"] != plain["nll"]
+    assert rounded["accuracy"] == pytest.approx(plain["accuracy"], abs=0.03)
+    assert "params, weights as int8" in leanres("evaluate", run_folder, "--int8").out
+
+
+def test_weights_that_are_damaged_or_foreign_are_named(leanres, mistake, run_folder, tmp_path):
+    whole = (run_folder / "model.safetensors").read_bytes()
+    cases = {
+        "cut.safetensors": whole[: len(whole) // 2],
+        "empty.safetensors": b"",
+        "text.safetensors": b"hello, this is not a weights file at all",
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        mistake(leanres("evaluate", tmp_path / name, "--data", "digits"), name, "cannot be read")
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    mistake(leanres("evaluate", tmp_path / "foreign.safetensors"), "no leanres metadata")
+
+
+def test_evaluating_on_data_with_other_classes_is_refused(leanres, mistake, run_folder, tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    mistake(leanres("evaluate", run_folder, "--data", tmp_path), "cats, dogs")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(["--split", "all"], "give test, val or train"), (["--tta", "flop"], "did you mean 'flip'")],
+)
+def test_other_mistakes_are_one_line(leanres, mistake, run_folder, words, part):
+    mistake(leanres("evaluate", run_folder, *words), part)

@@ -1,0 +1,214 @@
+"""`leanres` itself: help pages, exit codes, mistakes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+
+from leanres.cli import COMMANDS, app, main
+from leanres.runs.stop import Stopped
+
+GROUP = typer.main.get_command(app)
+
+
+def pages(command=GROUP, words=()) -> dict[str, object]:
+    """The words of every help page -> its command: "" is the whole command line's."""
+    found = {" ".join(words): command}
+    for name, child in getattr(command, "commands", {}).items():
+        found |= pages(child, (*words, name))
+    return found
+
+
+PAGES = pages()
+EXAMPLES = {
+    name: shlex.split(line.partition("Example: leanres ")[2])
+    for name, command in PAGES.items()
+    for line in command.help.splitlines()
+    if line.startswith("Example: ")
+}
+# What makes the example take a second here; the other commands' own tests run them in full.
+QUICKER = {
+    "data": [],
+    "models": [],
+    "summary": [],
+    "recipes": [],
+    "find-lr": ["--lr-min", "1e-3", "--steps", "32"],
+    "train": ["--epochs", "1"],
+    "resume": ["--epochs", "7", "--no-report"],
+    "evaluate": [],
+    "report": [],
+    "runs": [],
+    "runs diff": [],
+    "export": [],
+    "predict": [],
+}
+TRAINS = ("find-lr", "train")
+
+
+@pytest.mark.parametrize("words", [(), ("bench",), ("--help",), ("-h",), ("bench", "--help")])
+def test_a_group_without_a_command_prints_its_help_and_exits_with_0(leanres, words):
+    code, out, err = leanres(*words)
+    assert (code, err) == (0, "")
+    name = " ".join(["leanres", *words[: words != ("--help",) and words != ("-h",)]])
+    assert out.startswith("Usage: ")
+    assert "COMMAND [ARGS]..." in out
+    children = GROUP.commands["bench"].commands if "bench" in name else GROUP.commands
+    at = [out.index(f"\n  {child} ") for child in children]
+    assert len(at) == len(children)
+
+
+def test_help_is_quick_and_lists_the_commands_in_the_order_of_use():
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "leanres", "--help"], capture_output=True, text=True, check=True
+        )
+        best = min(best, time.perf_counter() - start)
+    listed = re.findall(r"^(?:(\S[^:]*):$|  ([a-z][a-z-]*)  )", done.stdout, re.MULTILINE)
+    headings = [heading for heading, _ in listed if heading and heading != "Options"]
+    assert headings == [*COMMANDS]
+    named = [name for _, name in listed if name]
+    assert named == [
+        *("data", "models", "summary"),
+        *("recipes", "find-lr", "train", "resume"),
+        *("evaluate", "report", "runs"),
+        *("export", "predict"),
+        *("compare", "search", "campaign", "bench"),
+    ]
+    assert set(named) == set(GROUP.commands)
+    assert best < 0.6  # 0.15 s on a quiet machine; torch alone would take over 1 s
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_help_page_fits_80_columns_and_has_its_options_under_headings(leanres, name):
+    code, out, _ = leanres(*name.split(), "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
+    assert not re.search(r"--no-\w+ ?/|/ --no-|<\w+|\.{4}", out)
+    command = PAGES[name]
+    for parameter in command.params:
+        assert parameter.help, f"{name} {parameter.name}"
+        is_option = parameter.param_type_name == "option"
+        assert (f"  {parameter.opts[0]}" if is_option else "Arguments:") in out
+    if not hasattr(command, "commands"):
+        assert out.count("Example: leanres ") == 1
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_is_a_command_that_exists_with_its_options(name):
+    command, words = GROUP, [word for word in EXAMPLES[name] if word != ">"]
+    for child in name.split():
+        assert words[0] == child
+        command, words = command.commands[child], words[1:]
+    if "mine.toml" in words:
+        words.remove("mine.toml")
+    command.make_context(name, words)  # raises what the parser refuses
+
+
+def test_every_command_has_an_example():
+    assert {name for name, c in PAGES.items() if not hasattr(c, "commands")} <= EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("name", QUICKER)
+def test_an_example_runs(leanres, run_folder, pictures, tiny, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    words = EXAMPLES[name]
+    if name not in TRAINS:
+        for run in ("first", "second"):
+            shutil.copytree(run_folder, tmp_path / "runs" / run)
+        shutil.copytree(pictures, tmp_path / "photos")
+    if ">" in words:
+        words = words[: words.index(">")]
+    network = [word for word in tiny if name == "train" or word != "--no-report"]
+    done = leanres(*words, *QUICKER[name], *(network if name in TRAINS else []))
+    assert done.code == 0, done.err
+    assert done.out
+
+
+def test_the_version_is_printed(leanres):
+    from leanres import __version__
+
+    assert leanres("--version")[:2] == (0, f"leanres {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["summary", "resnet21"], ["no model 'resnet21'", "did you mean 'resnet"]),
+        (["summary", "resnet20", "--budget", "many"], ["'many' is no count"]),
+        (["train", "sped"], ["no recipe 'sped'", "did you mean 'speed'"]),
+        (["train", "--set", "lrr=1"], ["no setting 'lrr'", "did you mean 'lr'"]),
+        (["train", "--set", "lr"], ["give key=value"]),
+        (["train", "--set", "lr=-1"], ["lr = -1"]),
+        (["train", "--set", "model=resnet21"], ["did you mean 'resnet"]),
+        (["train", "--measure", "train"], ["give test or val"]),
+        (["train", "--tta", "flop"], ["did you mean 'flip'"]),
+        (["train", "--device", "gpu"], ["'gpu' is not usable here"]),
+        (["train", "--data", "mnist"], ["no data source 'mnist'"]),
+        (["train", "--epochs", "x"], ["epochs"]),
+        (["train", "mine.toml"], ["mine.toml cannot be read: No such file"]),
+        (["resume", "nowhere"], ["is no run folder"]),
+        (["evaluate", "nowhere"], ["nowhere does not exist"]),
+        (["predict", "nowhere", "x.png"], ["nowhere does not exist"]),
+        (["trian"], ["trian"]),
+        (["train", "--lr", "1"], ["--lr"]),
+        (["data", "nowhere/at/all"], ["nowhere/at/all", "give a folder"]),
+        (["summary"], ["NAME"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(leanres, mistake, words, parts):
+    mistake(leanres(*words), *parts)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(leanres, mistake, tiny):
+    outcome = leanres("train", "--data", "digits", "--out", "/dev/null/x", *tiny)
+    mistake(outcome, "/dev/null/x")
+
+
+def test_an_error_of_our_own_has_a_traceback_and_exit_code_1():
+    code = (
+        "from leanres import cli\nimport leanres.models.zoo as zoo\n"
+        "zoo.MODELS['broken'] = None\ncli.main(['models'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "code"), [(KeyboardInterrupt(), 130), (Stopped(2), 130), (Stopped(15), 143)]
+)
+def test_an_interrupt_is_one_line_and_the_signals_exit_code(leanres, monkeypatch, interrupt, code):
+    def interrupted(*_, **__):
+        raise interrupt
+
+    monkeypatch.setattr("leanres.data.sources.load_data", interrupted)
+    assert leanres("data", "digits") == (code, "", "leanres: interrupted\n")
+
+
+def test_a_system_error_that_names_no_file_is_our_own(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no more handles")
+
+    monkeypatch.setattr("leanres.data.sources.load_data", fail)
+    with pytest.raises(OSError, match="no more handles"):
+        main(["data", "digits"])
+
+
+def test_a_pipe_that_closes_early_is_no_traceback():
+    words = f"{sys.executable} -m leanres models --json | head -1"
+    done = subprocess.run(
+        ["bash", "-c", words], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.stdout == "[\n"
+    assert "Traceback" not in done.stderr

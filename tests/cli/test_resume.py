@@ -1,0 +1,48 @@
+"""`leanres resume`; that it equals the uninterrupted run is tested in tests/runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def run(run_folder, tmp_path):
+    """A copy of the trained run that a test may change."""
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def test_resuming_with_other_threads_says_that_it_will_not_be_bit_for_bit(
+    leanres, run, keep_threads
+):
+    info = json.loads((run / "run.json").read_text())
+    before = info["hardware"]["threads"]
+    done = leanres("resume", run, "--epochs", 7, "--threads", before + 1, "--no-report")
+    assert done.code == 0, done.err
+    (note,) = (line for line in done.err.splitlines() if "not bit for bit" in line)
+    assert note.startswith("note: the run continues, but ")
+    assert f"threads {before} -> {before + 1}" in note
+    assert torch.get_num_threads() == before + 1
+
+
+def test_resuming_on_the_same_machine_notes_nothing(leanres, run, keep_threads):
+    done = leanres("resume", run, "--epochs", 7, "--no-report")
+    assert done.code == 0
+    assert "bit for bit" not in done.err
+    assert "epoch   7/7" in done.out
+
+
+def test_resuming_with_other_kernels_says_so(leanres, run, keep_threads, monkeypatch):
+    monkeypatch.setattr("leanres.training.device.Device.kernels", "PyTorch's: turned off")
+    done = leanres("resume", run, "--epochs", 7, "--no-report")
+    before = json.loads((run / "run.json").read_text())["hardware"]["kernels"]
+    assert f"kernels {before} -> PyTorch's: turned off" in done.err
+    assert ", kernels: PyTorch's: turned off, seed" in done.out
+
+
+def test_a_finished_run_is_refused_unless_there_is_more_to_do(leanres, mistake, run):
+    mistake(leanres("resume", run), "is finished (6 epochs, measured on test)", "--epochs N")
+    mistake(leanres("resume", run, "--measure", "train"), "give test or val")
