@@ -1,4 +1,4 @@
-"""What a residual branch may carry, against plain formulas and an explicit backward pass."""
+"""Layers of residual branches against plain formulas and an explicit backward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from leanres.models.branch_layers import DropPath, ShakeShake, SqueezeExcite, draws
+from leanres.models.branch_layers import DropPath, ShakeShake, SqueezeExcite, is_random
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_squeeze_and_excitation_scales_each_channel_by_the_image():
         torch.testing.assert_close(scaled, torch.stack(expected))
 
 
-def test_a_factor_beyond_the_width_leaves_one_inner_output():
+def test_a_reduction_beyond_the_width_leaves_one_hidden_unit():
     assert SqueezeExcite(4, 16).squeeze.weight.shape == (1, 4)
 
 
@@ -39,7 +39,7 @@ def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
     torch.testing.assert_close(out[kept.any(1)], x[kept.any(1)] / 0.7)
 
 
-def test_stochastic_depth_passes_everything_while_evaluating():
+def test_stochastic_depth_changes_nothing_in_evaluation():
     x = torch.rand(4, 2, 3, 3)
     assert DropPath(0.9).eval()(x) is x
 
@@ -58,7 +58,7 @@ class Explicit(torch.autograd.Function):
         return share * gradient, (1 - share) * gradient, None, None
 
 
-def test_shake_shake_mixes_forward_by_one_share_and_backward_by_another():
+def test_shake_shake_mixes_with_one_weight_forward_and_another_backward():
     branches = [torch.randn(5, 2, 3, 3, requires_grad=True) for _ in range(2)]
     outer = torch.randn(5, 2, 3, 3)
     torch.manual_seed(7)
@@ -69,10 +69,10 @@ def test_shake_shake_mixes_forward_by_one_share_and_backward_by_another():
     expected = Explicit.apply(*branches, *shares)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(found, torch.autograd.grad((expected * outer).sum(), branches))
-    assert len(shares.unique()) == 10  # every image its own, in both directions
+    assert len(shares.unique()) == 10  # they differ between images and directions
 
 
-def test_shake_shake_is_the_mean_while_evaluating():
+def test_shake_shake_is_the_mean_in_evaluation():
     first, second = torch.randn(2, 5, 2, 3, 3)
     torch.testing.assert_close(ShakeShake().eval()(first, second), (first + second) / 2)
 
@@ -87,5 +87,5 @@ def test_shake_shake_is_the_mean_while_evaluating():
         (nn.ReLU(), False),
     ],
 )
-def test_what_draws_is_known(module, random):
-    assert draws(module) is random
+def test_modules_that_draw_random_numbers_are_known(module, random):
+    assert is_random(module) is random

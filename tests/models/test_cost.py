@@ -1,4 +1,4 @@
-"""The budget: counts equal PyTorch's own, receptive fields equal the support of a gradient."""
+"""Costs: counts equal PyTorch's own, receptive fields equal the support of a gradient."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from leanres.models.zoo import MODELS
 
 
 def thin(config):
-    """The same layers with a few channels each: widths do not change what is seen."""
+    """The same layers with a few channels each: receptive fields do not depend on widths."""
     return replace(config, widths=tuple(range(2, 2 + 2 * len(config.widths), 2)))
 
 
 @cache
 def cost(name):
-    """The summary of a named model, made once for all tests."""
+    """The summary of a named model, computed once for all tests."""
     return summarize(MODELS[name].config)
 
 
@@ -51,7 +51,7 @@ def test_params_are_the_sum_over_the_parameters_and_over_the_rows(name):
     assert summary.params == expected == sum(row.params for row in summary.rows)
 
 
-def test_the_macs_of_a_small_network_are_those_of_pen_and_paper():
+def test_the_macs_of_a_small_network_are_those_computed_by_hand():
     config = ResNetConfig((4, 6), (1, 1))
     stem = 32 * 32 * 4 * 3 * 9
     first = 2 * 32 * 32 * 4 * 4 * 9
@@ -67,7 +67,7 @@ def test_macs_grow_with_the_image_and_params_do_not():
 
 
 class Twice(nn.Module):
-    """One convolution run twice, and a second one that shares its weight."""
+    """One convolution called twice, and a second one that shares its weight."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ def test_parameters_that_nothing_uses_get_a_row_of_their_own():
     assert [(row.name, row.params) for row in rows] == [("0", 12), ("(never used)", 5)]
 
 
-def test_weights_used_by_the_parent_are_priced_there():
+def test_weights_used_by_the_parent_module_count_there():
     class Direct(nn.Module):
         def __init__(self):
             super().__init__()
@@ -113,7 +113,7 @@ def test_weights_used_by_the_parent_are_priced_there():
     assert unused.params == 4
 
 
-def test_rows_tell_layer_by_layer_what_runs():
+def test_there_is_a_row_for_each_layer_that_runs():
     rows = {row.name: row for row in summarize(MODELS["resnet20"].config).rows}
     conv = rows["stages.1.0.conv1"]
     assert (conv.kind, conv.shape, conv.params) == ("Conv2d", (32, 16, 16), 32 * 16 * 9)
@@ -122,7 +122,7 @@ def test_rows_tell_layer_by_layer_what_runs():
     assert rows["linear"].shape == (10,)
 
 
-def test_a_given_module_is_left_as_it_is():
+def test_a_given_module_is_not_changed():
     torch.manual_seed(0)
     model = ResNetConfig((4, 6), (1, 1)).build().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -142,7 +142,7 @@ def test_a_network_in_half_precision_is_counted_as_well():
 
 
 class Linearised(nn.Module):
-    """An average pool in the place of a max-pool, whose gradient hides all pixels but one."""
+    """An average pool in place of a max-pool, whose gradient reaches one pixel only."""
 
     def __init__(self, pool):
         super().__init__()
@@ -153,7 +153,7 @@ class Linearised(nn.Module):
 
 
 def positive(model: nn.Module) -> nn.Module:
-    """All weights equal and above zero and no max: then no dependence can cancel or hide."""
+    """The model with equal positive weights and no max, so that no dependence cancels out."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.MaxPool2d):
@@ -189,10 +189,10 @@ def test_the_receptive_field_is_the_support_of_the_gradient(name):
 
 
 @pytest.mark.parametrize("name", ["custom-resnet", "resnet-custom", "resnet20", "speednet"])
-def test_with_the_global_pool_it_is_the_support_of_the_whole_map(name):
+def test_with_the_global_pool_it_is_the_support_of_the_gradient_of_the_whole_map(name):
     config = thin(MODELS[name].config)
     side = {"custom-resnet": 2, "resnet-custom": 4, "resnet20": 8}.get(name)
-    if side is None:  # the speed network may change: read the map off its own pool
+    if side is None:  # the network may change: take the map from its own pool
         sides = []
         model = config.build().eval()
         model.pool.register_forward_pre_hook(lambda _m, args: sides.append(args[0].shape[-1]))
@@ -203,7 +203,7 @@ def test_with_the_global_pool_it_is_the_support_of_the_whole_map(name):
     assert support(positive(config.build()), size, side) == summary.global_receptive_field
 
 
-def test_custom_resnet_sees_38_pixels_46_with_its_pool_and_122_chained():
+def test_custom_resnet_has_receptive_fields_of_38_46_with_its_pool_and_122_chained():
     summary = summarize(MODELS["custom-resnet"].config)
     assert (summary.receptive_field, summary.global_receptive_field) == (38, 46)
     chain = dict.fromkeys(row.chained_receptive_field for row in summary.rows)
@@ -211,13 +211,13 @@ def test_custom_resnet_sees_38_pixels_46_with_its_pool_and_122_chained():
     assert summary.chained_receptive_field == 122
 
 
-def test_without_branches_the_chained_field_is_the_true_one():
+def test_without_strided_branches_the_chained_field_is_the_exact_one():
     summary = summarize(MODELS["resnet20"].config)  # its shortcuts are slices, not windows
     assert summary.chained_receptive_field == summary.receptive_field == 81
 
 
 class Functional(nn.Module):
-    """A network of functions, with `pool` named as the oracle needs it."""
+    """A network of functions; the oracle needs the name `pool`."""
 
     def __init__(self, forward):
         super().__init__()
@@ -254,17 +254,17 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_without_a_module_are_understood(name):
+def test_functions_without_a_module_are_followed(name):
     model = Functional(FUNCTIONS[name])
     assert summarize(model).receptive_field == support(positive(model), 64)
 
 
-def test_squeeze_and_excite_lets_every_position_see_the_image():
+def test_with_squeeze_and_excitation_every_position_depends_on_the_whole_image():
     model = Functional(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid())
     assert summarize(model).receptive_field == 32 + 2  # and the padding of the first convolution
 
 
-def test_a_flattened_map_is_seen_whole_by_the_linear():
+def test_a_linear_layer_depends_on_the_whole_flattened_map():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 30 * 30, 10))
     summary = summarize(model)
     assert (summary.receptive_field, summary.global_receptive_field) == (3, 32)
@@ -296,7 +296,7 @@ def test_images_that_do_not_fit_are_refused_in_one_line():
 # --- totals ---------------------------------------------------------------------------------
 
 
-def test_a_summary_is_json_with_the_totals_a_program_asks_for():
+def test_a_summary_survives_json_with_its_totals_and_rows():
     summary = summarize(MODELS["custom-resnet"].config)
     values = json.loads(json.dumps(summary.to_dict()))
     assert values == summary.to_dict()
@@ -313,12 +313,12 @@ def test_a_summary_is_json_with_the_totals_a_program_asks_for():
     }
 
 
-def test_the_size_is_that_of_the_parameters_in_each_format():
+def test_the_size_is_the_parameters_times_the_bytes_of_each_format():
     size = summarize(nn.Conv2d(1024, 1024, 1, bias=False), (1024, 2, 2)).size_mib
     assert size == {"float32": 4.0, "float16": 2.0, "int8": 1.0}
 
 
-def test_a_budget_is_kept_up_to_the_last_parameter():
+def test_a_budget_is_met_up_to_the_last_parameter():
     summary = summarize(MODELS["resnet20"].config)
     assert summary.within(269_722)
     assert not summary.within(269_721)
@@ -336,14 +336,14 @@ def test_a_budget_is_kept_up_to_the_last_parameter():
         ("1.001k", 1001),
     ],
 )
-def test_a_count_is_read_as_people_write_it(text, count):
+def test_counts_are_parsed_with_suffixes_and_underscores(text, count):
     assert parse_count(text) == count
 
 
 @pytest.mark.parametrize(
     "text", ["", "5 MB", "M", "-3", "0", "0.0001k", "1.5", "1e6", "five", "1__0", "nan", "٣"]
 )
-def test_what_is_no_count_is_refused_in_one_line(text):
+def test_anything_else_is_refused_in_one_line(text):
     with pytest.raises(UserError, match="is no count: give a whole number above 0") as caught:
         parse_count(text)
     assert "\n" not in str(caught.value)

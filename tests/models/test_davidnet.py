@@ -1,4 +1,4 @@
-"""resnet-custom in both readings and custom-resnet: map sizes, plain formulas, refusals."""
+"""resnet-custom in both readings and custom-resnet: map sizes, plain formulas, errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def _seeded():
 
 
 def layers(model: nn.Module) -> tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]:
-    """Convolutions and norms in the order in which the network was written down."""
+    """Convolutions and norms in the order of their definition."""
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     return convs, [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
-def settled(model: nn.Module) -> nn.Module:
+def randomised_norms(model: nn.Module) -> nn.Module:
     for norm in layers(model)[1]:
         nn.init.uniform_(norm.weight, 0.5, 2.0)
         nn.init.normal_(norm.bias)
@@ -57,7 +57,7 @@ def plain_davidnet(model, x, padding3, pool3, pool4):
     ("reading", "settings"), [("described", (1, 2, 2)), ("as-built", (0, 3, 1))]
 )
 def test_resnet_custom_is_the_network_of_its_document(reading, settings):
-    model = settled(DavidNetConfig(THIN, reading).build())
+    model = randomised_norms(DavidNetConfig(THIN, reading).build())
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), plain_davidnet(model, x, *settings))
 
@@ -93,7 +93,7 @@ def plain_branchnet(model, x):
 
 
 def test_custom_resnet_is_the_network_of_its_code():
-    model = settled(BranchNetConfig(THIN, head_width=3).build())
+    model = randomised_norms(BranchNetConfig(THIN, head_width=3).build())
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), plain_branchnet(model, x))
 

@@ -1,4 +1,4 @@
-"""Staged residual networks: blocks against plain formulas, shapes, draws, refusals."""
+"""Residual networks: blocks against plain formulas, shapes, initial weights, errors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def settled(module: nn.Module) -> nn.Module:
-    """In evaluation mode, with batch statistics and scales unlike those of a fresh norm."""
+def randomised_norms(module: nn.Module) -> nn.Module:
+    """In evaluation mode, with random statistics and scales in every batch norm."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             for values in (norm.weight, norm.running_var):
@@ -44,7 +44,7 @@ def plain_norm(x, norm):
 
 
 def test_a_basic_block_is_two_convolutions_a_projected_shortcut_and_a_relu():
-    block = settled(BasicBlock(3, 5, 2, ResNetConfig()))
+    block = randomised_norms(BasicBlock(3, 5, 2, ResNetConfig()))
     x = torch.randn(2, 3, 8, 8)
     inner = plain_norm(F.conv2d(x, block.conv1.weight, stride=2, padding=1), block.norm1).clamp(0)
     inner = plain_norm(F.conv2d(inner, block.conv2.weight, padding=1), block.norm2)
@@ -52,8 +52,8 @@ def test_a_basic_block_is_two_convolutions_a_projected_shortcut_and_a_relu():
     torch.testing.assert_close(block(x), (inner + kept).clamp(0))
 
 
-def test_a_basic_block_that_keeps_its_shape_adds_its_input_as_it_is():
-    block = settled(BasicBlock(4, 4, 1, ResNetConfig()))
+def test_a_basic_block_that_keeps_the_shape_adds_its_unchanged_input():
+    block = randomised_norms(BasicBlock(4, 4, 1, ResNetConfig()))
     nn.init.zeros_(block.norm2.weight)
     nn.init.zeros_(block.norm2.bias)
     x = torch.randn(2, 4, 8, 8)
@@ -61,7 +61,7 @@ def test_a_basic_block_that_keeps_its_shape_adds_its_input_as_it_is():
 
 
 def test_a_wide_block_normalises_first_and_projects_the_activated_input():
-    block = settled(WideBlock(3, 5, 2, ResNetConfig(block="wide", block_dropout=0.3)))
+    block = randomised_norms(WideBlock(3, 5, 2, ResNetConfig(block="wide", block_dropout=0.3)))
     x = torch.randn(2, 3, 8, 8)
     active = plain_norm(x, block.norm1).clamp(0)
     inner = F.conv2d(active, block.conv1.weight, stride=2, padding=1)
@@ -70,8 +70,8 @@ def test_a_wide_block_normalises_first_and_projects_the_activated_input():
     torch.testing.assert_close(block(x), inner + kept)
 
 
-def test_a_wide_block_that_keeps_its_shape_adds_the_raw_input():
-    block = settled(WideBlock(4, 4, 1, ResNetConfig(block="wide")))
+def test_a_wide_block_that_keeps_the_shape_adds_its_unchanged_input():
+    block = randomised_norms(WideBlock(4, 4, 1, ResNetConfig(block="wide")))
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(block(x), x)
@@ -85,7 +85,7 @@ def test_the_pad_shortcut_takes_every_second_pixel_and_adds_zero_channels():
         assert out[n, c, i, j] == (x[n, c, 2 * i, 2 * j] if c < 3 else 0)
 
 
-def test_the_shift_shortcut_sees_the_pixels_up_and_left_in_its_second_half():
+def test_the_second_half_of_the_shift_shortcut_takes_the_pixels_up_and_left():
     shortcut = ShiftShortcut(3, 4, 2)
     x = torch.randn(2, 3, 6, 8)
     out = shortcut(x)
@@ -97,8 +97,8 @@ def test_the_shift_shortcut_sees_the_pixels_up_and_left_in_its_second_half():
         torch.testing.assert_close(out[:, 2:, i, j], up_left @ beside.T)
 
 
-def test_a_shake_block_is_the_mean_of_two_branches_and_a_shortcut_while_evaluating():
-    block = settled(ShakeBlock(3, 4, 2, ResNetConfig(block="shake", shortcut="shift")))
+def test_a_shake_block_in_evaluation_is_the_mean_of_two_branches_plus_a_shortcut():
+    block = randomised_norms(ShakeBlock(3, 4, 2, ResNetConfig(block="shake", shortcut="shift")))
     x = torch.randn(2, 3, 8, 8)
     total = plain_norm(block.shortcut[1](x.clamp(0)), block.shortcut[2])
     for branch in (block.branch1, block.branch2):
@@ -137,8 +137,8 @@ def test_squeeze_and_excitation_ends_each_branch(block):
     model, plain = (replace(config, squeeze=n).build() for n in (4, 0))
     more = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters())
     assert more == 2 * ((8 * 2 + 2) + (2 * 8 + 8))
-    made = settled(model.stages[0][0])
-    nn.init.constant_(made.tail[0].excite.bias, -100)  # a scale of 0: only the shortcut is left
+    made = randomised_norms(model.stages[0][0])
+    nn.init.constant_(made.tail[0].excite.bias, -100)  # a scale of 0 leaves only the shortcut
     x = torch.rand(2, 8, 6, 6)
     torch.testing.assert_close(made(x), x)
 
@@ -152,14 +152,14 @@ def test_each_stage_after_the_first_halves_the_map(stem, sides):
 
 
 @pytest.mark.parametrize("size", [32, 48])
-def test_logits_come_out_raw_whatever_the_image_size(size):
+def test_outputs_are_raw_logits_for_any_image_size(size):
     model = ResNetConfig((4, 6), (1, 1), num_classes=7).build().eval()
     logits = model(torch.randn(3, 3, size, size))
     assert logits.shape == (3, 7)
     assert not torch.allclose(logits.exp().sum(1), torch.ones(3))
 
 
-def test_the_average_pool_covers_what_is_left_as_the_table_has_it():
+def test_the_average_pool_covers_the_whole_last_map():
     model = ResNetConfig((4, 6, 8), (1, 1, 1)).build().eval()
     x = torch.randn(2, 3, 32, 32)
     maps = model.stages(model.stem(x))
@@ -187,7 +187,7 @@ def spread(weight: torch.Tensor) -> float:
     return weight.std().item()
 
 
-def test_kaiming_draws_convolutions_and_the_linear_by_fan_out_with_zero_bias():
+def test_kaiming_initialises_convolutions_and_the_linear_by_fan_out_with_zero_bias():
     model = ResNetConfig((64, 96), (1, 1), init="kaiming").build()
     conv = model.stages[1][0].conv1.weight
     assert spread(conv) == pytest.approx(math.sqrt(2 / (96 * 9)), rel=0.02)
@@ -195,7 +195,7 @@ def test_kaiming_draws_convolutions_and_the_linear_by_fan_out_with_zero_bias():
     assert not model.linear.bias.any()
 
 
-def test_kaiming_convs_leaves_the_linear_weights_as_pytorch_draws_them():
+def test_kaiming_convs_keeps_pytorchs_weights_of_the_linear():
     model = ResNetConfig((64, 96), (1, 1), init="kaiming-convs").build()
     conv = model.stages[1][0].conv1.weight
     assert spread(conv) == pytest.approx(math.sqrt(2 / (96 * 9)), rel=0.02)
@@ -203,7 +203,7 @@ def test_kaiming_convs_leaves_the_linear_weights_as_pytorch_draws_them():
     assert not model.linear.bias.any()
 
 
-def test_the_default_draw_is_that_of_pytorch():
+def test_the_default_initialisation_is_pytorchs():
     model = ResNetConfig((8,), (1,)).build()
     torch.manual_seed(0)
     assert torch.equal(model.stem[0].weight, nn.Conv2d(3, 8, 3, bias=False).weight)
@@ -230,7 +230,7 @@ def test_lists_become_tuples_so_that_equal_configs_are_equal():
         ({"drop_path": 1.0}, "drop_path is 1.0"),
         ({"squeeze": -1}, "squeeze is -1"),
         ({"init": "xavier"}, "no init 'xavier'"),
-        ({"dropout": 1.0}, "dropout is 1.0: give a share of at least 0 and below 1"),
+        ({"dropout": 1.0}, "dropout is 1.0: give a number of at least 0 and below 1"),
         ({"dropout": "0.5"}, "dropout is '0.5'"),
         ({"block_dropout": 0.3}, "block_dropout needs block='wide'"),
         ({"num_classes": 1}, "num_classes is 1: give a whole number of at least 2"),

@@ -1,4 +1,4 @@
-"""The speed network against plain functions, its whitening against numpy."""
+"""SpeedNet against plain functions, its whitening against numpy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from leanres.data.split import channel_stats
 from leanres.errors import UserError
+from leanres.models.preprocess import Normalize
 from leanres.models.speednet import SpeedNet, SpeedNetConfig
-from leanres.training.device import Normalize
 
 
 def network(**settings) -> SpeedNet:
@@ -26,7 +26,7 @@ def network(**settings) -> SpeedNet:
     ("activation", "side"),
     [("relu", 32), ("relu", 24), ("hardswish", 32), ("silu", 32), ("gelu", 32)],
 )
-def test_a_forward_pass_is_that_of_plain_functions(depth, residual, activation, side):
+def test_a_forward_pass_equals_one_of_plain_functions(depth, residual, activation, side):
     model = network(depth=depth, residual=residual, activation=activation).eval()
     act = getattr(F, activation)
     rng = torch.Generator().manual_seed(1)
@@ -52,7 +52,7 @@ def test_a_forward_pass_is_that_of_plain_functions(depth, residual, activation, 
     torch.testing.assert_close(model(images), expected)
 
 
-def test_each_convolution_has_three_by_three_filters_and_each_norm_a_bias():
+def test_the_parameters_are_3x3_filters_norms_a_stem_and_a_head():
     for depth in (2, 4):
         chain = [o for _, o in pairwise((24, 8, 16, 16)) for _ in range(depth)]
         weights = sum(9 * i * o for i, o in pairwise((24, *chain)))
@@ -60,7 +60,7 @@ def test_each_convolution_has_three_by_three_filters_and_each_norm_a_bias():
         assert sum(p.numel() for p in network(depth=depth).parameters()) == weights + rest
 
 
-def test_filters_start_as_a_partial_identity_and_logits_small():
+def test_filters_start_as_a_partial_identity_and_initial_logits_are_small():
     model = network()
     conv = model.stages[1].conv1.weight
     identity = torch.zeros(8, 8, 3, 3)
@@ -70,17 +70,17 @@ def test_filters_start_as_a_partial_identity_and_logits_small():
     assert float(model.head.weight.detach().std()) == pytest.approx(1 / 16, rel=0.2)
 
 
-def test_norm_scales_and_the_stems_filters_do_not_train():
+def test_norm_scales_and_the_filters_of_the_stem_are_frozen():
     idle = {name for name, p in network().named_parameters() if not p.requires_grad}
     norms = {f"stages.{i}.norm{k}.weight" for i in range(3) for k in (1, 2)}
     assert idle == {"stem.weight", *norms}
 
 
 @pytest.mark.parametrize("px", [2, 3])
-def test_patches_of_the_images_are_white_after_the_stem(digits, px):
+def test_after_initialisation_from_data_the_stem_whitens_the_patches(digits, px):
     model = network(whiten_px=px)
     images = Normalize(*channel_stats(digits.train))(digits.train.images[:300])
-    model.whiten_(images)
+    model.init_from_data_(images)
     patches = np.lib.stride_tricks.sliding_window_view(images.numpy(), (px, px), (2, 3))
     rows = patches.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 3 * px**2).astype(np.float64)
     eigenvalues = np.linalg.eigvalsh(rows.T @ rows / len(rows))
@@ -88,7 +88,7 @@ def test_patches_of_the_images_are_white_after_the_stem(digits, px):
     half = 3 * px**2
     np.testing.assert_allclose(found[:, :half], -found[:, half:], atol=1e-4)
     moments = found[:, :half].T @ found[:, :half] / len(found)
-    # nearly 1 but where the images hardly vary: grey digits have two colours of nothing
+    # 1 except where the images hardly vary: grey digits vary in one of three colour directions
     np.testing.assert_allclose(moments, np.diag(eigenvalues / (eigenvalues + 5e-4)), atol=2e-3)
     assert moments.max() == pytest.approx(1, abs=0.01)
 

@@ -1,4 +1,4 @@
-"""The zoo: every entry costs what it says, runs as it should, and survives JSON."""
+"""Every named model has its stated cost, trains in every mode, and survives JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
 
-GOLDEN = {  # counts of the documents and of the papers' usual implementations
+GOLDEN = {  # counts of the documents and of common implementations of the papers
     "modified-resnet-1": 2_777_674,
     "modified-resnet-2": 3_958_346,
     "modified-resnet-3": 3_958_346,
@@ -35,16 +35,20 @@ GOLDEN = {  # counts of the documents and of the papers' usual implementations
     "shake-26-2x32d": 2_923_162,
 }
 SHAPES = ("speednet", "resnet18-imagenet-stem", "resnet-custom", "custom-resnet", "resnet20")
-SHAPES += ("wrn-16-4", "modified-resnet-1", "shake-26-2x32d")  # one network of every kind of layer
+SHAPES += (
+    "wrn-16-4",
+    "modified-resnet-1",
+    "shake-26-2x32d",
+)  # together they contain every kind of layer
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_named_model_costs_what_its_entry_says(name):
+def test_every_named_model_has_the_parameters_that_its_entry_states(name):
     assert count_params(MODELS[name].config) == MODELS[name].params
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_entries_hold_the_published_counts(name):
+def test_the_entries_state_the_published_counts(name):
     assert MODELS[name].params == GOLDEN[name]
 
 
@@ -55,7 +59,7 @@ def test_every_entry_names_its_source_and_a_plausible_score(name):
     assert entry.reported is None or 80 < entry.reported < 100
 
 
-def test_the_depth_in_a_name_counts_two_layers_a_block_and_two_more():
+def test_the_depth_in_a_name_is_two_layers_per_block_and_two_more():
     for name, depth in (("resnet18", 18), ("resnet20", 20), ("resnet56", 56)):
         assert 2 * sum(MODELS[name].config.depths) + 2 == depth
     assert 2 * sum(MODELS["resnet26-97"].config.depths) + 2 == 26
@@ -77,7 +81,7 @@ def test_every_entry_takes_another_number_of_classes(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_entry_is_frozen_and_builds_from_the_seed_alone(name):
+def test_every_entry_is_frozen_and_its_weights_depend_on_the_seed_alone(name):
     config = MODELS[name].config
     with pytest.raises(FrozenInstanceError):
         config.num_classes = 3
@@ -116,7 +120,7 @@ def test_bfloat16_autocast_trains_every_weight(name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_compiler_sees_one_graph(name):
+def test_torch_compile_captures_one_graph(name):
     torch.manual_seed(0)
     torch._dynamo.reset()
     model, images = thin(MODELS[name].config).eval(), torch.rand(2, 3, 32, 32)
@@ -147,7 +151,7 @@ def test_an_unknown_model_is_answered_with_the_nearest():
         ({"family": "speednet", "widths": 3}, "widths is 3"),
     ],
 )
-def test_a_foreign_description_is_refused_in_one_line(values, message):
+def test_an_invalid_config_is_refused_in_one_line(values, message):
     with pytest.raises(UserError) as caught:
         config_from_dict(values)
     assert message in str(caught.value)
@@ -159,10 +163,10 @@ def test_a_family_alone_gives_its_defaults(family):
     assert config_from_dict({"family": family}) == FAMILIES[family]()
 
 
-def test_a_config_of_no_family_is_refused():
+def test_a_config_without_a_family_is_refused():
     @dataclass(frozen=True)
     class Stranger:
         num_classes: int = 10
 
-    with pytest.raises(UserError, match="Stranger is of no model family"):
+    with pytest.raises(UserError, match="Stranger belongs to no model family"):
         config_to_dict(Stranger())

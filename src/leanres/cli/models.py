@@ -13,7 +13,7 @@ from leanres.cli.options import JSON
 
 if TYPE_CHECKING:
     from leanres.models.cost import Summary
-    from leanres.models.zoo import Entry
+    from leanres.models.zoo import NamedModel
     from leanres.training.recipes import MeasuredResult
 
 
@@ -73,7 +73,7 @@ def _print_models(costs: dict[str, Summary], measured: dict[str, MeasuredResult 
     )
 
 
-def _source(entry: Entry) -> str:
+def _source(entry: NamedModel) -> str:
     return "; ".join(filter(None, (entry.source, entry.note)))
 
 

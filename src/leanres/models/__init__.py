@@ -1,1 +1,1 @@
-"""Networks as small frozen configs: `config.build()` gives the network, `cost` counts it."""
+"""Networks: a frozen config describes one, `config.build()` makes it, `cost` counts it."""

@@ -1,4 +1,4 @@
-"""What a residual branch may carry: squeeze-and-excitation, stochastic depth, shake-shake."""
+"""Layers for residual branches: squeeze-and-excitation, stochastic depth, shake-shake."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from torch.nn import functional as F
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by what the whole map says of it. Hu et al. 2018, arXiv:1709.01507.
+    """Scale each channel by a factor computed from the means of all channels.
 
-    (N, C, H, W) -> same; the inner layer has C / `reduction` outputs.
+    (N, C, H, W) -> same; the hidden layer has C / `reduction` units. Hu et al. 2018,
+    arXiv:1709.01507.
     """
 
     def __init__(self, width: int, reduction: int) -> None:
         super().__init__()
-        inner = max(1, width // reduction)
-        self.squeeze, self.excite = nn.Linear(width, inner), nn.Linear(inner, width)
+        hidden = max(1, width // reduction)
+        self.squeeze, self.excite = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, images: Tensor) -> Tensor:
         pooled = images.mean((2, 3))
@@ -26,9 +27,9 @@ class SqueezeExcite(nn.Module):
 
 
 class DropPath(nn.Dropout):
-    """Stochastic depth: while training, drop a whole branch for a share `p` of the images.
+    """Stochastic depth: in training, drop the whole branch of each image with probability `p`.
 
-    What is kept is divided by 1 - p. (N, C, H, W) -> same. Huang et al. 2016, arXiv:1603.09382.
+    Kept branches are divided by 1 - p. (N, C, H, W) -> same. Huang et al. 2016, arXiv:1603.09382.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -38,9 +39,9 @@ class DropPath(nn.Dropout):
 
 
 class ShakeShake(nn.Module):
-    """Mix two branches by a random share of each image's own, and their gradients by another.
+    """Mix two branches with a random weight per image, and their gradients with another one.
 
-    Two of (N, C, H, W) -> one; the mean while evaluating. Gastaldi 2017, arXiv:1705.07485,
+    Two (N, C, H, W) -> one; in evaluation their mean. Gastaldi 2017, arXiv:1705.07485,
     "Shake-Shake-Image".
     """
 
@@ -48,12 +49,14 @@ class ShakeShake(nn.Module):
         if not self.training:
             return (first + second) / 2
         forward, backward = torch.rand(2, len(first), 1, 1, 1, device=first.device).to(first.dtype)
-        apart = first - second
-        # Its value is second + forward * apart; its gradient that of second + backward * apart.
-        mixed: Tensor = second + backward * apart + ((forward - backward) * apart).detach()
+        difference = first - second
+        # The value is second + forward * difference, the gradient that of
+        # second + backward * difference.
+        correction = ((forward - backward) * difference).detach()
+        mixed: Tensor = second + backward * difference + correction
         return mixed
 
 
 def is_random(module: nn.Module) -> bool:
-    """Whether the module itself draws random numbers while training."""
+    """Whether the module itself draws random numbers in training."""
     return isinstance(module, ShakeShake) or (isinstance(module, nn.Dropout) and module.p > 0)

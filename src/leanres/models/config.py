@@ -1,4 +1,4 @@
-"""Networks as small frozen configs: `config.build()` gives the network, `budget` its price."""
+"""ModelConfig, the interface of every network's config; checks of a config's fields."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ if TYPE_CHECKING:
 
 
 class ModelConfig(Protocol):
-    """A frozen dataclass whose `build()` gives a network: (N, 3, H, W) -> logits (N, K)."""
+    """A frozen dataclass whose `build()` makes a network: (N, 3, H, W) -> logits (N, K).
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # so that `replace` and `fields` take it
+    A network with a method `init_from_data_(images)` is initialised with a sample of the normalised
+    training images (N, 3, H, W) before its training.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # makes `replace` and `fields` accept it
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the stages, in order."""
+        """Output channels of each stage, in order."""
 
     @property
     def num_classes(self) -> int:
         """K, the number of logits per image."""
 
     def build(self) -> nn.Module:
-        """A new network with fresh weights, on the current default device."""
+        """A new network on the default device, initialised with torch's global generator."""
 
 
 def check_whole(name: str, value: object, least: int = 1) -> None:
@@ -34,10 +38,10 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
         raise UserError(f"{name} is {value!r}: give a whole number of at least {least}")
 
 
-def check_share(name: str, value: object) -> None:
+def check_fraction(name: str, value: object) -> None:
     """Raise `UserError` unless `value` is a number in [0, 1)."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
-        raise UserError(f"{name} is {value!r}: give a share of at least 0 and below 1")
+        raise UserError(f"{name} is {value!r}: give a number of at least 0 and below 1")
 
 
 def whole_tuple(name: str, values: object) -> tuple[int, ...]:

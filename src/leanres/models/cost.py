@@ -1,46 +1,72 @@
 """What a network costs, counted on the real network: parameters, MACs, receptive field, size.
 
-Rules of the count:
+The network runs once on the meta device, which computes shapes but no values, and every operator
+that PyTorch dispatches is recorded. What is counted:
 
 - `params`: every `nn.Parameter`, trainable or frozen, shared ones once; buffers do not count. So
-  it equals `sum(p.numel() for p in model.parameters())`. A row holds the parameters that its layer
-  was the first to use.
+  it equals `sum(p.numel() for p in model.parameters())`. The row of a layer has the parameters that
+  this layer was the first to use.
 - `macs`: multiply-accumulates of convolutions and matrix products for one image, half of what
-  `torch.utils.flop_counter` counts; norms, activations, pools and sums are free.
-- `receptive_field`: side in pixels of the square of input that one position of the last map
-  depends on, before the global pool; exact, the union over branches and residual sums, padding
-  included, so it may exceed the image. `global_receptive_field` is the same with the pool.
-- `chained_receptive_field`: every convolution and pool in execution order, each fed by the one
-  before it, parallel branches and 1x1 strided shortcuts included; slices and the global pool (the
-  one that leaves 1x1 of a larger map) are not. What layer-listing summary tools print.
+  `torch.utils.flop_counter` counts; norms, activations, pools and sums count as 0.
+- `receptive_field`: side in pixels of the square of input that one position of the last feature
+  map depends on, before the global pool. It is exact: the union over branches and residual sums,
+  padding included, so it may exceed the image. `global_receptive_field` includes the global pool.
+- `chained_receptive_field`: what tools that list layers print. It treats every convolution and
+  pool as if it were fed by the one executed before it, parallel branches and 1x1 strided shortcuts
+  included; slices and the global pool are left out.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.models.config import ModelConfig
-from leanres.models.receptive import field_size
-from leanres.models.trace import Row, Trace
+from leanres.models.receptive import (
+    PIXEL,
+    Field,
+    OperatorCall,
+    field_size,
+    is_global_pool,
+    propagate,
+    slide,
+)
 
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 @dataclass(frozen=True)
+class LayerCost:
+    """One call of one layer; receptive fields in pixels, `shape` without the batch axis."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    params: int
+    macs: int
+    receptive_field: int
+    chained_receptive_field: int
+
+
+@dataclass(frozen=True)
 class Summary:
-    """Costs of a network for one image of `input_size` (3, H, W); see the module for the rules."""
+    """Costs of a network for one image of `input_size` (3, H, W); see the module's docstring."""
 
     input_size: tuple[int, int, int]
-    rows: tuple[Row, ...]
+    rows: tuple[LayerCost, ...]
     params: int
     macs: int
     receptive_field: int
@@ -57,7 +83,7 @@ class Summary:
         return self.params <= budget
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """Everything, as JSON-able values."""
         rows = [{**asdict(row), "shape": list(row.shape)} for row in self.rows]
         totals = {key: value for key, value in asdict(self).items() if key != "rows"}
         size = list(self.input_size)
@@ -67,26 +93,27 @@ class Summary:
 def summarize(
     network: ModelConfig | nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)
 ) -> Summary:
-    """Cost of `network`, from one run on the meta device; a given module is left as it is.
+    """Cost of `network`, from one forward pass on the meta device; a given module is not changed.
 
-    Raises `UserError` where the input does not fit or an operator has no receptive-field rule.
+    Raises `UserError` if the input does not fit or an operator has no receptive-field rule.
     """
     model = _on_meta(network).eval()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    trace = Trace(model)
+    trace = _Trace(model)
     try:
-        seen = trace.run(model, torch.empty(1, *input_size, dtype=dtype, device="meta"))
+        field = trace.run(model, torch.empty(1, *input_size, dtype=dtype, device="meta"))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"images of {input_size} do not fit this network: {reason}") from error
+        raise UserError(
+            f"images of {input_size} do not fit this network: {first_line(error)}"
+        ) from error
     return Summary(
         input_size=input_size,
         rows=tuple(trace.rows),
         params=count_params(model),
         macs=sum(row.macs for row in trace.rows),
-        receptive_field=field_size(trace.before_pool or seen),
-        global_receptive_field=field_size(seen),
-        chained_receptive_field=field_size(trace.chain),
+        receptive_field=field_size(trace.before_pool or field),
+        global_receptive_field=field_size(field),
+        chained_receptive_field=field_size(trace.chained),
     )
 
 
@@ -107,12 +134,113 @@ def parse_count(text: str) -> int:
 
 
 def _on_meta(network: ModelConfig | nn.Module) -> nn.Module:
+    """The network on the meta device; of a given module a copy."""
     if not isinstance(network, nn.Module):
         with torch.device("meta"):
             return network.build()
-    # Meta twins handed to deepcopy as already copied: no data moves, shared tensors stay shared
-    # (Module.to would part them).
-    twins: dict[int, Any] = {id(b): b.to("meta") for b in network.buffers()}
+    # deepcopy is told that each tensor is already copied, to a meta tensor: no data moves, and
+    # shared tensors stay shared (Module.to would separate them).
+    copies: dict[int, Any] = {id(b): b.to("meta") for b in network.buffers()}
     for p in network.parameters():
-        twins[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
-    return copy.deepcopy(network, twins)
+        copies[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+    return copy.deepcopy(network, copies)
+
+
+@dataclass
+class _RunningLayer:
+    """A layer in its forward pass: its own cost, without that of its sublayers."""
+
+    params: int = 0
+    macs: int = 0
+    windowed: bool = False
+
+
+class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the rows and receptive fields of one forward pass on meta tensors.
+
+    Hooks tell which layer is running; `__torch_dispatch__` sees every operator, adds its cost to
+    that layer and computes the receptive field of its result.
+
+    `before_pool` is the receptive field of the map that the last global pool reads (or the last
+    flatten of a map larger than 1x1); None without one. An operator without a rule is a UserError.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows: list[LayerCost] = []
+        self.chained: Field = PIXEL
+        self.before_pool: Field | None = None
+        self._uncounted = {id(p): p.numel() for p in model.parameters()}
+        # By id. The tensors are kept too, so that no id is reused for another one.
+        self._fields: dict[int, tuple[Tensor, Field]] = {}
+        self._running = [_RunningLayer()]
+        for name, module in model.named_modules(remove_duplicate=True):
+            self._add_hooks(name or "(network)", module)
+
+    def run(self, model: nn.Module, images: Tensor) -> Field:
+        """The receptive field of the output of `model(images)`; fills the rows."""
+        self._fields[id(images)] = (images, PIXEL)
+        with torch.no_grad(), self:
+            out = model(images)
+        if unused := sum(self._uncounted.values()):
+            self.rows.append(LayerCost("(never used)", "parameters", (), unused, 0, 0, 0))
+        return self._field_of(out)
+
+    def _add_hooks(self, name: str, module: nn.Module) -> None:
+        is_leaf = not any(True for _ in module.children())
+
+        def enter(_module: nn.Module, _args: object) -> None:
+            self._running.append(_RunningLayer())
+
+        def leave(_module: nn.Module, _args: object, out: object) -> None:
+            layer = self._running.pop()
+            if is_leaf or layer.params or layer.macs or layer.windowed:
+                self.rows.append(self._row(name, module, layer, out))
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+
+    def _row(self, name: str, module: nn.Module, layer: _RunningLayer, out: object) -> LayerCost:
+        shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
+        size, chained = field_size(self._field_of(out)), field_size(self.chained)
+        kind = type(module).__name__
+        return LayerCost(name, kind, shape, layer.params, layer.macs, size, chained)
+
+    def _field_of(self, out: object) -> Field:
+        return self._fields[id(out)][1] if id(out) in self._fields else PIXEL
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        layer, leaves = self._running[-1], tree_leaves((args, kwargs))
+        layer.params += sum(self._uncounted.pop(id(leaf), 0) for leaf in leaves)
+        if func.overloadpacket in flop_registry:
+            layer.macs += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) // 2
+        inputs = [self._fields[id(leaf)] for leaf in leaves if id(leaf) in self._fields]
+        if inputs:
+            self._propagate(OperatorCall(func, _by_name(func, args, kwargs), inputs, out))
+        return out
+
+    def _propagate(self, call: OperatorCall) -> None:
+        field = propagate(call)
+        if is_global_pool(call, field):
+            self.before_pool = call.inputs[0][1]
+        elif call.windowed:
+            self.chained = slide(call, self.chained)
+        self._running[-1].windowed |= call.windowed
+        for result in tree_leaves(call.out):
+            if isinstance(result, Tensor):
+                self._fields[id(result)] = (result, field)
+
+
+def _by_name(func: OpOverload[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The operator's arguments by name, defaults included."""
+    schema = func._schema.arguments
+    named = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return {**named, **{a.name: value for a, value in zip(schema, args, strict=False)}, **kwargs}

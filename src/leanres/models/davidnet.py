@@ -1,7 +1,7 @@
-"""The conv-pool residual networks after DavidNet: resnet-custom and custom-resnet.
+"""Conv-pool residual networks in the style of DavidNet: resnet-custom and custom-resnet.
 
-The originals end in log-softmax; these return raw logits. Log-softmax of a log-softmax is itself,
-so cross-entropy and argmax are the same to rounding, and every network here has one contract.
+The originals end in log-softmax. These return raw logits, as all networks here do: log-softmax is
+idempotent, so cross-entropy and argmax are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from leanres.registry import Table
 class DavidNetConfig:
     """resnet-custom: four conv-pool layers, residual pairs at the second and fourth width.
 
-    `reading` "described" is the network as its document has it; "as-built" as its code ran: the
-    third layer unpadded with a 3x3 pool, the fourth without pool. Raises `UserError`.
+    Its document and its code differ. `reading` "described" follows the document; "as-built" follows
+    the code: no padding and a 3x3 pool in the third layer, no pool in the fourth. Raises
+    `UserError` for settings that do not fit.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of each layer
@@ -30,7 +31,7 @@ class DavidNetConfig:
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", _widths(self.widths, 4))
+        object.__setattr__(self, "widths", _checked_widths(self.widths, 4))
         READINGS[self.reading]  # an unknown name lists the known ones
         check_whole("num_classes", self.num_classes, least=2)
 
@@ -41,10 +42,10 @@ class DavidNetConfig:
 
 @dataclass(frozen=True)
 class BranchNetConfig:
-    """custom-resnet: layers one and three add two parallel branches of the same input.
+    """custom-resnet: layers one and three are sums of two parallel branches of the same input.
 
-    At 32x32 the layers give 15x15, 6x6 and 2x2 maps; all convolutions have a bias. `UserError`
-    for settings that do not fit.
+    For 32x32 images the maps have 15x15, 6x6 and 2x2 pixels; all convolutions have a bias. Raises
+    `UserError` for settings that do not fit.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the stem and of each layer
@@ -52,7 +53,7 @@ class BranchNetConfig:
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", _widths(self.widths, 4))
+        object.__setattr__(self, "widths", _checked_widths(self.widths, 4))
         check_whole("head_width", self.head_width)
         check_whole("num_classes", self.num_classes, least=2)
 
@@ -61,7 +62,7 @@ class BranchNetConfig:
         return BranchNet(self)
 
 
-def _widths(values: object, count: int) -> tuple[int, ...]:
+def _checked_widths(values: object, count: int) -> tuple[int, ...]:
     widths = whole_tuple("widths", values)
     if len(widths) != count:
         raise UserError(f"{len(widths)} widths: this network has {count} layers, give {count}")
@@ -70,7 +71,7 @@ def _widths(values: object, count: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Reading:
-    """Where the two readings of resnet-custom differ; a pool of 1 leaves the map as it is."""
+    """What differs between the two readings of resnet-custom; a pool of 1 changes nothing."""
 
     padding3: int
     pool3: int
@@ -95,23 +96,23 @@ class Residual(nn.Module):
 
 
 class GlobalMaxPool(nn.Module):
-    """The largest value of each channel, a 4x4 pool for 32x32: (N, C, H, W) -> (N, C, 1, 1)."""
+    """The maximum of each channel: (N, C, H, W) -> (N, C, 1, 1)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return F.max_pool2d(images, (images.shape[-2], images.shape[-1]))
 
 
 class DavidNet(nn.Module):
-    """The network of a `DavidNetConfig`. After D. Page, How to Train Your ResNet, 2018."""
+    """The network of a `DavidNetConfig`, after D. Page, "How to Train Your ResNet", 2018."""
 
     def __init__(self, config: DavidNetConfig) -> None:
         super().__init__()
         w1, w2, w3, w4 = config.widths
         reading = READINGS[config.reading]
         self.stem = _layer(3, w1)
-        self.layer1 = nn.Sequential(_layer(w1, w2, pool=2), _pair(w2))
+        self.layer1 = nn.Sequential(_layer(w1, w2, pool=2), _residual_pair(w2))
         self.layer2 = _layer(w2, w3, padding=reading.padding3, pool=reading.pool3)
-        self.layer3 = nn.Sequential(_layer(w3, w4, pool=reading.pool4), _pair(w4))
+        self.layer3 = nn.Sequential(_layer(w3, w4, pool=reading.pool4), _residual_pair(w4))
         self.pool = GlobalMaxPool()
         self.linear = nn.Linear(w4, config.num_classes)
 
@@ -123,18 +124,18 @@ class DavidNet(nn.Module):
 
 
 def _layer(width_in: int, width: int, *, padding: int = 1, pool: int = 1) -> nn.Sequential:
-    """C, max-pool where `pool` is above 1, BN, ReLU."""
+    """3x3 convolution, max-pool if `pool` is above 1, batch norm, ReLU."""
     conv = nn.Conv2d(width_in, width, 3, 1, padding, bias=False)
     pools = (nn.MaxPool2d(pool),) if pool > 1 else ()
     return nn.Sequential(conv, *pools, nn.BatchNorm2d(width), nn.ReLU())
 
 
-def _pair(width: int) -> Residual:
+def _residual_pair(width: int) -> Residual:
     return Residual(nn.Sequential(*_layer(width, width), *_layer(width, width)))
 
 
 class Branches(nn.Module):
-    """wide(x) + deep(x): X and R of custom-resnet, run in this order on the same input."""
+    """wide(x) + deep(x): blocks X and R of custom-resnet on the same input, run in this order."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -168,13 +169,13 @@ class BranchNet(nn.Module):
 
 
 def _pooled(width_in: int, width: int) -> nn.Sequential:
-    """X(i -> o): C(3, 1, 1), a 4x4 max-pool of stride 2, BN, ReLU."""
+    """Block X: 3x3 convolution, 4x4 max-pool of stride 2, batch norm, ReLU."""
     conv = nn.Conv2d(width_in, width, 3, 1, 1)
     return nn.Sequential(conv, nn.MaxPool2d(4, 2), nn.BatchNorm2d(width), nn.ReLU())
 
 
 def _strided(width_in: int, width: int) -> nn.Sequential:
-    """R(i -> o): C(3, 1, 0), BN, ReLU, C(2, 2, 0), BN, ReLU."""
+    """Block R: unpadded 3x3 convolution, BN, ReLU, 2x2 convolution of stride 2, BN, ReLU."""
     first = (nn.Conv2d(width_in, width, 3), nn.BatchNorm2d(width), nn.ReLU())
     second = (nn.Conv2d(width, width, 2, 2), nn.BatchNorm2d(width), nn.ReLU())
     return nn.Sequential(*first, *second)

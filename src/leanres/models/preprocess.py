@@ -1,4 +1,4 @@
-"""How an image becomes a network's input, and what its outputs mean."""
+"""Preprocessing of a network's input, and the class names of its outputs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a network was trained to read, and the names of its outputs."""
+    """The image size and normalisation that a network was trained with, and its class names."""
 
-    size: int  # pixels a side
+    size: int  # side of the images in pixels
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
     classes: tuple[str, ...]
 
 
 class Normalize(nn.Module):
-    """Bytes to what a network reads: (x / 255 - mean) / std per channel.
+    """(x / 255 - mean) / std per channel.
 
     (N, C, H, W) uint8, or float in [0, 255] -> float32 of the same shape, channels last.
     """
@@ -34,13 +34,14 @@ class Normalize(nn.Module):
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
 
     def forward(self, images: Tensor) -> Tensor:
-        # Channel by channel, then moved: three numbers in a row are too few for vector arithmetic.
+        # Convert the layout last: with channels last, the innermost loop would have three elements,
+        # too few for vector instructions.
         floats = (images.to(torch.float32) - self.shift) * self.scale
         return floats.contiguous(memory_format=torch.channels_last)
 
 
 class ImageClassifier(nn.Module):
-    """A network with its normalisation: images as stored, uint8 (N, C, H, W) -> logits (N, K)."""
+    """A network with its normalisation: uint8 images (N, C, H, W) -> logits (N, K)."""
 
     def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()

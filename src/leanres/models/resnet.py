@@ -1,4 +1,4 @@
-"""Staged residual networks: a config in, a network out.
+"""Residual networks in stages: basic, wide and shake-shake blocks from one config.
 
 He et al. 2015, arXiv:1512.03385; Zagoruyko & Komodakis 2016, arXiv:1605.07146; Gastaldi 2017,
 arXiv:1705.07485.
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from leanres.errors import UserError
 from leanres.models.branch_layers import DropPath, ShakeShake, SqueezeExcite
-from leanres.models.config import check_share, check_whole, whole_tuple
+from leanres.models.config import check_fraction, check_whole, whole_tuple
 from leanres.registry import Table
 
 Layer = Callable[[int], nn.Module]  # channels -> a layer
@@ -28,26 +28,26 @@ def _relu(_: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Shape of a staged residual network; each stage after the first halves the map.
+    """Architecture of a residual network; each stage after the first halves the map.
 
-    A shortcut that changes shape is a 1x1 convolution ("projection"), He's parameter-free
-    option A ("pad": every second pixel, zero channels added) or Gastaldi's ("shift": two 1x1
-    convolutions of half the channels, the second one pixel off). `init` "kaiming" draws
-    convolutions and the Linear from a normal of variance 2 / fan-out with bias 0; "kaiming-convs"
-    leaves the Linear's weights as PyTorch draws them. Raises `UserError` for settings that do not
-    fit.
+    A `shortcut` that changes the shape is a 1x1 convolution ("projection"), the parameter-free
+    option A of He et al. ("pad": every second pixel, channels padded with zeros) or Gastaldi's
+    ("shift": two 1x1 convolutions to half the channels each, the second of the map shifted by one
+    pixel). `init` "kaiming" draws convolutions and the Linear from a normal distribution of
+    variance 2 / fan-out, with bias 0; "kaiming-convs" keeps PyTorch's weights of the Linear.
+    Raises `UserError` for settings that do not fit.
     """
 
     widths: tuple[int, ...] = (16, 32, 64)  # channels of each stage
     depths: tuple[int, ...] = (3, 3, 3)  # residual blocks of each stage
-    stem_width: int | None = None  # channels of the stem; None: as the first stage
+    stem_width: int | None = None  # channels of the stem; None: those of the first stage
     stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 stride 2 and a max-pool
-    block: str = "basic"  # "wide": pre-activation; "shake": two branches, randomly mixed
+    block: str = "basic"  # "wide": pre-activation; "shake": two branches with random weights
     shortcut: str = "projection"
     dropout: float = 0.0  # before the Linear
     block_dropout: float = 0.0  # between the two convolutions of a wide block
-    drop_path: float = 0.0  # stochastic depth: of the last block, rising linearly from the first
-    squeeze: int = 0  # squeeze-and-excitation at the end of each branch, by this factor; 0: none
+    drop_path: float = 0.0  # stochastic depth: rate of the last block; rises linearly over blocks
+    squeeze: int = 0  # squeeze-and-excitation in each branch, its reduction; 0: none
     init: str = "pytorch"
     num_classes: int = 10
 
@@ -62,12 +62,12 @@ class ResNetConfig:
             (INITS, self.init),
         ):
             table[name]  # an unknown name lists the known ones
-        check_share("dropout", self.dropout)
-        check_share("block_dropout", self.block_dropout)
-        check_share("drop_path", self.drop_path)
+        check_fraction("dropout", self.dropout)
+        check_fraction("block_dropout", self.block_dropout)
+        check_fraction("drop_path", self.drop_path)
         check_whole("squeeze", self.squeeze, least=0)
         if self.block_dropout and self.block != "wide":
-            raise UserError("block_dropout needs block='wide': the others have no dropout")
+            raise UserError("block_dropout needs block='wide': other blocks have no dropout")
         check_whole("num_classes", self.num_classes, least=2)
 
     def build(self) -> nn.Module:
@@ -85,15 +85,15 @@ def _check_stages(config: ResNetConfig) -> None:
         check_whole("stem_width", config.stem_width)
     chain = (config.stem_width or widths[0], *widths)
     if config.shortcut == "shift" and any(width % 2 for width in widths):
-        raise UserError(f"shortcut 'shift' halves the widths {widths}: give even ones")
+        raise UserError(f"shortcut 'shift' halves the widths {widths}: give even numbers")
     if config.shortcut == "pad" and any(after < before for before, after in pairwise(chain)):
         raise UserError(
-            f"shortcut 'pad' cannot narrow {chain}: use widths that never fall, or 'projection'"
+            f"shortcut 'pad' cannot narrow {chain}: use widths that never decrease, or 'projection'"
         )
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2015, sec. 4.2: every `stride`-th pixel, new channels zero.
+    """Option A of He et al. 2015, sec. 4.2: every `stride`-th pixel, the added channels zero.
 
     (N, width_in, H, W) -> (N, width_out, H/stride, W/stride); no parameters.
     """
@@ -108,7 +108,7 @@ class PadShortcut(nn.Module):
 
 
 class ShiftShortcut(nn.Module):
-    """Every `stride`-th pixel to half the channels, those one pixel up and left to the others.
+    """Half the channels from every `stride`-th pixel, half from the pixels up and left of those.
 
     (N, width_in, H, W) -> (N, width_out, H/stride, W/stride). Gastaldi 2017, arXiv:1705.07485.
     """
@@ -126,10 +126,10 @@ class ShiftShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """C BN ReLU C BN, plus the shortcut, then ReLU. He et al. 2015, fig. 2."""
+    """Conv, BN, ReLU, conv, BN, plus the shortcut, then ReLU. He et al. 2015, fig. 2."""
 
-    before: tuple[Layer, ...] = (nn.BatchNorm2d, _relu)  # what the stem ends in
-    after: tuple[Layer, ...] = ()  # what follows the last block
+    before: tuple[Layer, ...] = (nn.BatchNorm2d, _relu)  # layers between stem and first block
+    after: tuple[Layer, ...] = ()  # layers after the last block
 
     def __init__(
         self, width_in: int, width: int, stride: int, config: ResNetConfig, drop: float = 0.0
@@ -157,9 +157,10 @@ class BasicBlock(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """BN ReLU C BN ReLU dropout C, plus the shortcut. Zagoruyko & Komodakis 2016, fig. 1d.
+    """BN, ReLU, conv, BN, ReLU, dropout, conv, plus the shortcut.
 
-    Where the shape changes, the shortcut starts from the activated input and has no batch norm.
+    A shortcut that changes the shape starts from the activated input and has no batch norm.
+    Zagoruyko & Komodakis 2016, fig. 1d.
     """
 
     before: tuple[Layer, ...] = ()
@@ -190,10 +191,10 @@ class WideBlock(nn.Module):
 
 
 class ShakeBlock(nn.Module):
-    """Two branches of ReLU C BN ReLU C BN, mixed by shake-shake, plus the shortcut.
+    """Two branches of ReLU, conv, BN, ReLU, conv, BN, mixed by shake-shake, plus the shortcut.
 
-    Where the shape changes, the shortcut starts from a ReLU and ends in a batch norm. Gastaldi
-    2017, arXiv:1705.07485, section 2.
+    A shortcut that changes the shape starts with a ReLU and ends with a batch norm. Gastaldi 2017,
+    arXiv:1705.07485, section 2.
     """
 
     before: tuple[Layer, ...] = (nn.BatchNorm2d,)
@@ -225,14 +226,14 @@ def _shake_branch(width_in: int, width: int, stride: int) -> nn.Sequential:
 
 
 def _tail(width: int, config: ResNetConfig, drop: float) -> nn.Sequential | None:
-    """What a branch ends in beyond its layers; None where the config asks for nothing."""
+    """Squeeze-and-excitation and stochastic depth at the end of a branch; None without either."""
     squeeze = (SqueezeExcite(width, config.squeeze),) if config.squeeze else ()
     path = (DropPath(drop),) if drop else ()
     return nn.Sequential(*squeeze, *path) if squeeze or path else None
 
 
 class ResNet(nn.Module):
-    """Stem, stages of residual blocks, average pool, dropout, Linear: the network of a config."""
+    """The network of a `ResNetConfig`: stem, stages of blocks, average pool, dropout, Linear."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The speed network: a frozen whitening layer, three conv-pool stages, a scaled linear head.
+"""SpeedNet: a frozen whitening layer, conv-pool stages, a linear head; made for fast training.
 
-In the spirit of the CIFAR-10 speed records (arXiv:2404.00498): few wide layers, pooling early,
-BN without scale, filters that start as a partial identity.
+It follows the CIFAR-10 speed records (arXiv:2404.00498): few wide layers, early pooling, batch norm
+without a trained scale, filters initialised as a partial identity.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from leanres.registry import Table
 ACTIVATIONS: Table[Callable[[], nn.Module]] = Table(
     "activation",
     {
-        "relu": partial(nn.ReLU, inplace=True),  # the others' backward needs what they read
+        "relu": partial(nn.ReLU, inplace=True),  # the backward pass of the others needs their input
         "hardswish": nn.Hardswish,
         "silu": nn.SiLU,
         "gelu": nn.GELU,
@@ -30,13 +30,18 @@ ACTIVATIONS: Table[Callable[[], nn.Module]] = Table(
 
 @dataclass(frozen=True)
 class SpeedNetConfig:
-    """Shape of the speed network for images of at least 16x16 pixels."""
+    """Architecture of a SpeedNet for images of at least 16x16 pixels.
+
+    Raises `UserError` for settings that do not fit.
+    """
 
     widths: tuple[int, ...] = (64, 256, 256)  # channels of each stage
     depth: int = 2  # convolutions of each stage
     whiten_px: int = 2  # side of the whitening patches
-    residual: bool = False  # add each stage's pooled map to its last convolution's output
-    activation: str = "relu"  # on a CPU a hardswish costs a third more, silu and gelu three times
+    residual: bool = False  # add each stage's pooled map to the output of its last convolution
+    activation: str = (
+        "relu"  # on a CPU hardswish takes a third longer, silu and gelu three times as long
+    )
     num_classes: int = 10
 
     def __post_init__(self) -> None:
@@ -47,12 +52,12 @@ class SpeedNetConfig:
         check_whole("num_classes", self.num_classes, least=2)
 
     def build(self) -> nn.Module:
-        """The network, from torch's global generator."""
+        """A new network: normalised (N, 3, H, W) -> logits (N, num_classes)."""
         return SpeedNet(self)
 
 
 class SpeedNet(nn.Module):
-    """(N, 3, H, W) normalised -> logits (N, K). Call `init_from_data_` before training."""
+    """The network of a `SpeedNetConfig`. Call `init_from_data_` before training."""
 
     def __init__(self, config: SpeedNetConfig) -> None:
         super().__init__()
@@ -65,20 +70,22 @@ class SpeedNet(nn.Module):
         self.stages = nn.Sequential(*(Stage(i, o, config) for i, o in pairwise(widths)))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(widths[-1], config.num_classes, bias=False)
-        # Logits start small: with label smoothing a confident start costs the first epoch.
+        # Small initial logits: with label smoothing, confident ones cost the whole first epoch.
         nn.init.normal_(self.head.weight, std=1 / widths[-1])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalised (N, 3, H, W) -> logits (N, num_classes)."""
         x = self.stages(self.stem_act(self.stem(images)))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits
 
     @torch.no_grad()
     def init_from_data_(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Set the stem to the whitening of the images' patches, and its negative.
+        """Set the stem's filters to those that whiten the images' patches, and their negatives.
 
-        images: (N, 3, H, W) normalised float, a few thousand. Source: Page, "How to train your
-        ResNet", part 8; eps from arXiv:2404.00498.
+        The whitening filters are the eigenvectors of the patches' second moments, each divided by
+        the root of its eigenvalue + eps. images: normalised (N, 3, H, W), a few thousand. Source:
+        Page, "How to train your ResNet", part 8; eps from arXiv:2404.00498.
         """
         k = self.stem.kernel_size[0]
         patches = images.unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5).flatten(3)
@@ -93,11 +100,11 @@ class Stage(nn.Module):
 
     def __init__(self, i: int, o: int, config: SpeedNetConfig) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _conv(i, o), _norm(o)
+        self.conv1, self.norm1 = _conv(i, o), _batch_norm(o)
         self.later = [(f"conv{k}", f"norm{k}") for k in range(2, config.depth + 1)]
         for conv, norm in self.later:
             self.add_module(conv, _conv(o, o))
-            self.add_module(norm, _norm(o))
+            self.add_module(norm, _batch_norm(o))
         self.pool, self.act = nn.MaxPool2d(2), ACTIVATIONS[config.activation]()
         self.residual = config.residual
 
@@ -113,13 +120,15 @@ class Stage(nn.Module):
 
 def _conv(i: int, o: int) -> nn.Conv2d:
     conv = nn.Conv2d(i, o, 3, padding=1, bias=False)
-    nn.init.dirac_(conv.weight.data[:i])  # a partial identity: early layers pass images on
+    nn.init.dirac_(conv.weight.data[:i])  # a partial identity: the first filters copy their input
     return conv
 
 
-def _norm(width: int) -> nn.BatchNorm2d:
+def _batch_norm(width: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(width, eps=1e-6, momentum=0.2)
-    norm.weight.requires_grad_(False)  # the next filters' norm is reset by Muon: scale is idle
+    norm.weight.requires_grad_(
+        False
+    )  # Muon resets the norm of the next filters, so a scale has no effect
     return norm
 
 
