@@ -48,7 +48,7 @@ def reload_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPat
     Functions of `build` are cached, so the caches are emptied now, and once the machine is itself
     again.
     """
-    cached = (build.library, build._load, build.constant)
+    cached = (build._load, build.constant)
     with monkeypatch.context() as patch:
         for function in cached:
             function.cache_clear()

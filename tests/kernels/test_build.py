@@ -202,7 +202,6 @@ def test_a_truncated_library_is_not_loaded(tmp_path):
 @HERE
 def test_a_cached_library_is_loaded_without_a_compiler_run(reload_kernels, monkeypatch):
     assert library() is not None
-    build.library.cache_clear()
     build._load.cache_clear()
     reload_kernels.setattr("subprocess.run", None)
     assert library() is not None
@@ -254,7 +253,7 @@ def test_what_accelerate_returns_without_and_with_kernels(reload_kernels):
     model = nn.Conv2d(16, 16, 3, padding=1)
     if library() is not None:
         assert isinstance(accelerate(model, "cpu", "float32")[0], Winograd)
-    for function in (build.library, build._load, build.constant):
+    for function in (build._load, build.constant):
         function.cache_clear()
     reload_kernels.setattr("shutil.which", lambda name: None)
     assert accelerate(model, "cpu", "float32")[0] is model

@@ -39,7 +39,6 @@ class BuildError(Exception):
     """The C compiler failed; the message says how."""
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where there are none, `problem()` says why."""
     return _load()[0]
@@ -116,8 +115,8 @@ def _run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").splitlines()
-        reason = next((line for line in lines if "error" in line), *lines[:1])
-        raise BuildError(reason or f"exit code {error.returncode}") from None
+        first = lines[0] if lines else f"exit code {error.returncode}"
+        raise BuildError(next((line for line in lines if "error" in line), first)) from None
     except subprocess.TimeoutExpired:
         raise BuildError(f"it took more than {TIMEOUT_S} s") from None
     except OSError as error:

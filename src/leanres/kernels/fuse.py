@@ -70,12 +70,8 @@ def fuse_layers(model: nn.Module) -> nn.Module:
 
 
 def _is_usual_norm(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return (
-        type(norm) is nn.BatchNorm2d
-        and norm.affine
-        and norm.track_running_stats
-        and norm.momentum is not None
-    )
+    usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats
+    return usual and norm.momentum is not None
 
 
 def _is_gelu(module: nn.Module | None) -> bool:
@@ -87,15 +83,9 @@ def _is_act(module: nn.Module | None) -> bool:
 
 
 def _is_2x2_pool(module: nn.Module) -> bool:
-    usual = (2, 2, 0, 1, False, False)
-    return isinstance(module, nn.MaxPool2d) and usual == (
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.ceil_mode,
-        module.return_indices,
-    )
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    usual = [2, 2, 0, 1, False, False]
+    return type(module) is nn.MaxPool2d and [getattr(module, name) for name in names] == usual
 
 
 def _is_amx_conv(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
@@ -147,7 +137,7 @@ def _fuse_stage_(stage: Stage) -> None:
     names = ("norm1", *(norm for _, norm in stage.later))
     act, pool = stage.act if _is_act(stage.act) else None, _is_2x2_pool(stage.pool)
     norms = {name: stage.get_submodule(name) for name in names}
-    if not all(_is_usual_norm(norm) for norm in norms.values()):
+    if not all(map(_is_usual_norm, norms.values())):
         return
     for name, norm in norms.items():
         assert isinstance(norm, nn.BatchNorm2d)

@@ -9,13 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from leanres.kernels.fused_norm import (
-    ACTS,
-    Activation,
-    AddNormAct,
-    ConvPoolNormAct,
-    PoolNormAct,
-)
+from leanres.kernels.fused_norm import ACTS, Activation, AddNormAct, ConvPoolNormAct, PoolNormAct
 
 
 class _FusedNorm(nn.Module):
