@@ -16,7 +16,7 @@ BINS = 31  # levels of magnitude of RandAugment and TrivialAugment, 0 to 30
 AUTO_BINS = 10  # of AutoAugment
 _SIGNED = OPS[1:10]  # applied with either sign, equally likely; a factor is 1 +- its magnitude
 _FACTORS = OPS[6:10]
-SPACE = OPS[:-1]  # the operations of RandAugment and TrivialAugment: all but invert
+SAMPLED_OPS = OPS[:-1]  # the operations of RandAugment and TrivialAugment: all but invert
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class MaxMagnitudes:
     bits: int  # that posterize removes
 
 
-NARROW = MaxMagnitudes(0.3, 150 / 331, 0, 30, 0.9, 4)  # AutoAugment and RandAugment
-WIDE = MaxMagnitudes(0.99, 0, 32, 135, 0.99, 6)  # TrivialAugment
+NARROW_SPACE = MaxMagnitudes(0.3, 150 / 331, 0, 30, 0.9, 4)  # AutoAugment and RandAugment
+WIDE_SPACE = MaxMagnitudes(0.99, 0, 32, 135, 0.99, 6)  # TrivialAugment
 
 SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
 CIFAR10_POLICY: tuple[SubPolicy, ...] = (  # (operation, probability, bin of the magnitude), twice
@@ -82,7 +82,7 @@ def auto_augment(images: Tensor, draw: Draw) -> Tensor:
 def _policy_row(step: tuple[str, float, int], size: tuple[int, int]) -> list[float]:
     """The operation's row, and its probability."""
     name, p, number = step
-    return [*operation_row(name, number, AUTO_BINS, NARROW, size), p]
+    return [*operation_row(name, number, AUTO_BINS, NARROW_SPACE, size), p]
 
 
 def rand_augment(
@@ -95,10 +95,12 @@ def rand_augment(
 
     (N, 3, H, W) -> same. arXiv:1909.13719; operations and magnitudes as in torchvision.
     """
-    rows = [operation_row(name, magnitude, BINS, NARROW, _size(images)) for name in SPACE]
+    rows = [
+        operation_row(name, magnitude, BINS, NARROW_SPACE, _size(images)) for name in SAMPLED_OPS
+    ]
     table = constant(rows, images.device, torch.float64)
     for _ in range(num_ops):
-        chosen = randint(len(SPACE), (len(images),), draw.rng)
+        chosen = randint(len(SAMPLED_OPS), (len(images),), draw.rng)
         images = _apply(images, table[chosen], draw)
     return images
 
@@ -110,10 +112,11 @@ def trivial_augment(images: Tensor, draw: Draw) -> Tensor:
     """
     n, size = len(images), _size(images)
     rows = [
-        [operation_row(name, number, BINS, WIDE, size) for number in range(BINS)] for name in SPACE
+        [operation_row(name, number, BINS, WIDE_SPACE, size) for number in range(BINS)]
+        for name in SAMPLED_OPS
     ]
     table = constant(rows, images.device, torch.float64)  # (14, 31, 4)
-    op, number = randint(len(SPACE), (n,), draw.rng), randint(BINS, (n,), draw.rng)
+    op, number = randint(len(SAMPLED_OPS), (n,), draw.rng), randint(BINS, (n,), draw.rng)
     return _apply(images, table[op, number], draw)
 
 

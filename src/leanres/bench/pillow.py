@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from leanres.augment.policies import AUTO_BINS, CIFAR10_POLICY, NARROW, operation_row
+from leanres.augment.policies import AUTO_BINS, CIFAR10_POLICY, NARROW_SPACE, operation_row
 from leanres.registry import Table
 
 Picture = Image.Image
@@ -65,7 +65,7 @@ def auto_augment(image: Picture) -> Picture:
     for name, p, number in random.choice(CIFAR10_POLICY):
         if random.random() < p:
             _, amount, signed, base = operation_row(
-                name, number, AUTO_BINS, NARROW, image.size[::-1]
+                name, number, AUTO_BINS, NARROW_SPACE, image.size[::-1]
             )
             sign = random.choice((-1, 1)) if signed else 1
             image = operation(image, name, base + sign * amount)

@@ -102,8 +102,8 @@ def propagate(call: OperatorCall) -> Field:
 def _rule(call: OperatorCall) -> Callable[[OperatorCall], Field]:
     if all(_is_constant(field) for _, field in call.inputs):
         return _union
-    if call.packet in RULES:
-        return RULES[call.packet]
+    if call.packet in FIELD_RULES:
+        return FIELD_RULES[call.packet]
     if torch.Tag.pointwise in call.func.tags:
         return _union
     raise call.unsupported("it has no rule")
@@ -243,7 +243,7 @@ POINTWISE = {
     aten.hardswish,
     aten.hardswish_,
 }
-RULES: dict[object, Callable[[OperatorCall], Field]] = {
+FIELD_RULES: dict[object, Callable[[OperatorCall], Field]] = {
     **dict.fromkeys(WINDOWED, _window),
     **dict.fromkeys(REDUCE, _reduce),
     **dict.fromkeys(RESHAPE, _reshape),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,14 +110,18 @@ def test_links_to_images_and_to_classes_are_followed(root, tmp_path):
 
 
 def test_names_may_have_any_characters_and_notes_stay_on_one_line(tmp_path):
-    for name in ("猫 と 犬", "line\nbreak", "100 % {x}", os.fsdecode(b"bad\xff")):
+    names = {"猫 と 犬": "猫 と 犬", "100 % {x}": "100 % {x}"}  # as stored -> as shown
+    if sys.platform == "linux":  # elsewhere the file system refuses these
+        names |= {"line\nbreak": "line?break", os.fsdecode(b"bad\xff"): "bad?"}
+    for name in names:
         make_class(tmp_path / name, 2)
-        (tmp_path / name / "é ?\n.PNG").write_bytes(b"no image")
+        bad = "é ?\n.PNG" if sys.platform == "linux" else "é.PNG"
+        (tmp_path / name / bad).write_bytes(b"no image")
     data = load(tmp_path)
-    assert set(data.train.classes) == {"猫 と 犬", "line?break", "100 % {x}", "bad?"}
+    assert set(data.train.classes) == set(names.values())
     assert len(data.train.fingerprint) == 64
     assert all(note.isprintable() for note in data.notes)
-    assert any(note.startswith("4 unreadable images skipped") for note in data.notes)
+    assert any(note.startswith(f"{len(names)} unreadable images skipped") for note in data.notes)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,8 @@ def test_a_path_in_place_of_a_name_is_loaded_by_the_source_that_recognises_it(tm
 def test_a_located_data_set_is_found_from_any_working_directory(tmp_path, monkeypatch):
     write_images(tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
     path = str(tmp_path / "pictures")
     for place in ("pictures", "./pictures", "~/pictures"):
         assert locate(place, size=16) == {"data": "folder", "path": path, "size": 16}

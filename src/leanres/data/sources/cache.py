@@ -71,14 +71,14 @@ def cached(key: CacheKey, cache: Path, decode: Callable[[], Dataset]) -> Dataset
     """
     file, notes = key.file(cache), []
     try:
-        return _read(file)
+        return _read_file(file)
     except FileNotFoundError:
         pass
     except _READ_ERRORS as error:
         notes.append(f"the cache file {file} was damaged ({first_line(error)}) and is rebuilt")
     dataset = decode()
     try:
-        _write(file, dataset)
+        _write_file(file, dataset)
         _remove_outdated(key.prefix(), file)
     except (OSError, UserError, SafetensorError) as error:
         notes.append(f"the decoded images could not be cached in {cache} ({first_line(error)})")
@@ -90,12 +90,12 @@ def all_cached(source: str, cache: Path) -> Iterator[tuple[Path, Dataset]]:
     files = cache.glob(f"{source}-*.safetensors")
     for file in sorted(files, key=lambda file: -_size_and_mtime(file)[1]):
         try:
-            yield file, _read(file)
+            yield file, _read_file(file)
         except _READ_ERRORS:
             continue
 
 
-def _read(file: Path) -> Dataset:
+def _read_file(file: Path) -> Dataset:
     """The data set in `file`. FileNotFoundError, or one of _READ_ERRORS if it is damaged."""
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
@@ -122,7 +122,7 @@ def _split(tensors: dict[str, Tensor], name: str, classes: tuple[str, ...]) -> S
     return Split(tensors[f"{name}.images"], tensors[f"{name}.labels"], classes)
 
 
-def _write(file: Path, dataset: Dataset) -> None:
+def _write_file(file: Path, dataset: Dataset) -> None:
     splits = {name: getattr(dataset, name) for name in _SPLITS if getattr(dataset, name)}
     tensors = {f"{name}.images": split.images for name, split in splits.items()}
     tensors |= {f"{name}.labels": split.labels for name, split in splits.items()}

@@ -31,7 +31,7 @@ _MAX_MEMBER_BYTES = 64_000_000  # a batch has 31 MB; a member that claims far mo
 
 Pixels = NDArray[np.uint8]  # (N, 3, 32, 32)
 Labels = NDArray[np.int64]  # (N,)
-Batch = tuple[Pixels, Labels]
+CifarBatch = tuple[Pixels, Labels]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, S
     contents = _archive_contents(where) if files.kind == "archive" else _file_contents(files)
     is_python = not contents.keys() & set(BINARY_FILES)
     parse = parse_python_batch if is_python else parse_binary_batch
-    batches: list[Batch] = []
+    batches: list[CifarBatch] = []
     for name in PYTHON_FILES if is_python else BINARY_FILES:
         if name not in contents:
             raise UserError(f"{where / name} is missing; put it there or fetch the archive again")
@@ -65,7 +65,7 @@ def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, S
     return _join(batches[:5], classes), _join(batches[5:], classes)
 
 
-def _join(batches: list[Batch], classes: tuple[str, ...]) -> Split:
+def _join(batches: list[CifarBatch], classes: tuple[str, ...]) -> Split:
     images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     return Split(torch.from_numpy(images), torch.from_numpy(labels), classes)
 
@@ -109,7 +109,7 @@ def _class_names(contents: dict[str, bytes], where: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def parse_python_batch(data: bytes, name: str) -> Batch:
+def parse_python_batch(data: bytes, name: str) -> CifarBatch:
     """Parse one pickled batch. -> images (10000, 3, 32, 32), labels (10000,).
 
     UserError naming the file for a foreign global, a wrong shape, type or label.
@@ -127,7 +127,7 @@ def parse_python_batch(data: bytes, name: str) -> Batch:
     return pixels.reshape(-1, 3, 32, 32), _checked_labels(numbers, len(pixels), name)
 
 
-def parse_binary_batch(data: bytes, name: str) -> Batch:
+def parse_binary_batch(data: bytes, name: str) -> CifarBatch:
     """Parse one binary batch of 3,073-byte records. -> images (10000, 3, 32, 32), labels (10000,).
 
     UserError naming the file for a wrong size or label.
@@ -150,7 +150,7 @@ def _checked_labels(labels: Labels, count: int, name: str) -> Labels:
 
 def _read_parquet(files: CifarFiles, progress: Progress) -> tuple[Split, Split]:
     _check_shards(files)
-    batches: dict[str, list[Batch]] = {"train": [], "test": []}
+    batches: dict[str, list[CifarBatch]] = {"train": [], "test": []}
     for done, path in enumerate(files.paths, 1):
         batches[path.name.split("-")[0]].append(_read_shard(path))
         if progress:
@@ -169,7 +169,7 @@ def _check_shards(files: CifarFiles) -> None:
                 raise UserError(f"{files.root / name} is missing; put the file there")
 
 
-def _read_shard(path: Path) -> Batch:
+def _read_shard(path: Path) -> CifarBatch:
     try:
         table = pyarrow.parquet.read_table(path, columns=["img", "label"])
         blobs = table["img"].combine_chunks().field("bytes").to_pylist()

@@ -34,7 +34,7 @@ def download(
         with tempfile.TemporaryDirectory(".part", target.name, target.parent) as folder:
             part = Path(folder) / target.name
             with part.open("wb") as file:
-                found = _save(file, url, limit_s, progress)
+                found = _receive(file, url, limit_s, progress)
             if found != sha256:
                 raise UserError(f"{url} gave a file with sha256 {found}, not {sha256}; try later")
             os.replace(part, target)
@@ -43,7 +43,7 @@ def download(
     return target
 
 
-def _save(file: BinaryIO, url: str, limit_s: float, progress: Progress) -> str:
+def _receive(file: BinaryIO, url: str, limit_s: float, progress: Progress) -> str:
     """Write the content of `url` to `file`. -> its sha256."""
     response, chunk = _first_bytes(url, limit_s)
     digest, done = hashlib.sha256(), 0
