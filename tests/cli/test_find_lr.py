@@ -56,13 +56,13 @@ def test_the_command_to_train_with_has_the_words_that_were_typed():
 
 def test_a_one_cycle_schedule_gets_the_lowest_lr_too():
     found = LRRange((), (), (), "", {}, lr_min=1.234e-4, lr_max=0.0123, rules={}, reasons={})
-    schedule = ("one-cycle", {"peak_epoch": 5.0, "annihilation": True})
+    schedule = ("one-cycle", {"peak_epoch": 12.25, "annihilation": True})
     recipe = replace(RECIPES["assignment-s9"], schedule=schedule)
     *_, lr, _, word = shlex.split(train_command(["find-lr", "x"], found, recipe))
     assert lr == "lr=0.012"
     key, value = parse_setting(word)
     assert (key, value[0]) == ("schedule", "one-cycle")
-    assert value[1] == {"peak_epoch": 5.0, "annihilation": True, "lr_min": 0.00012}
+    assert value[1] == {"peak_epoch": 12.25, "annihilation": True, "lr_min": 0.00012}
 
 
 def test_find_lr_as_json_is_the_librarys_answer(leanres):

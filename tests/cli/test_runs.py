@@ -78,7 +78,8 @@ def test_a_mistake_is_one_line(leanres, mistake, places, words, part):
 def test_listing_imports_no_torch(places):
     code = (
         "import sys\nfrom leanres.cli import main\n"
-        f"try:\n    main(['runs', *{places!r}])\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"try:\n    main(['runs', *{places!r}])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import print_table
-from leanres.cli.options import DATA_HELP, JSON, OUTPUT, PATH, SIZE, STRICT, load_dataset
 
 if TYPE_CHECKING:
     from leanres.data.describe import Description
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 
 def data(
-    name: str = typer.Argument("cifar10", metavar="DATA", help=DATA_HELP),
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
+    name: str = typer.Argument("cifar10", metavar="DATA", help=options.DATA_HELP),
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
     out: Path = typer.Option(
-        Path("runs/data"), help="Folder for samples.png and augmented.png.", rich_help_panel=OUTPUT
+        Path("runs/data"),
+        help="Folder for samples.png and augmented.png.",
+        rich_help_panel=options.OUTPUT,
     ),
-    as_json: bool = JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Describe a data set: sizes, balance, pixel statistics, duplicates; draw two sample grids.
 
@@ -34,7 +36,7 @@ def data(
 
     from leanres.data.describe import describe
 
-    dataset = load_dataset(name, path, size, strict)
+    dataset = options.load_dataset(name, path, size, strict)
     facts = describe(dataset)
     grids = _write_grids(dataset, out)
     if as_json:

@@ -8,42 +8,28 @@ from typing import Any
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import console, print_table
-from leanres.cli.options import (
-    DEVICE,
-    JSON,
-    MEASUREMENT,
-    PATH,
-    STRICT,
-    TARGET,
-    TARGET_DATA,
-    THREADS,
-    TTA,
-    load_target_data,
-    make_predictor,
-    with_tta,
-)
 from leanres.errors import UserError
 
 HEAD_WIDTH = 4  # characters of a class name above its column of the confusion matrix
 
 
 def evaluate(
-    target: Path = TARGET,
-    data: str | None = TARGET_DATA,
-    path: Path | None = PATH,
-    strict: bool = STRICT,
-    split: str = typer.Option("test", help="test, val or train.", rich_help_panel=MEASUREMENT),
-    tta: str = TTA,
-    int8: bool = typer.Option(
-        False,
-        "--int8",
-        help="Round the weights to int8 first, with a scale per output channel.",
-        rich_help_panel=MEASUREMENT,
+    target: Path = options.TARGET,
+    data: str | None = options.TARGET_DATA,
+    path: Path | None = options.PATH,
+    strict: bool = options.STRICT,
+    split: str = typer.Option(
+        "test", help="test, val or train.", rich_help_panel=options.MEASUREMENT
     ),
-    device_name: str = DEVICE,
-    threads: int = THREADS,
-    as_json: bool = JSON,
+    tta: str = options.TTA,
+    int8: bool = typer.Option(
+        False, "--int8", help="Round the weights to int8 first, with a scale per output channel."
+    ),
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
+    as_json: bool = options.JSON,
 ) -> None:
     """Measure a trained network: accuracy, NLL, ECE, accuracy per class, confusion matrix.
 
@@ -53,10 +39,10 @@ def evaluate(
     from leanres.runs.weights import round_to_int8_
 
     POLICIES[tta]
-    predictor = make_predictor(target, device_name, threads)
+    predictor = options.make_predictor(target, device_name, threads)
     if int8:
         round_to_int8_(predictor.model)
-    dataset = load_target_data(target, predictor.preprocess.size, data, path, strict)
+    dataset = options.load_target_data(target, predictor.preprocess.size, data, path, strict)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if split not in splits:
         raise UserError(f"split {split!r}: give test, val or train")
@@ -84,7 +70,7 @@ def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     rounded = ", weights as int8" if result["int8"] else ""
     typer.echo(
         f"{result['split']} accuracy {percent(result['accuracy'])} of {n:,} images"
-        f" (95 % interval {100 * low:.2f} to {100 * high:.2f} %){with_tta(result)}\n"
+        f" (95 % interval {100 * low:.2f} to {100 * high:.2f} %){options.with_tta(result)}\n"
         f"{other_metrics(result)}, {result['params']:,} params{rounded};"
         f" {result['precision']} on {result['device']}"
     )

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import typer
 
-from leanres.cli.options import JSON, OUTPUT, PATH, TARGET, TARGET_DATA, load_target_data
+from leanres.cli import options
 from leanres.errors import UserError
 
 
 def export(
-    target: Path = TARGET,
+    target: Path = options.TARGET,
     out: Path = typer.Argument(
         metavar="OUT", help="FILE.safetensors for leanres, FILE.onnx for ONNX runtimes."
     ),
-    data: str | None = TARGET_DATA,
-    path: Path | None = PATH,
+    data: str | None = options.TARGET_DATA,
+    path: Path | None = options.PATH,
     full: bool = typer.Option(
-        False, "--full", help="Weights as float32 instead of float16.", rich_help_panel=OUTPUT
+        False,
+        "--full",
+        help="Weights as float32 instead of float16.",
+        rich_help_panel=options.OUTPUT,
     ),
     card: bool = typer.Option(
-        False,
-        "--card",
-        help="Write a model card beside OUT too, with the suffix .md.",
-        rich_help_panel=OUTPUT,
+        False, "--card", help="Write a model card beside OUT too, with the suffix .md."
     ),
-    as_json: bool = JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Write one file to ship, preprocessing included, and check it on real images.
 
@@ -44,7 +44,7 @@ def export(
     if card and not ((target / INFO).exists() and out.suffix == ".safetensors"):
         raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
     preprocess = load_weights(weights_file(target))[2]
-    dataset = load_target_data(target, preprocess.size, data, path)
+    dataset = options.load_target_data(target, preprocess.size, data, path)
     images = (dataset.test or dataset.val or dataset.train).images[:IMAGES]
     done = write_checked(target, out, images, full)
     if card:

@@ -11,25 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import check_picture, console, print_table, save_picture
-from leanres.cli.options import (
-    DATA_OR_AUTO,
-    DEVICE,
-    JSON,
-    MEASUREMENT,
-    MODEL,
-    OUTPUT,
-    PATH,
-    RECIPE,
-    SEED,
-    SETTINGS,
-    SIZE,
-    STRICT,
-    THREADS,
-    changes,
-    load_data_or_digits,
-    make_device,
-)
 
 if TYPE_CHECKING:
     from leanres.lr_finder.analysis import LRRange
@@ -40,36 +23,34 @@ OWN_OPTIONS = ("--lr-min", "--lr-max", "--steps", "--mode", "--out", "--json")
 
 
 def find_lr(
-    recipe: str = RECIPE,
-    settings: list[str] = SETTINGS,
-    seed: int | None = SEED,
-    model: str | None = MODEL,
-    data: str = DATA_OR_AUTO,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
+    recipe: str = options.RECIPE,
+    settings: list[str] = options.SETTINGS,
+    seed: int | None = options.SEED,
+    model: str | None = options.MODEL,
+    data: str = options.DATA_OR_AUTO,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
     lr_min: float | None = typer.Option(
-        None, help="Lowest learning rate to test; default: 1e-06.", rich_help_panel=MEASUREMENT
-    ),
-    lr_max: float | None = typer.Option(
-        None, help="Highest learning rate to test; default: 10.", rich_help_panel=MEASUREMENT
-    ),
-    steps: int | None = typer.Option(
         None,
-        help="Optimizer steps in between; default: 100 to 1,000, to see 25,000 images.",
-        rich_help_panel=MEASUREMENT,
+        help="Lowest learning rate to test; default: 1e-06.",
+        rich_help_panel=options.MEASUREMENT,
+    ),
+    lr_max: float | None = typer.Option(None, help="Highest learning rate to test; default: 10."),
+    steps: int | None = typer.Option(
+        None, help="Optimizer steps in between; default: 100 to 1,000, to see 25,000 images."
     ),
     mode: str | None = typer.Option(
-        None,
-        help="How the learning rate rises: exponential (default) or linear.",
-        rich_help_panel=MEASUREMENT,
+        None, help="How the learning rate rises: exponential (default) or linear."
     ),
-    device_name: str = DEVICE,
-    threads: int = THREADS,
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
     out: Path | None = typer.Option(
-        None, help="Draw the curve into this .png, .svg or .pdf file.", rich_help_panel=OUTPUT
+        None,
+        help="Draw the curve into this .png, .svg or .pdf file.",
+        rich_help_panel=options.OUTPUT,
     ),
-    as_json: bool = JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Suggest a learning rate: raise it while a copy of the network trains, and watch the loss.
 
@@ -84,10 +65,10 @@ def find_lr(
     sweep: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     LRSweep(**sweep)  # refuses a mistake before any work
     check_picture("--out", out)
-    changed = changes(settings, seed=seed, model=model)
+    changed = options.changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
-    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
-    dataset, is_fallback = load_data_or_digits(data, path, size, strict)
+    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
+    dataset, is_fallback = options.load_data_or_digits(data, path, size, strict)
     if is_fallback and recipe == "speed":
         chosen = from_dict(changed, load_recipe("digits"))
     with console(stderr=True).status("testing learning rates"):
@@ -134,14 +115,13 @@ def _shared_words(words: Sequence[str], found: Collection[str]) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """A learning rate, or a schedule with learning rates among its settings, to two digits."""
+    """A learning rate, or a one-cycle schedule with its lr_min, rounded to two digits."""
     if isinstance(value, float):
         return f"{value:.2g}"
     from leanres.io import toml_value  # filelock would double the time of --help
 
     name, details = value
-    rounded = {k: float(f"{v:.2g}") if type(v) is float else v for k, v in details.items()}
-    return toml_value([name, rounded])
+    return toml_value([name, {**details, "lr_min": float(f"{details['lr_min']:.2g}")}])
 
 
 def _print_range(result: LRRange, picture: Path | None) -> None:

@@ -17,7 +17,10 @@ Sections = dict[str, list[tuple[str, str]]]  # heading -> (name, explanation)
 
 
 class HelpCommand(TyperCommand):
-    """A command whose options stand under the headings that `rich_help_panel` gives them."""
+    """A command whose options stand under headings, as `rich_help_panel` names them.
+
+    An option that names none stands under the heading of the one before it.
+    """
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The words of the usage line, without typer's braces around an argument."""
@@ -59,7 +62,6 @@ def _option_sections(command: Any, ctx: Any) -> Sections:
         elif heading == "Arguments" or parameter.rich_help_panel:
             heading = parameter.rich_help_panel or "Options"
         name = TYPE.sub(lambda match: TYPES.get(match[1].lower(), match[0]), name)
-        # --help, the last one, has no heading of its own and joins the options before it
         sections.setdefault(heading, []).append((name, explanation))
     return sections
 

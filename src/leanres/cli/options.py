@@ -277,14 +277,3 @@ def with_tta(result: dict[str, Any]) -> str:
     if result["tta"] == "none":
         return ""
     return f", {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
-
-
-def to_argv(settings: list[str], **options: Any) -> list[str]:
-    """The arguments that give another `leanres train` these settings and options."""
-    given = [word for text in settings for word in ("--set", text)]
-    for name, value in options.items():
-        if value is True:
-            given.append(f"--{name}")
-        elif value is not None and value is not False:
-            given += [f"--{name}", str(value)]
-    return given

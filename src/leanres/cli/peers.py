@@ -9,18 +9,8 @@ from typing import Any
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import print_table, write_json
-from leanres.cli.options import (
-    DATA,
-    DATA_GROUP,
-    DEVICE,
-    JSON,
-    MACHINE,
-    OUT_JSON,
-    PATH,
-    TRAINING,
-    print_notes,
-)
 from leanres.errors import UserError
 
 SCRIPTS = "Scripts of others"
@@ -33,39 +23,29 @@ def peers(
         help="leanres, pytorch, lightning, fastai, with commas; all: those that are installed.",
     ),
     model: str = typer.Option(
-        "resnet20", help="The network that all of them train.", rich_help_panel=TRAINING
+        "resnet20", help="The network that all of them train.", rich_help_panel=options.TRAINING
     ),
-    batch_size: int = typer.Option(128, min=1, help="Images per batch.", rich_help_panel=TRAINING),
-    epochs: int = typer.Option(
-        2, min=1, help="Epochs; the last one counts.", rich_help_panel=TRAINING
-    ),
+    batch_size: int = typer.Option(128, min=1, help="Images per batch."),
+    epochs: int = typer.Option(2, min=1, help="Epochs; the last one counts."),
     augment: str = typer.Option(
-        "crop,flip",
-        help="With commas, in order: auto_augment, crop, flip, perspective.",
-        rich_help_panel=TRAINING,
+        "crop,flip", help="With commas, in order: auto_augment, crop, flip, perspective."
     ),
-    data: str = DATA,
-    path: Path | None = PATH,
-    images: int = typer.Option(
-        10_000, min=0, help="Train on the first N images; 0: all.", rich_help_panel=DATA_GROUP
-    ),
+    data: str = options.DATA,
+    path: Path | None = options.PATH,
+    images: int = typer.Option(10_000, min=0, help="Train on the first N images; 0: all."),
     script: list[Path] = typer.Option(
         [], help="Run this Python script too (repeatable).", rich_help_panel=SCRIPTS
     ),
     pattern: str = typer.Option(
         "",
         help="Finds groups accuracy and seconds in its output; default: as airbench prints them.",
-        rich_help_panel=SCRIPTS,
     ),
-    device_name: str = DEVICE,
+    device_name: str = options.DEVICE,
     workers: int = typer.Option(
-        2,
-        min=0,
-        help="Processes of the other programs that augment images with Pillow.",
-        rich_help_panel=MACHINE,
+        2, min=0, help="Processes of the other programs that augment images with Pillow."
     ),
-    out: Path | None = OUT_JSON,
-    as_json: bool = JSON,
+    out: Path | None = options.OUT_JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Train the same network with several programs: seconds per epoch, compared with leanres.
 
@@ -95,7 +75,7 @@ def peers(
         line = f"{name} is not installed: pip install {package}"
         if names != "all":
             raise UserError(line)
-        print_notes([line])
+        options.print_notes([line])
     row = pattern or AIRBENCH_ROW
     for one in script:
         check_script(one, row)

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import print_table
-from leanres.cli.options import (
-    DEVICE,
-    MEASUREMENT,
-    OUTPUT,
-    STRICT,
-    TARGET,
-    THREADS,
-    make_predictor,
-    print_notes,
-)
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,28 +18,24 @@ if TYPE_CHECKING:
 
 
 def predict(
-    target: Path = TARGET,
+    target: Path = options.TARGET,
     files: list[Path] = typer.Argument(metavar="FILES", help="Image files, or folders of them."),
-    strict: bool = STRICT,
+    strict: bool = options.STRICT,
     top: int = typer.Option(
-        3, min=1, help="Classes to show per image.", rich_help_panel=MEASUREMENT
+        3, min=1, help="Classes to show per image.", rich_help_panel=options.MEASUREMENT
     ),
     tta: str = typer.Option(
-        "none",
-        help="Test-time augmentation: none, flip, flip-shift or flip-shift-unsure.",
-        rich_help_panel=MEASUREMENT,
+        "none", help="Test-time augmentation: none, flip, flip-shift or flip-shift-unsure."
     ),
-    device_name: str = DEVICE,
-    threads: int = THREADS,
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
     as_csv: Path | None = typer.Option(
         None,
         "--csv",
         help="Write columns ID (the file's name) and Labels to this file.",
-        rich_help_panel=OUTPUT,
+        rich_help_panel=options.OUTPUT,
     ),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print one JSON object per image.", rich_help_panel=OUTPUT
-    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:
     """Classify images: the most likely classes and their probabilities.
 
@@ -58,7 +45,7 @@ def predict(
     from leanres.runs.predictor import Prediction, find_images
 
     TTA[tta]
-    predictor = make_predictor(target, device_name, threads)
+    predictor = options.make_predictor(target, device_name, threads)
     top = min(top, len(predictor.preprocess.classes))
     outcomes = list(predictor.predict(find_images(files), tta, top))
     read = [o for o in outcomes if isinstance(o, Prediction)]
@@ -66,7 +53,7 @@ def predict(
         problem = f"{image.path} cannot be read: {image.reason}"
         if strict or not read:
             raise UserError(problem)
-        print_notes([f"{problem}; skipped"])
+        options.print_notes([f"{problem}; skipped"])
     if as_csv is not None:
         _write_predictions(as_csv, read)
     elif as_json:

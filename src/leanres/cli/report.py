@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.options import OUTPUT, PATH, RUN_DATA, load_run_data, print_notes
+from leanres.cli import options
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,23 +16,17 @@ if TYPE_CHECKING:
 
 def report(
     runs: list[Path] = typer.Argument(metavar="RUNS", help="One run folder, or several."),
-    data: str | None = RUN_DATA,
-    path: Path | None = PATH,
+    data: str | None = options.RUN_DATA,
+    path: Path | None = options.PATH,
     layer: list[str] = typer.Option(
         [],
         help="Layer for Grad-CAM (repeatable). Default: the last layers of the two coarsest maps.",
-        rich_help_panel=OUTPUT,
+        rich_help_panel=options.OUTPUT,
     ),
-    budget: str = typer.Option(
-        "5M", help="Parameter budget to compare the network with.", rich_help_panel=OUTPUT
-    ),
-    text: bool = typer.Option(
-        False, "--text", help="Print the essentials instead.", rich_help_panel=OUTPUT
-    ),
+    budget: str = typer.Option("5M", help="Parameter budget to compare the network with."),
+    text: bool = typer.Option(False, "--text", help="Print the essentials instead."),
     out: Path | None = typer.Option(
-        None,
-        help="The page. Default: report.html in RUN, or beside the first of several.",
-        rich_help_panel=OUTPUT,
+        None, help="The page. Default: report.html in RUN, or beside the first of several."
     ),
 ) -> None:
     """Explain a run on one page, or compare several: curves, errors, calibration, Grad-CAM.
@@ -57,7 +51,7 @@ def report(
         shown = text_report(records, limit)
     else:
         shown = str(write_report(runs, dataset, out=out, budget=limit, layers=layer))
-    print_notes([*notes, *(note for record in records for note in record.notes)])
+    options.print_notes([*notes, *(note for record in records for note in record.notes)])
     typer.echo(shown)
 
 
@@ -66,7 +60,7 @@ def _load_if_here(
 ) -> tuple[Dataset | None, list[str]]:
     """The run's data, or None and a note why not; nothing is downloaded for a report."""
     try:
-        return load_run_data(info, data, path, download=False), []
+        return options.load_run_data(info, data, path, download=False), []
     except UserError as error:
         if data is not None or path is not None:
             raise

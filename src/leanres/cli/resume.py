@@ -7,22 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.options import (
-    DEVICE,
-    JSON,
-    MEASUREMENT,
-    NO_REPORT,
-    PATH,
-    RUN_DATA,
-    THREADS,
-    TRACK,
-    TRAINING,
-    check_measurement,
-    check_val,
-    load_run_data,
-    print_notes,
-    set_threads,
-)
+from leanres.cli import options
 from leanres.cli.progress import train_and_print
 from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers
@@ -35,23 +20,24 @@ if TYPE_CHECKING:
 def resume(
     folder: Path = typer.Argument(metavar="RUN", help="The run folder."),
     epochs: int | None = typer.Option(
-        None, min=1, help="Train until this many epochs are done in all.", rich_help_panel=TRAINING
+        None,
+        min=1,
+        help="Train until this many epochs are done in all.",
+        rich_help_panel=options.TRAINING,
     ),
-    data: str | None = RUN_DATA,
-    path: Path | None = PATH,
+    data: str | None = options.RUN_DATA,
+    path: Path | None = options.PATH,
     tta: str | None = typer.Option(
         None,
         help="Test-time augmentation, as in train. Default: the run's own.",
-        rich_help_panel=MEASUREMENT,
+        rich_help_panel=options.MEASUREMENT,
     ),
-    measure: str | None = typer.Option(
-        None, help="test or val. Default: the run's own.", rich_help_panel=MEASUREMENT
-    ),
-    device_name: str = DEVICE,
-    threads: int = THREADS,
-    no_report: bool = NO_REPORT,
-    track: str = TRACK,
-    as_json: bool = JSON,
+    measure: str | None = typer.Option(None, help="test or val. Default: the run's own."),
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
+    no_report: bool = options.NO_REPORT,
+    track: str = options.TRACK,
+    as_json: bool = options.JSON,
 ) -> None:
     """Continue a run that was stopped, killed or queued, or extend a finished one.
 
@@ -61,21 +47,21 @@ def resume(
     """
     from leanres.runs.run import device_of, reopen
 
-    check_measurement(tta or "none", measure or "test")
+    options.check_measurement(tta or "none", measure or "test")
     trackers = check_trackers(track)
 
     def device(info: dict[str, Any]) -> Device:
-        set_threads(threads or info.get("hardware", info["origin"]).get("threads"))
+        options.set_threads(threads or info.get("hardware", info["origin"]).get("threads"))
         found = device_of(info, device_name)
         found.tune()
         return found
 
-    run = reopen(folder, lambda info: load_run_data(info, data, path), device, epochs)
-    print_notes(run.notes)
+    run = reopen(folder, lambda info: options.load_run_data(info, data, path), device, epochs)
+    options.print_notes(run.notes)
     _check_unfinished(run, measure)
     given = {"tta": tta, "measure": measure}
     run.info["origin"] |= {key: value for key, value in given.items() if value is not None}
-    check_val(run.info["origin"].get("measure", "test"), run.val is not None)
+    options.check_val(run.info["origin"].get("measure", "test"), run.val is not None)
     train_and_print(run, as_json, trackers, not no_report)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import print_table
 from leanres.cli.help import HelpCommand, HelpGroup
-from leanres.cli.options import OUTPUT, print_notes
 from leanres.errors import UserError
 
 app = typer.Typer(name="runs", cls=HelpGroup)
@@ -36,20 +36,14 @@ def runs(
         help="Keep the rows that meet it: model=resnet20, 'accuracy>0.9' (repeatable).",
         rich_help_panel="Rows and columns",
     ),
-    sort: str = typer.Option(
-        "", help="Column to sort by; -accuracy: largest first.", rich_help_panel="Rows and columns"
-    ),
-    show: str = typer.Option(
-        "", help="Columns to print, with commas.", rich_help_panel="Rows and columns"
-    ),
+    sort: str = typer.Option("", help="Column to sort by; -accuracy: largest first."),
+    show: str = typer.Option("", help="Columns to print, with commas."),
     runs: Path = RUNS,
     results: Path = RESULTS,
     as_csv: Path | None = typer.Option(
-        None, "--csv", help="Write all columns to this file.", rich_help_panel=OUTPUT
+        None, "--csv", help="Write all columns to this file.", rich_help_panel=options.OUTPUT
     ),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print one JSON object per run.", rich_help_panel=OUTPUT
-    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per run."),
 ) -> None:
     """List, filter and sort all runs (runs/*) and committed results (results/*.json).
 
@@ -60,7 +54,7 @@ def runs(
     from leanres.runs.ledger import matching, read_ledger, sort_rows, to_csv
 
     rows, notes = read_ledger(runs, results)
-    print_notes(notes)
+    options.print_notes(notes)
     for condition in where:
         rows = matching(rows, condition)
     rows = sort_rows(rows, sort) if sort else rows
@@ -116,7 +110,9 @@ def diff(
     second: str = typer.Argument(metavar="B", help="Another."),
     runs: Path = RUNS,
     results: Path = RESULTS,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON.", rich_help_panel=OUTPUT),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print JSON.", rich_help_panel=options.OUTPUT
+    ),
 ) -> None:
     """Show what differs between two runs: in the recipe, and in the outcome.
 

@@ -9,59 +9,34 @@ from typing import Any
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import check_picture, print_table, save_picture, write_json
-from leanres.cli.options import (
-    DATA,
-    DEVICE,
-    JSON,
-    MEASUREMENT,
-    OUT_JSON,
-    OUTPUT,
-    PATH,
-    SETTINGS,
-    SIZE,
-    STEP_MODEL,
-    STEP_RECIPE,
-    STRICT,
-    THREADS,
-    changes,
-    load_dataset,
-    make_device,
-)
 from leanres.errors import UserError
 
 
 def scaling(
-    model: str | None = STEP_MODEL,
-    recipe: str = STEP_RECIPE,
-    settings: list[str] = SETTINGS,
+    model: str | None = options.STEP_MODEL,
+    recipe: str = options.STEP_RECIPE,
+    settings: list[str] = options.SETTINGS,
     batches: str = typer.Option(
-        "32,125,500,2000", help="Batch sizes, with commas.", rich_help_panel=MEASUREMENT
+        "32,125,500,2000", help="Batch sizes, with commas.", rich_help_panel=options.MEASUREMENT
     ),
-    params: str = typer.Option(
-        "0.5,1,2,5",
-        help="Millions of parameters to widen the network to.",
-        rich_help_panel=MEASUREMENT,
-    ),
-    shares: str = typer.Option(
-        "0.1,0.5,1,2",
-        help="Shares of the images; above 1 they repeat.",
-        rich_help_panel=MEASUREMENT,
-    ),
-    steps: int = typer.Option(
-        5, min=1, help="Steps of each batch size and network.", rich_help_panel=MEASUREMENT
-    ),
-    data: str = DATA,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
-    device_name: str = DEVICE,
-    threads: int = THREADS,
+    params: str = typer.Option("0.5,1,2,5", help="Millions of parameters to widen the network to."),
+    shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 they repeat."),
+    steps: int = typer.Option(5, min=1, help="Steps of each batch size and network."),
+    data: str = options.DATA,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
     plot: Path | None = typer.Option(
-        None, help="Draw the curves into this .png, .svg or .pdf file.", rich_help_panel=OUTPUT
+        None,
+        help="Draw the curves into this .png, .svg or .pdf file.",
+        rich_help_panel=options.OUTPUT,
     ),
-    out: Path | None = OUT_JSON,
-    as_json: bool = JSON,
+    out: Path | None = options.OUT_JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Measure how time grows with batch size, network size and images; fit a line to each.
 
@@ -78,13 +53,15 @@ def scaling(
     sizes = [int(x) for x in _rising_numbers("--batches", batches, whole=True)]
     budgets = [round(1e6 * x) for x in _rising_numbers("--params", params)]
     parts = _rising_numbers("--shares", shares)
-    changed = {"freeze_stem_at": 0.0, "progressive_resizing": []} | changes(settings, model=model)
+    changed = {"freeze_stem_at": 0.0, "progressive_resizing": []} | options.changes(
+        settings, model=model
+    )
     chosen = from_dict(changed, load_recipe(recipe))
-    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
     networks = [library.widened(resolve(chosen.model), budget) for budget in budgets]
     if len(set(networks)) < len(networks):
         raise UserError(f"--params {params!r}: two of these are one network; give other numbers")
-    dataset = load_dataset(data, path, size, strict)
+    dataset = options.load_dataset(data, path, size, strict)
     curves = []
     for curve in (
         library.batch_curve(chosen, dataset, device, sizes, steps),

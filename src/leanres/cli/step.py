@@ -9,44 +9,29 @@ from typing import Any
 
 import typer
 
+from leanres.cli import options
 from leanres.cli.console import print_table, write_json
-from leanres.cli.options import (
-    DATA,
-    DEVICE,
-    JSON,
-    MEASUREMENT,
-    OUT_JSON,
-    PATH,
-    SETTINGS,
-    SIZE,
-    STEP_MODEL,
-    STEP_RECIPE,
-    STRICT,
-    THREADS,
-    changes,
-    load_dataset,
-    make_device,
-)
 
 
 def step(
-    model: str | None = STEP_MODEL,
-    recipe: str = STEP_RECIPE,
-    settings: list[str] = SETTINGS,
-    steps: int = typer.Option(10, min=1, help="Steps to measure.", rich_help_panel=MEASUREMENT),
+    model: str | None = options.STEP_MODEL,
+    recipe: str = options.STEP_RECIPE,
+    settings: list[str] = options.SETTINGS,
+    steps: int = typer.Option(
+        10, min=1, help="Steps to measure.", rich_help_panel=options.MEASUREMENT
+    ),
     scale: float = typer.Option(
         1.0,
         help="Side of the images as a share of the full side, as progressive resizing shrinks it.",
-        rich_help_panel=MEASUREMENT,
     ),
-    data: str = DATA,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
-    device_name: str = DEVICE,
-    threads: int = THREADS,
-    out: Path | None = OUT_JSON,
-    as_json: bool = JSON,
+    data: str = options.DATA,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
+    out: Path | None = options.OUT_JSON,
+    as_json: bool = options.JSON,
 ) -> None:
     """Measure a training step: images per second, time of each part, share of the machine's peak.
 
@@ -58,10 +43,10 @@ def step(
     from leanres.training.recipes import load_recipe
 
     # One image size, and by default a frozen stem, as in most steps of a training.
-    changed = {"freeze_stem_at": 0.0} | changes(settings, model=model)
+    changed = {"freeze_stem_at": 0.0} | options.changes(settings, model=model)
     chosen = from_dict(changed | {"progressive_resizing": [[0.0, scale]]}, load_recipe(recipe))
-    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
-    report = measure_step(chosen, load_dataset(data, path, size, strict), device, steps)
+    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
+    report = measure_step(chosen, options.load_dataset(data, path, size, strict), device, steps)
     if as_json:
         typer.echo(json.dumps(report))
     else:

@@ -8,33 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.options import (
-    DATA_OR_AUTO,
-    DEVICE,
-    EPOCHS,
-    JSON,
-    MEASUREMENT,
-    MODEL,
-    NO_REPORT,
-    OUTPUT,
-    PATH,
-    RECIPE,
-    SEED,
-    SETTINGS,
-    SIZE,
-    STRICT,
-    THREADS,
-    TRACK,
-    TRAINING,
-    TTA,
-    changes,
-    check_measurement,
-    check_val,
-    current_command,
-    load_data_or_digits,
-    make_device,
-    print_notes,
-)
+from leanres.cli import options
 from leanres.cli.progress import train_and_print
 from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers
@@ -48,35 +22,34 @@ FEW_STEPS = 10  # an epoch: with fewer the batch is too large for the data
 
 
 def train(
-    recipe: str = RECIPE,
-    settings: list[str] = SETTINGS,
-    epochs: int | None = EPOCHS,
-    seed: int | None = SEED,
-    model: str | None = MODEL,
+    recipe: str = options.RECIPE,
+    settings: list[str] = options.SETTINGS,
+    epochs: int | None = options.EPOCHS,
+    seed: int | None = options.SEED,
+    model: str | None = options.MODEL,
     lr_max: str | None = typer.Option(
         None,
         metavar="LR|auto",
         help="auto: find the learning rate first, as find-lr does; a number: short for --set lr=.",
-        rich_help_panel=TRAINING,
     ),
-    data: str = DATA_OR_AUTO,
-    path: Path | None = PATH,
-    size: int = SIZE,
-    strict: bool = STRICT,
-    tta: str = TTA,
+    data: str = options.DATA_OR_AUTO,
+    path: Path | None = options.PATH,
+    size: int = options.SIZE,
+    strict: bool = options.STRICT,
+    tta: str = options.TTA,
     measure: str = typer.Option(
-        "test",
-        help="The split to measure at the end: test, or val while you are still choosing.",
-        rich_help_panel=MEASUREMENT,
+        "test", help="The split to measure at the end: test, or val while you are still choosing."
     ),
-    device_name: str = DEVICE,
-    threads: int = THREADS,
+    device_name: str = options.DEVICE,
+    threads: int = options.THREADS,
     out: Path | None = typer.Option(
-        None, help="The run folder. Default: runs/RECIPE-1, -2 and so on.", rich_help_panel=OUTPUT
+        None,
+        help="The run folder. Default: runs/RECIPE-1, -2 and so on.",
+        rich_help_panel=options.OUTPUT,
     ),
-    no_report: bool = NO_REPORT,
-    track: str = TRACK,
-    as_json: bool = JSON,
+    no_report: bool = options.NO_REPORT,
+    track: str = options.TRACK,
+    as_json: bool = options.JSON,
 ) -> None:
     """Train a network and measure it; the run folder holds everything.
 
@@ -88,16 +61,16 @@ def train(
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
-    check_measurement(tta, measure)
+    options.check_measurement(tta, measure)
     trackers = check_trackers(track)
-    changed = changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
+    changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
     chosen = from_dict(changed, load_recipe(recipe))
-    device = make_device(device_name, chosen.precision, chosen.compiled, threads)
+    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
     clock = time.perf_counter()
-    dataset, is_fallback = load_data_or_digits(data, path, size, strict)
+    dataset, is_fallback = options.load_data_or_digits(data, path, size, strict)
     if is_fallback and recipe == "speed":
         recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
-    check_val(measure, bool(chosen.val or dataset.val))
+    options.check_val(measure, bool(chosen.val or dataset.val))
     typer.echo(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
     folder = out or _next_folder(Path(recipe).stem)
     check_free(folder)
@@ -105,11 +78,11 @@ def train(
     if lr_max == "auto":
         chosen, found = _with_found_lr(chosen, dataset, device, as_json)
     source = "digits" if is_fallback else "cifar10" if data == "auto" else data
-    origin = {"command": current_command(), "measure": measure, "tta": tta}
+    origin = {"command": options.current_command(), "measure": measure, "tta": tta}
     run = create(folder, chosen, dataset, device, origin | locate(source, path, size) | found)
     counts = run.counts
     if counts.steps_per_epoch < FEW_STEPS and counts.total < 10 * FEW_STEPS:
-        print_notes(
+        options.print_notes(
             [
                 f"only {counts.total} steps of {counts.batch_size} images in all: the recipe"
                 " small-data has smaller batches"
