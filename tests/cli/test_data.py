@@ -40,4 +40,4 @@ def test_data_gives_cifar10s_known_statistics(leanres, cifar_path, tmp_path):
 
 def test_a_place_where_no_grid_can_be_written_is_one_line(leanres, mistake, tmp_path):
     (tmp_path / "file").write_text("x")
-    mistake(leanres("data", "digits", "--out", tmp_path / "file"), "cannot write the grids to")
+    mistake(leanres("data", "digits", "--out", tmp_path / "file"), "cannot read or write", "file")

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # a file or folder that the system does not let us use
         if error.filename is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}", 2)
+        _fail(f"cannot read or write {error.filename}: {error.strerror}", 2)
     except Exception as error:
         message = getattr(error, "format_message", None)  # of the parser's own errors
         if message is None:

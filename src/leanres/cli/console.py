@@ -86,12 +86,9 @@ def check_picture(option: str, path: Path | None) -> None:
 
 
 def save_picture(drawing: Figure, path: Path) -> None:
-    """Write a matplotlib figure. UserError where that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    """Write a matplotlib figure, and the folder for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=150)
 
 
 def write_json(out: Path | None, report: dict[str, Any]) -> None:

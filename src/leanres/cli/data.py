@@ -51,7 +51,6 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     from leanres.augment.registry import augment
     from leanres.augment.rng import Draw, generator
     from leanres.data.describe import batch_grid, sample_grid
-    from leanres.errors import UserError
     from leanres.training.recipes import RECIPES
 
     recipe = RECIPES["digits" if dataset.name == "digits" else "speed"]
@@ -59,12 +58,9 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     draw = Draw(generator(0, 1), chosen)
     batch = augment(dataset.train.images[chosen], recipe.augment, draw)
     grids = {"samples.png": sample_grid(dataset.train), "augmented.png": batch_grid(batch)}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, image in grids.items():
-            image.save(out / name)
-    except OSError as error:
-        raise UserError(f"cannot write the grids to {out}: {error.strerror or error}") from None
+    out.mkdir(parents=True, exist_ok=True)
+    for name, image in grids.items():
+        image.save(out / name)
     return [out / name for name in grids]
 
 

@@ -23,7 +23,7 @@ def evaluate(
     split: str = typer.Option(
         "test", help="test, val or train.", rich_help_panel=options.MEASUREMENT
     ),
-    tta: str = options.TTA,
+    tta: str = options.TTA_OPTION,
     int8: bool = typer.Option(
         False, "--int8", help="Round the weights to int8 first, with a scale per output channel."
     ),
@@ -35,10 +35,10 @@ def evaluate(
 
     Example: leanres evaluate runs/first --tta none
     """
-    from leanres.metrics.inference import TTA as POLICIES
+    from leanres.metrics.inference import TTA
     from leanres.runs.weights import round_to_int8_
 
-    POLICIES[tta]
+    TTA[tta]
     predictor = options.make_predictor(target, device_name, threads)
     if int8:
         round_to_int8_(predictor.model)

@@ -37,7 +37,7 @@ def export(
     from leanres.report.card import model_card
     from leanres.runs.layout import INFO
     from leanres.runs.weights import load_weights, weights_file
-    from leanres.ship.export import IMAGES, TARGETS
+    from leanres.ship.export import CHECKED_IMAGES, TARGETS
     from leanres.ship.export import export as write_checked
 
     TARGETS[out.suffix]
@@ -45,7 +45,7 @@ def export(
         raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
     preprocess = load_weights(weights_file(target))[2]
     dataset = options.load_target_data(target, preprocess.size, data, path)
-    images = (dataset.test or dataset.val or dataset.train).images[:IMAGES]
+    images = (dataset.test or dataset.val or dataset.train).images[:CHECKED_IMAGES]
     done = write_checked(target, out, images, full)
     if card:
         out.with_suffix(".md").write_text(model_card(target, out, dataset), encoding="utf-8")

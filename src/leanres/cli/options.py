@@ -73,7 +73,7 @@ STRICT = typer.Option(
     rich_help_panel=DATA_GROUP,
 )
 
-TTA = typer.Option(
+TTA_OPTION = typer.Option(
     "flip-shift",
     help="Test-time augmentation, measured beside the plain accuracy: none, flip, flip-shift or"
     " flip-shift-unsure.",
@@ -247,9 +247,9 @@ def check_measure(measure: str) -> None:
 
 def check_measurement(tta: str, measure: str) -> None:
     """UserError for an unknown test-time augmentation or split: before the training, not after."""
-    from leanres.metrics.inference import TTA as POLICIES
+    from leanres.metrics.inference import TTA
 
-    POLICIES[tta]
+    TTA[tta]
     check_measure(measure)
 
 

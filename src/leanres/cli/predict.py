@@ -65,14 +65,11 @@ def predict(
 
 
 def _write_predictions(path: Path, predictions: list[Prediction]) -> None:
-    try:
-        # a name in another encoding than UTF-8 keeps its bytes
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(["ID", "Labels"])
-            writer.writerows([p.path.stem, p.classes[0]] for p in predictions)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    # a name in another encoding than UTF-8 keeps its bytes
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ID", "Labels"])
+        writer.writerows([p.path.stem, p.classes[0]] for p in predictions)
     typer.echo(f"{len(predictions)} predictions written to {path}")
 
 

@@ -25,7 +25,7 @@ RESULTS = typer.Option(
     help="Folder of committed results.",
     rich_help_panel=PLACES,
 )
-NARROW = ("status", "split", "seed", "params", "model")  # left out first on a narrow terminal
+DROPPED_FIRST = ("status", "split", "seed", "params", "model")  # on a narrow terminal
 
 
 @app.callback(invoke_without_command=True)
@@ -59,7 +59,7 @@ def runs(
         rows = matching(rows, condition)
     rows = sort_rows(rows, sort) if sort else rows
     if as_csv is not None:
-        _write_text(as_csv, to_csv(rows))
+        as_csv.write_text(to_csv(rows), encoding="utf-8")
         typer.echo(f"{len(rows)} runs written to {as_csv}")
     elif as_json:
         for row in rows:
@@ -68,13 +68,6 @@ def runs(
         _print_rows(rows, [key.strip() for key in show.split(",")] if show else [])
     else:
         typer.echo(f"no such runs in {runs}/ and {results}/")
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _print_rows(rows: list[dict[str, Any]], chosen: list[str]) -> None:
@@ -88,7 +81,7 @@ def _print_rows(rows: list[dict[str, Any]], chosen: list[str]) -> None:
             raise UserError(unknown("column", key, known))
     heads = chosen or [key for key in SHOWN if key in known]
     cells = [[_cell(key, row.get(key)) for key in heads] for row in rows]
-    print_table(heads, cells, left=heads, drop=() if chosen else NARROW)
+    print_table(heads, cells, left=heads, drop=() if chosen else DROPPED_FIRST)
 
 
 def _cell(key: str, value: Any) -> str:

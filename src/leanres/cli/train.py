@@ -36,7 +36,7 @@ def train(
     path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
-    tta: str = options.TTA,
+    tta: str = options.TTA_OPTION,
     measure: str = typer.Option(
         "test", help="The split to measure at the end: test, or val while you are still choosing."
     ),

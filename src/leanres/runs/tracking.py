@@ -91,7 +91,7 @@ class MLflow:
     """
 
     def __init__(self, folder: Path, info: Mapping[str, Any], history: list[MetricsRow]) -> None:
-        with _quiet():
+        with _silent_mlflow():
             from mlflow.tracking import MlflowClient
 
             folder = folder.resolve()
@@ -151,7 +151,7 @@ class MLflow:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silent_mlflow() -> Iterator[None]:
     """Silence the log of MLflow's first start, which lists every table that it creates."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -14,7 +14,7 @@ from leanres.ship.onnx import ONNX
 from leanres.ship.safetensors import SAFETENSORS, classify
 from leanres.ship.target import Target
 
-IMAGES = 1000  # that the command line checks an export on
+CHECKED_IMAGES = 1000  # that the command line checks an export on
 DRIFT = 0.02  # most that a probability may change; float16 weights change it by about 0.001
 
 # Suffix of the file -> target. To add one, write its file and its entry here.

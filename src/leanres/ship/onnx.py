@@ -30,7 +30,7 @@ def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> N
     del full
     preprocess = classifier.preprocess
     example = torch.zeros(2, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
-    with _quiet():
+    with _silent_exporter():
         program = torch.onnx.export(
             nn.Sequential(classifier, nn.Softmax(1)).eval(),
             (example,),
@@ -55,7 +55,7 @@ def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> N
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silent_exporter() -> Iterator[None]:
     """Silence the exporter's warnings of packages that these networks do not use."""
     log = logging.getLogger("torch.onnx")
     level = log.level
