@@ -78,19 +78,12 @@ def range_test(state: TrainState, setup: Setup, sweep: LRSweep | None = None) ->
         return test(sweep)
     sweep = LRSweep(steps=default_steps(setup.recipe, images))
     found, guessing = test(sweep), math.log(classes)
-    if falls_to_guessing(found, guessing):
+    # A loss that falls from well above that of guessing, but not below it, only shows how an
+    # overconfident initial classifier becomes uncertain. Its lrs are orders of magnitude below
+    # those that train the network (as for a DavidNet without the factor on its logits).
+    if found.smoothed[0] > 1.1 * guessing and not _learns(found, guessing):
         return _second_test(found, sweep, guessing, test)
     return found
-
-
-def falls_to_guessing(found: LRRange, guessing: float) -> bool:
-    """Whether the loss falls from well above that of guessing, ln(classes), but not below it.
-
-    Such a curve only shows how an overconfident initial classifier becomes uncertain. Its learning
-    rates are orders of magnitude below those that train the network (as for a DavidNet without the
-    factor on its logits).
-    """
-    return found.smoothed[0] > 1.1 * guessing and not _learns(found, guessing)
 
 
 def _learns(found: LRRange, guessing: float) -> bool:
@@ -143,7 +136,11 @@ def freeze_phase(recipe: Recipe, images: int, step: int, extra: int) -> Recipe:
 
 def _losses(state: TrainState, setup: Setup, sweep: LRSweep) -> list[float]:
     """The loss of each step, to the sweep's end or up to READ_EVERY - 1 after its early stop."""
-    lrs, first, peak = sweep.lrs, state.step, _main_lr(state)
+    lrs, first = sweep.lrs, state.step
+    group = state.optimizers[0].param_groups[0]
+    peak = float(group.get("peak_lr", group["lr"]))
+    if not peak > 0:
+        raise UserError(f"lr = {peak:g} of the first parameter group: give one above 0")
     losses: list[float] = []
     unread: list[Tensor] = []
     for result in steps(state, setup, lambda i: lrs[i - first] / peak):
@@ -155,11 +152,3 @@ def _losses(state: TrainState, setup: Setup, sweep: LRSweep) -> list[float]:
             if done or stop_step(losses, sweep) < len(losses):
                 break
     return losses
-
-
-def _main_lr(state: TrainState) -> float:
-    group = state.optimizers[0].param_groups[0]
-    peak = float(group.get("peak_lr", group["lr"]))
-    if not peak > 0:
-        raise UserError(f"lr = {peak:g} of the first parameter group: give one above 0")
-    return peak

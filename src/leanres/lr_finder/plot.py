@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.text import Text
@@ -82,22 +82,14 @@ def _mark_rules(axes: Axes, result: LRRange) -> None:
         )
 
 
-class Glyphs(NamedTuple):
-    """The characters of a text chart."""
-
-    raw: str
-    smoothed: str
-    side: str
-    corner: str
-    axis: str
-    band: str  # the axis between lr_min and lr_max
-
-
-UNICODE, ASCII = Glyphs("·", "•", "│", "└", "─", "━"), Glyphs(".", "o", "|", "+", "-", "=")
+# Characters of a text chart: raw loss, smoothed loss, side, corner, axis, axis in the range.
+UNICODE, ASCII = tuple("·•│└─━"), tuple(".o|+-=")
 _LEFT = 7  # characters left of the plot area: the loss and the axis
 
 
-def chart(result: LRRange, width: int = 60, height: int = 15, glyphs: Glyphs = UNICODE) -> Text:
+def chart(
+    result: LRRange, width: int = 60, height: int = 15, glyphs: tuple[str, ...] = UNICODE
+) -> Text:
     """The curve in an area of `width` x `height` characters, with axes and initials of the rules.
 
     The axis is bold from lr_min to lr_max; the initial of a rule is below its lr.
@@ -106,13 +98,19 @@ def chart(result: LRRange, width: int = 60, height: int = 15, glyphs: Glyphs = U
     return Text("\n").join([*rows, *_initials(result, width)])
 
 
+def _ends(result: LRRange) -> tuple[float, float]:
+    """The lowest and the highest lr of the chart."""
+    lrs = (*result.lrs, *result.suggestions.values())
+    return min(lrs), max(lrs)
+
+
 def _column_of(result: LRRange, lr: float, width: int) -> int:
-    low, high = (math.log(f(*result.lrs, *result.suggestions.values())) for f in (min, max))
+    low, high = map(math.log, _ends(result))
     return round((math.log(lr) - low) / (high - low) * (width - 1))
 
 
-def _plot_area(result: LRRange, width: int, height: int, glyphs: Glyphs) -> list[Text]:
-    bottom, top = loss_window(result)
+def _plot_area(result: LRRange, width: int, height: int, glyphs: tuple[str, ...]) -> list[Text]:
+    (raw, mean, side, *_), (bottom, top) = glyphs, loss_window(result)
     cells = [[(" ", "")] * width for _ in range(height)]
 
     def put(column: int, loss: float, glyph: str, style: str) -> None:
@@ -121,37 +119,37 @@ def _plot_area(result: LRRange, width: int, height: int, glyphs: Glyphs) -> list
 
     columns = [_column_of(result, lr, width) for lr in result.lrs]
     for column, loss in zip(columns, result.losses, strict=True):
-        put(column, loss, glyphs.raw, "dim")
+        put(column, loss, raw, "dim")
     for column in range(columns[0], columns[-1] + 1):
         loss = float(np.interp(column, columns, result.smoothed))
-        put(column, loss, glyphs.smoothed, "bold blue")
+        put(column, loss, mean, "bold blue")
     named = {0: top, height // 2: (top + bottom) / 2, height - 1: bottom}
-    sides = (f"{named[i]:.3g}" if i in named else "" for i in range(height))
+    labels = (f"{named[i]:.3g}" if i in named else "" for i in range(height))
     return [
-        Text.assemble(f"{side:>{_LEFT - 2}} {glyphs.side}", *row)
-        for side, row in zip(sides, cells, strict=True)
+        Text.assemble(f"{label:>{_LEFT - 2}} {side}", *row)
+        for label, row in zip(labels, cells, strict=True)
     ]
 
 
-def _axis(result: LRRange, width: int, glyphs: Glyphs) -> list[Text]:
+def _axis(result: LRRange, width: int, glyphs: tuple[str, ...]) -> list[Text]:
     low, high = (_column_of(result, lr, width) for lr in (result.lr_min, result.lr_max))
-    line = [glyphs.band if low <= i <= high else glyphs.axis for i in range(width)]
+    *_, corner, thin, bold = glyphs
+    line = [bold if low <= i <= high else thin for i in range(width)]
     names = [" "] * (width + _LEFT + 3)
     for lr in _ticks(result):
         text = f"{lr:g}"
         start = max(0, _LEFT + _column_of(result, lr, width) - len(text) // 2)
         if not "".join(names[max(0, start - 1) : start + len(text) + 1]).strip():
             names[start : start + len(text)] = text
-    corner = " " * (_LEFT - 1) + glyphs.corner
-    return [Text(corner + "".join(line)), Text("".join(names).rstrip())]
+    return [Text(f"{corner:>{_LEFT}}" + "".join(line)), Text("".join(names).rstrip())]
 
 
 def _ticks(result: LRRange) -> list[float]:
     """The powers of ten in the range; if there are fewer than two, its ends to two digits."""
-    ends = [f(*result.lrs, *result.suggestions.values()) for f in (min, max)]
-    first, last = math.ceil(math.log10(ends[0]) - 1e-9), math.floor(math.log10(ends[1]) + 1e-9)
+    low, high = _ends(result)
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     powers = [float(f"1e{i}") for i in range(first, last + 1)]
-    return powers if len(powers) > 1 else [float(f"{end:.2g}") for end in ends]
+    return powers if len(powers) > 1 else [float(f"{end:.2g}") for end in (low, high)]
 
 
 def _initials(result: LRRange, width: int) -> list[Text]:

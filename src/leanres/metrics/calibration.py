@@ -46,7 +46,9 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = 15, adaptive: bool = 
     if bins < 1:
         raise ValueError(f"{bins} bins: give 1 or more")
     confidence, predicted = probs.detach().cpu().double().max(1)
-    edges = _equal_counts(confidence, bins) if adaptive else _equal_widths(probs.dtype, bins)
+    # Edges of equal width are rounded like the confidences, so that 0.2 is the same number in both.
+    widths = torch.linspace(0, 1, bins + 1, dtype=probs.dtype).double()
+    edges = _equal_counts(confidence, bins) if adaptive else widths
     bin_of = torch.bucketize(confidence, edges[1:-1])
     hits = (predicted == labels.cpu()).double()
     count = torch.bincount(bin_of, minlength=len(edges) - 1)
@@ -55,11 +57,6 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = 15, adaptive: bool = 
     filled = count > 0
     columns = (edges[:-1], edges[1:], mean_confidence, accuracy, count)
     return Bins(*(column[filled] for column in columns))
-
-
-def _equal_widths(dtype: torch.dtype, bins: int) -> Tensor:
-    # The edges are rounded like the confidences, so that 0.2 is the same number in both.
-    return torch.linspace(0, 1, bins + 1, dtype=dtype).double()
 
 
 def _equal_counts(confidence: Tensor, bins: int) -> Tensor:

@@ -8,9 +8,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from leanres.errors import UserError
 from leanres.metrics.inference import evaluating
-from leanres.registry import Table, unknown
+from leanres.registry import Table
 
 BATCH_SIZE = 100  # images whose activations and gradients are in memory at once
 
@@ -43,12 +42,12 @@ METHODS: Table[Callable[[Tensor, Tensor], Tensor]] = Table(
 )
 
 
-def map_layers(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
+def map_layers(model: nn.Module, images: Tensor) -> Table[tuple[int, int]]:
     """Layers whose output is a map larger than 1x1, in execution order: name -> (height, width).
 
     `images` (N, C, H, W) are normalised; only the first one is used.
     """
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: Table[tuple[int, int]] = Table("layer with maps", {})
 
     def record(name: str, out: object) -> None:
         if isinstance(out, Tensor) and out.ndim == 4 and out.shape[2:].numel() > 1:
@@ -88,9 +87,7 @@ def explain(
     unknown method.
     """
     weighting = METHODS[method]
-    sizes = map_layers(model, images)
-    if layer not in sizes:
-        raise UserError(unknown("layer with maps", layer, list(sizes)))
+    map_layers(model, images)[layer]  # an unknown name raises
     module = model.get_submodule(layer)
     tensors = (images, classes.to(images.device))
     chunks, targets = (torch.split(tensor, BATCH_SIZE) for tensor in tensors)

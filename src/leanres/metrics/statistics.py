@@ -145,7 +145,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for multiple comparisons, in the given order, at most 1 (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, floor = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = floor
+    for left, i in zip(range(len(order), 0, -1), order, strict=True):
+        corrected[i] = floor = max(floor, min(1.0, left * p_values[i]))
     return corrected
