@@ -12,7 +12,7 @@ from leanres.report.network import (
     first_filters,
     images_of_step,
     load_network,
-    same_data,
+    usable,
     with_predictions,
 )
 from leanres.report.record import read_run
@@ -58,9 +58,10 @@ def test_splits_equal_those_of_the_run(three_runs, digits):
 
 def test_other_data_is_recognised_by_its_fingerprints(three_runs, digits):
     record = read_run(three_runs / "a")
-    assert same_data(record, digits)
-    assert not same_data(record, replace(digits, test=digits.test.subset(range(100))))
-    assert not same_data(record, replace(digits, test=None))
+    assert usable(record, digits) is digits
+    assert usable(record, None) is None
+    assert usable(record, replace(digits, test=digits.test.subset(range(100)))) is None
+    assert usable(record, replace(digits, test=None)) is None
 
 
 def test_missing_predictions_are_computed_from_the_weights(copied, digits):

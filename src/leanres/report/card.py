@@ -13,9 +13,8 @@ from leanres.metrics.mistakes import confused_pairs
 from leanres.metrics.reported import other_metrics, percent
 from leanres.report.compare import network_cost
 from leanres.report.network import measured_split
-from leanres.report.record import Record, read_run
-from leanres.report.sections import duration
-from leanres.runs.ledger import shown
+from leanres.report.page import render
+from leanres.report.record import read_run
 from leanres.runs.predictor import load_predictor
 from leanres.runs.run import score
 
@@ -39,57 +38,26 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     UserError if the run has no result or `dataset` lacks those images.
     """
     record = read_run(folder)
-    if record.result is None:
+    run = record.result
+    if run is None:
         raise UserError(f"{folder} has no result: `leanres resume {folder}` measures it")
-    facts = _facts(record, weights, dataset, device)
-    train = [f"{portable_command(record.command)}   # trains it again"] if record.command else []
-    lines = [
-        f"# {shown(record.info['recipe']['model'])}",
-        "",
-        f"`{weights.name}`; the figures are those of this file.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in facts.items()),
-        "",
-        "```",
-        *train,
-        f"leanres evaluate {weights.name}",
-        f"leanres predict {weights.name} IMAGES",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _facts(record: Record, weights: Path, dataset: Dataset, device: str) -> dict[str, str]:
-    """The rows of the card: what the network is, how good the file is, how it was trained."""
-    run, info, cost = record.result, record.info, network_cost(record)
-    assert run is not None
     net, split = load_predictor(weights, device), measured_split(record, dataset)
     logits, augmented = (net.logits(split.images, tta) for tta in ("none", run["tta"]))
     result = score(logits, augmented, split, run["tta"])
     low, high = wilson_interval(round(result["accuracy"] * result["n"]), result["n"])
-    names, size, data = split.classes, info["preprocess"]["size"], info["data"]
-    pairs = confused_pairs(logits.softmax(1), split.labels, 3)
-    confused = [f"{p.count} {names[p.true]} predicted as {names[p.predicted]}" for p in pairs]
-    changes = [f"{key} = {own}" for key, _, own in record.recipe_changes]
-    return {
-        "network": f"{cost.params:,} parameters, {cost.macs / 1e6:,.1f} MMACs, receptive field"
-        f" {cost.receptive_field} px",
-        "input": f"RGB of {size}x{size} px; normalisation and class names are in the file",
-        "classes": ", ".join(names),
-        "trained on": f"{data['train']:,} images of {data['name']} (fingerprint"
-        f" {data['fingerprints']['train'][:16]}), seed {info['recipe']['seed']}",
-        f"{record.split} accuracy": f"{_accuracy_text(result)} of {result['n']:,} (95 % interval"
-        f" without augmentation {100 * low:.2f} to {100 * high:.2f})",
-        "before export": _accuracy_text(run),
-        "other metrics": other_metrics(result),
-        "most confused": ", ".join(confused) or "none",
-        "training took": f"{duration(run['train_seconds'])} on {record.hardware}",
-        "made by": f"leanres {info['leanres']}, commit {info['commit']}",
-        "recipe": ", ".join(changes) or "speed, unchanged",
+    facts = {
+        "record": record,
+        "weights": weights.name,
+        "command": record.command and portable_command(record.command),
+        "cost": network_cost(record),
+        "names": split.classes,
+        "accuracy": f"{_accuracy_text(result)} of {result['n']:,} (95 % interval without"
+        f" augmentation {100 * low:.2f} to {100 * high:.2f})",
+        "before_export": _accuracy_text(run),
+        "other_metrics": other_metrics(result),
+        "pairs": confused_pairs(logits.softmax(1), split.labels, 3),
     }
+    return render("card.md.j2", facts) + "\n"
 
 
 def portable_command(command: str) -> str:

@@ -58,24 +58,19 @@ def check_comparable(records: Sequence[Record]) -> None:
             )
         # Val images that were held out of train depend on it; their labels are compared below.
         for split in ("test",) if first.split == "test" else ("test", "val", "train"):
-            _check_fingerprints(first, other, split)
+            prints = [str(r.info["data"]["fingerprints"].get(split)) for r in (first, other)]
+            if prints[0] != prints[1]:
+                raise UserError(
+                    f"{first.name} and {other.name} were trained on different data ({split}"
+                    f" fingerprints {prints[0][:16]} and {prints[1][:16]}): compare runs on the"
+                    " same images"
+                )
         a, b = first.predictions, other.predictions
         if a is not None and b is not None and not torch.equal(a.labels, b.labels):
             raise UserError(
                 f"{first.name} and {other.name} were measured on different {first.split} images, or"
                 " in another order: compare runs that held out the same ones"
             )
-
-
-def _check_fingerprints(first: Record, other: Record, split: str) -> None:
-    ours, theirs = (
-        str(record.info["data"]["fingerprints"].get(split)) for record in (first, other)
-    )
-    if ours != theirs:
-        raise UserError(
-            f"{first.name} and {other.name} were trained on different data ({split} fingerprints"
-            f" {ours[:16]} and {theirs[:16]}): compare runs on the same images"
-        )
 
 
 def table_row(record: Record) -> dict[str, Any]:
@@ -89,8 +84,8 @@ def table_row(record: Record) -> dict[str, Any]:
         "network": model if isinstance(model, str) else f"custom {model['family']}",
         "parameters": summary.params,
         **{metric.label: result.get(key) for key, metric in METRICS.items()},
-        "blocks": _joined(config, "depths"),
-        "channels": _joined(config, "widths"),
+        "blocks": _joined(getattr(config, "depths", None)),
+        "channels": _joined(getattr(config, "widths", None)),
         "MACs": summary.macs,
         "receptive field": summary.receptive_field,
         "augmentation": ", ".join(_spec_text(*spec) for spec in recipe["augment"]) or "none",
@@ -103,8 +98,7 @@ def table_row(record: Record) -> dict[str, Any]:
     }
 
 
-def _joined(config: ModelConfig, field: str) -> str | None:
-    values = getattr(config, field, None)
+def _joined(values: object) -> str | None:
     return "-".join(map(str, values)) if isinstance(values, tuple) else None
 
 
@@ -115,11 +109,11 @@ def _spec_text(name: str, settings: dict[str, Any]) -> str:
 
 def cell_text(column: str, value: Any) -> str:
     """A value of `table_row` as text: metrics as METRICS formats them, "-" if it is missing."""
-    formats = {metric.label: metric.format for metric in METRICS.values()}
     if value is None:
         return "-"
-    if column in formats:
-        return formats[column](value)
+    for metric in METRICS.values():
+        if metric.label == column:
+            return metric.format(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -129,21 +123,17 @@ def groups(records: Sequence[Record]) -> list[Group]:
     for record in records:
         found.setdefault(json.dumps(_seedless(record), sort_keys=True), []).append(record)
     recipes = [_seedless(members[0]) for members in found.values()]
-    return [
-        Group(_group_name(recipe, recipes, members), tuple(members))
-        for recipe, members in zip(recipes, found.values(), strict=True)
-    ]
+    return [Group(_group_name(members, recipes), tuple(members)) for members in found.values()]
 
 
 def _seedless(record: Record) -> dict[str, Any]:
     return {key: value for key, value in record.info["recipe"].items() if key != "seed"}
 
 
-def _group_name(
-    recipe: dict[str, Any], recipes: list[dict[str, Any]], members: list[Record]
-) -> str:
+def _group_name(members: list[Record], recipes: list[dict[str, Any]]) -> str:
     if len(members) == 1:
         return members[0].name
+    recipe = _seedless(members[0])
     keys = dict.fromkeys(key for other in recipes for key, _, _ in differences(recipe, other))
     named = ", ".join(f"{key} = {shown(recipe.get(key))}" for key in keys)
     return named or " / ".join(record.name for record in members)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from leanres.metrics.accuracy import wilson_interval
 from leanres.metrics.calibration import Bins
@@ -21,14 +22,6 @@ from leanres.report.style import BLUE, DASHES, FAINT, INK, ORANGE, SERIES, new_f
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 MAX_CLASSES = 30  # up to which a figure names every class
 MAX_CLASSES_WITH_COUNTS = 12  # up to which a confusion matrix shows its counts
-
-
-def _rgba(color: str, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
-    """RGBA values of one colour with the given opacities: (...) -> (..., 4) in [0, 1]."""
-    from matplotlib.colors import to_rgb
-
-    rgb = np.broadcast_to(to_rgb(color), (*alpha.shape, 3))
-    return np.concatenate((rgb, alpha[..., None]), axis=-1)
 
 
 @styled
@@ -47,19 +40,11 @@ def curves(
     """
     figure = new_figure()
     axes = figure.subplots()
-    for i, (name, (x, y)) in enumerate(series.items()):
-        axes.plot(
-            np.asarray(x),
-            np.asarray(y),
-            DASHES[i % len(DASHES)],
-            color=SERIES[i % len(SERIES)],
-            marker="o" if len(np.asarray(x)) <= 15 else None,
-            markersize=4,
-            label=name,
-        )
-    for i, (name, (at, value)) in enumerate((marks or {}).items(), len(series)):
-        color = SERIES[i % len(SERIES)]
-        axes.plot(at, value, "D", color=color, markersize=7, label=name)
+    for name, (x, y) in series.items():
+        marker = "o" if len(np.asarray(x)) <= 15 else None
+        axes.plot(np.asarray(x), np.asarray(y), marker=marker, markersize=4, label=name)
+    for name, point in (marks or {}).items():
+        axes.plot(*point, "D", markersize=7, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
         axes.set_yscale("log")
@@ -89,9 +74,9 @@ def per_class(names: Sequence[str], correct: Sequence[int], totals: Sequence[int
     figure = new_figure(440, 70 + 22 * len(rows))
     axes = figure.subplots()
     shares = np.array([row[0] for row in rows])
-    bounds = np.array([wilson_interval(c, n) for _, _, c, n in rows])
+    bounds = np.array([wilson_interval(c, n) for _, _, c, n in rows]).T
     # At 0 and 1 the bound equals the share up to rounding; matplotlib refuses negative lengths.
-    reach = np.abs(np.stack((shares - bounds[:, 0], bounds[:, 1] - shares)))
+    reach = np.abs(bounds - shares)
     places = np.arange(len(rows))
     style: dict[str, Any] = {"ecolor": BLUE, "elinewidth": 2, "capsize": 0, "markersize": 7}
     axes.errorbar(shares, places, xerr=reach, fmt="o", color=BLUE, **style)
@@ -112,8 +97,8 @@ def confusion_matrix(counts: ArrayLike, names: Sequence[str]) -> Figure:
     figure = new_figure(side, side - 30)
     axes = figure.subplots()
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    # The square root makes a share of 1 % visible.
-    axes.imshow(_rgba(BLUE, 0.55 * np.sqrt(shares)), interpolation="nearest")
+    shade = 0.55 * np.sqrt(shares)  # the square root makes a share of 1 % visible
+    axes.imshow(to_rgba_array(BLUE, shade.ravel()).reshape(k, k, 4), interpolation="nearest")
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
     if k <= MAX_CLASSES:
@@ -165,14 +150,8 @@ def confidence_histogram(confidence: ArrayLike, correct: ArrayLike) -> Figure:
     edges = np.linspace(0, 1, 21)
     for i, (name, chosen) in enumerate({"correct": right, "wrong": ~right}.items()):
         counts = np.histogram(confidences[chosen], edges)[0]
-        axes.stairs(
-            counts,
-            edges,
-            color=SERIES[i],
-            linestyle=DASHES[i],
-            linewidth=2,
-            label=f"{name} ({int(chosen.sum()):,})",
-        )
+        style: dict[str, Any] = {"color": SERIES[i], "linestyle": DASHES[i], "linewidth": 2}
+        axes.stairs(counts, edges, label=f"{name} ({int(chosen.sum()):,})", **style)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
@@ -192,11 +171,11 @@ def reliability_diagram(before: Bins, after: Bins | None = None) -> Figure:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfect")
     named = {"as trained": before} | ({"with temperature": after} if after else {})
-    for i, (name, bins) in enumerate(named.items()):
-        color, share = SERIES[i], bins.count / bins.count.sum()
-        x, y = bins.confidence.numpy(), bins.accuracy.numpy()
-        axes.plot(x, y, DASHES[i], color=color, linewidth=1.5, label=name)
-        axes.scatter(x, y, s=12 + 200 * share.numpy(), color=color, marker="os"[i])
+    for marker, (name, bins) in zip("os", named.items(), strict=False):
+        x, y, share = bins.confidence, bins.accuracy, bins.count / bins.count.sum()
+        (line,) = axes.plot(x.numpy(), y.numpy(), linewidth=1.5, label=name)
+        area = 12 + 200 * share.numpy()
+        axes.scatter(x, y, s=area, color=line.get_color(), marker=marker)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
@@ -219,30 +198,20 @@ def pareto(
     figure = new_figure(420, 320)
     axes = figure.subplots()
     for i, name in enumerate(names):
-        low, high = intervals[i]
         optimal = not any(
             (p <= params[i] and a > accuracy[i]) or (p < params[i] and a == accuracy[i])
             for p, a in zip(params, accuracy, strict=True)
         )
-        axes.errorbar(
-            params[i],
-            accuracy[i],
-            yerr=[[abs(accuracy[i] - low)], [abs(high - accuracy[i])]],
-            fmt="o",
-            color=BLUE,
-            markerfacecolor=BLUE if optimal else "none",
-            elinewidth=1.5,
-        )
+        reach = np.abs(np.subtract(intervals[i], accuracy[i]))[:, None]
+        point: dict[str, Any] = {"fmt": "o", "color": BLUE, "elinewidth": 1.5}
+        fill = BLUE if optimal else "none"
+        axes.errorbar(params[i], accuracy[i], yerr=reach, markerfacecolor=fill, **point)
         # Every other name is on the left: runs of one network share a column.
-        side: tuple[int, str] = (8, "left") if i % 2 == 0 else (-8, "right")
-        axes.annotate(
-            name,
-            (params[i], accuracy[i]),
-            (side[0], 6),
-            textcoords="offset points",
-            ha=side[1],
-            fontsize=10,
-        )
+        side: dict[str, Any] = {"ha": "left", "xytext": (8, 6)}
+        if i % 2:
+            side = {"ha": "right", "xytext": (-8, 6)}
+        at = (params[i], accuracy[i])
+        axes.annotate(name, at, textcoords="offset points", fontsize=10, **side)
     axes.axvline(budget, color=ORANGE, linestyle="--", linewidth=1.5)
     axes.text(
         budget, 1.01, "budget", transform=axes.get_xaxis_transform(), color=ORANGE, ha="center"
@@ -250,10 +219,10 @@ def pareto(
     axes.set_xscale("log")
     axes.set_xlim(min(*params, budget) / 2.5, max(*params, budget) * 2)
     axes.yaxis.set_major_formatter(PERCENT)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _short(count)))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.set(xlabel="parameters", ylabel="accuracy")
     return figure
 
 
-def _short(count: float) -> str:
+def _short(count: float, _position: int) -> str:
     return f"{count / 1e6:g} M" if count >= 1e6 else f"{count / 1e3:g} k"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +17,6 @@ from leanres.metrics.gradcam import (
     map_layers,
     usual_layers,
 )
-from leanres.registry import unknown
 from leanres.report.network import as_trained, first_filters, images_of_step
 from leanres.report.pictures import data_uri, enlarged, mosaic, overlay
 from leanres.report.record import Record
@@ -28,14 +26,6 @@ from leanres.training.recipe import StepCounts, from_dict
 
 NUM_EXPLAINED = 6  # images, each with two classes, two methods and (by default) two layers
 NUM_OF_BATCH = 16  # images shown of a training batch
-
-
-@dataclass(frozen=True)
-class ExplainedImage:
-    """An image and one cell per layer, method and class: its map, or why that cannot be drawn."""
-
-    image: Tile
-    cells: tuple[Tile | str, ...]
 
 
 def gradcam_section(
@@ -49,55 +39,41 @@ def gradcam_section(
     if net is None or images is None or found is None:
         return None
     sizes = map_layers(net.model, net.normalize(images[:1]))
-    for layer in layers:
-        if layer not in sizes:
-            raise UserError(unknown("layer with maps", layer, list(sizes)))
-    chosen = list(layers) or usual_layers(sizes)
+    chosen = {layer: sizes[layer] for layer in layers or usual_layers(sizes)}
     wrong = worst_errors(found.probs, found.labels, NUM_EXPLAINED)
     if not len(wrong) or not chosen:
         return None
     classes = {"predicted": found.predicted[wrong], "true": found.labels[wrong]}
-    inputs = net.normalize(images[wrong])
-    columns = {
-        (layer, method, of): explain(net.model, inputs, layer, classes[of], method)
-        for layer in chosen
-        for method in METHODS
-        for of in classes
-    }
-    tiles = image_tiles(found, record.classes, images, wrong)
+    shown, columns, invalid = images[wrong], [], 0
+    for layer in chosen:
+        for method in METHODS:
+            for of, labels in classes.items():
+                maps = explain(net.model, net.normalize(shown), layer, labels, method)
+                names = [f"{of} class {record.classes[i]}" for i in labels.tolist()]
+                alts = [
+                    f"{method} of image {index} at {layer} for the {name}"
+                    for index, name in zip(wrong.tolist(), names, strict=True)
+                ]
+                columns.append(_map_tiles(shown, maps, alts))
+                invalid += sum(map(bool, invalid_map_reasons(maps)))
     return {
         "heads": [{"layer": layer, "method": method} for layer in chosen for method in METHODS],
         "classes": list(classes),
-        "layers": [{"name": name, "size": "x".join(map(str, sizes[name]))} for name in chosen],
-        "rows": [
-            ExplainedImage(tile, tuple(_cells(record, images, index, columns, row)))
-            for row, (index, tile) in enumerate(zip(wrong.tolist(), tiles, strict=True))
-        ],
-        "invalid": sum(bool(why) for maps in columns.values() for why in invalid_map_reasons(maps)),
+        "layers": [{"name": name, "size": f"{h}x{w}"} for name, (h, w) in chosen.items()],
+        "images": image_tiles(found, record.classes, images, wrong),
+        "columns": columns,
+        "invalid": invalid,
     }
 
 
-def _cells(
-    record: Record,
-    images: Tensor,
-    index: int,
-    columns: dict[tuple[str, str, str], Tensor],
-    row: int,
-) -> list[Tile | str]:
-    """A tile per column for image `index`, whose map is at `row`; the reason in place of no map."""
-    found = record.predictions
-    assert found is not None
-    labels = {"predicted": int(found.predicted[index]), "true": int(found.labels[index])}
-    cells: list[Tile | str] = []
-    for (layer, method, of), maps in columns.items():
-        (reason,) = invalid_map_reasons(maps[row, None])
-        if reason:
-            cells.append(reason)
-            continue
-        alt = f"{method} of image {index} at {layer} for the {of} class"
-        alt += f" {record.classes[labels[of]]}: {_strongest(maps[row])}"
-        cells.append(Tile(data_uri(overlay(images[index], maps[row])), alt))
-    return cells
+def _map_tiles(images: Tensor, maps: Tensor, alts: Sequence[str]) -> list[Tile | str]:
+    """Each image with its map drawn over it, or the reason why that map cannot be drawn."""
+    return [
+        reason or Tile(data_uri(overlay(image, heat)), f"{alt}: {_strongest(heat)}")
+        for image, heat, alt, reason in zip(
+            images, maps, alts, invalid_map_reasons(maps), strict=True
+        )
+    ]
 
 
 def _strongest(heat: Tensor) -> str:
@@ -116,16 +92,12 @@ def filters_and_batches(
 
     Filters are None without weights, batches are empty without the dataset.
     """
+    filters = None
     weights = None if net is None else first_filters(net)
-    return {
-        "filters": None if weights is None else _filters(weights),
-        "batches": [] if dataset is None else _batches(record, dataset),
-    }
-
-
-def _filters(weights: Tensor) -> dict[str, Any]:
-    n, _, h, w = weights.shape
-    return {"src": enlarged(mosaic(weights)), "n": n, "size": f"{h}x{w}"}
+    if weights is not None:
+        n, _, h, w = weights.shape
+        filters = {"src": enlarged(mosaic(weights)), "n": n, "size": f"{h}x{w}"}
+    return {"filters": filters, "batches": [] if dataset is None else _batches(record, dataset)}
 
 
 def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
@@ -135,20 +107,10 @@ def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
         return []
     train = as_trained(record, dataset).train
     counts = StepCounts(recipe, len(train))
-    steps = {1: 0, recipe.epochs: counts.total - counts.steps_per_epoch}
-    return [
-        _batch(epoch, images_of_step(recipe, train, step, NUM_OF_BATCH))
-        for epoch, step in steps.items()
-    ]
-
-
-def _batch(epoch: int, images: Tensor) -> dict[str, Any]:
-    side = images.shape[-1]
-    return {
-        "epoch": epoch,
-        "side": side,
-        "tiles": [
-            Tile(data_uri(image), f"training image {place} of the first batch of epoch {epoch}")
-            for place, image in enumerate(images, 1)
-        ],
-    }
+    batches = []
+    for epoch, step in {1: 0, recipe.epochs: counts.total - counts.steps_per_epoch}.items():
+        images = images_of_step(recipe, train, step, NUM_OF_BATCH)
+        alt = f"of the first batch of epoch {epoch}"
+        tiles = [Tile(data_uri(x), f"training image {i} {alt}") for i, x in enumerate(images, 1)]
+        batches.append({"epoch": epoch, "side": images.shape[-1], "tiles": tiles})
+    return batches

@@ -29,11 +29,14 @@ def first_filters(net: Predictor) -> Tensor | None:
     return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
 
 
-def same_data(record: Record, dataset: Dataset) -> bool:
-    """Whether the dataset has the images, labels and class names that the run was given."""
+def usable(record: Record, dataset: Dataset | None) -> Dataset | None:
+    """The dataset if it has the images, labels and class names of the run, else None."""
+    if dataset is None:
+        return None
     then = record.info["data"]["fingerprints"]
     now = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    return all((split.fingerprint if split else None) == then[name] for name, split in now.items())
+    same = all((split.fingerprint if split else None) == then[name] for name, split in now.items())
+    return dataset if same else None
 
 
 def as_trained(record: Record, dataset: Dataset) -> Dataset:

@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import write_bytes
+from leanres.metrics.accuracy import confusion
 from leanres.metrics.reported import other_metrics, percent
 from leanres.report import figures, network, sections
 from leanres.report.compare import (
@@ -24,7 +25,7 @@ from leanres.report.compare import (
     verdicts,
 )
 from leanres.report.gradcam_section import filters_and_batches, gradcam_section
-from leanres.report.network import load_network, same_data, with_predictions
+from leanres.report.network import load_network, usable, with_predictions
 from leanres.report.record import Record, read_run
 from leanres.runs.ledger import shown
 from leanres.runs.predictor import Predictor
@@ -71,28 +72,22 @@ def gather(runs: Path | str | Sequence[Path | str], dataset: Dataset | None = No
         raise UserError("no run: give at least one run folder")
     records = [read_run(folder) for folder in folders]
     check_comparable(records)
-    records = [with_predictions(record, _usable(record, dataset)) for record in records]
+    records = [with_predictions(record, usable(record, dataset)) for record in records]
     check_comparable(records)  # now their labels can be compared as well
     return records
 
 
-def _usable(record: Record, dataset: Dataset | None) -> Dataset | None:
-    """The dataset if it is what the run was trained on, else None."""
-    return dataset if dataset is not None and same_data(record, dataset) else None
-
-
 def _data_note(record: Record, dataset: Dataset | None) -> str:
     """Why the page shows no images."""
-    if dataset is None:
-        why = "the images that it was trained on were not found"
-    else:
+    why = "the images that it was trained on were not found"
+    if dataset is not None:
         then, now = record.info["data"]["fingerprints"]["train"], dataset.train.fingerprint
         why = f"it was trained on other data (train {then[:16]}, given {now[:16]})"
     return f"{why}: no pictures, maps or temperature (give its data with --data and --path)"
 
 
 def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequence[str]) -> str:
-    dataset = _usable(record, given)
+    dataset = usable(record, given)
     if dataset is None:
         record = record.with_notes(_data_note(record, given))
     net = load_network(record) if (record.folder / WEIGHTS).exists() else None
@@ -115,39 +110,32 @@ def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequen
         "maps": None,
     }
     if found is not None:
+        counts = confusion(found.probs, found.labels)
+        rows = sections.class_rows(counts, record.classes)
         context |= {
             "found": found,
-            "class_rows": sections.class_rows(found, record.classes),
-            "confusion": sections.confusion_table(found, record.classes),
-            "class_charts": sections.class_charts(found, record.classes),
+            "class_rows": rows,
+            "confusion": counts.tolist(),
+            "class_charts": sections.class_charts(rows, counts),
             "pairs": sections.pair_rows(found, record.classes, images),
-            "errors": sections.error_groups(found, record.classes, images),
+            "num_errors": sections.NUM_ERRORS,
+            "errors": sections.error_tiles(found, record.classes, images),
             "calibration": _calibration(record, net, dataset),
             "maps": gradcam_section(record, net, images, layers),
         }
-    return _render("run.html.j2", context)
+    return render("run.html.j2", context)
 
 
 def _calibration(record: Record, net: Predictor | None, dataset: Dataset | None) -> dict[str, Any]:
+    """A temperature is fitted only on val images on which the run was not measured."""
     assert record.predictions is not None
-    why, val = "", None
-    if record.split == "val":
-        why = (
-            "The run was measured on its val images. A temperature fitted on the images that it is"
-            " measured on would be too optimistic, so none is fitted."
-        )
-    elif not record.info["data"]["val"]:
-        why = (
-            "The run held no val images out, so there is nothing to fit a temperature on. Fitting"
-            " it on test would be too optimistic (--set val=5000 holds some out)."
-        )
-    elif dataset is None or net is None:
-        why = "The val images or the weights were not found, so no temperature is fitted."
-    else:
+    val = None
+    held_out = record.split != "val" and record.info["data"]["val"]
+    if held_out and dataset is not None and net is not None:
         split = network.as_trained(record, dataset).val
         assert split is not None, "a run with val images has a val split"
         val = (net.logits(split.images), split.labels.cpu())
-    return sections.calibration(record, record.predictions, val, why)
+    return sections.calibration(record, record.predictions, val)
 
 
 def _compare_page(records: Sequence[Record], budget: int) -> str:
@@ -163,31 +151,31 @@ def _compare_page(records: Sequence[Record], budget: int) -> str:
         "pareto": _pareto(measured, budget) if measured else None,
         "budget": budget,
     }
-    return _render("compare.html.j2", context)
+    return render("compare.html.j2", context)
 
 
 def _overlaid(records: Sequence[Record]) -> list[sections.Chart]:
-    curves = (
-        ("Train loss", "train_loss", False),
-        ("Val loss", "val_loss", False),
-        ("Train accuracy", "train_accuracy", True),
-        ("Val accuracy", "val_accuracy", True),
-    )
     charts = []
-    for title, key, share in curves:
-        lines = {record.name: record.column(key) for record in records}
-        lines = {name: line for name, line in lines.items() if line[0]}
-        if lines:
-            figure = figures.curves(lines, "" if share else "nats", percent=share)
-            charts.append(sections.make_chart(title, figure, "One line per run, over its epochs."))
+    for kind, unit in (("loss", "nats"), ("accuracy", "")):
+        for split in ("train", "val"):
+            lines = {record.name: record.column(f"{split}_{kind}") for record in records}
+            lines = {name: line for name, line in lines.items() if line[0]}
+            if lines:
+                figure = figures.curves(lines, unit, percent=not unit)
+                title = f"{split.capitalize()} {kind}"
+                caption = "One line per run, over its epochs."
+                charts.append(sections.make_chart(title, figure, caption))
     return charts
 
 
 def _pareto(records: Sequence[Record], budget: int) -> sections.Chart:
-    params = [network_cost(record).params for record in records]
-    accuracy = [(record.result or {})["accuracy"] for record in records]
-    intervals = [record.interval for record in records]
-    figure = figures.pareto(params, accuracy, intervals, [r.name for r in records], budget)
+    figure = figures.pareto(
+        [network_cost(record).params for record in records],
+        [(record.result or {})["accuracy"] for record in records],
+        [record.interval for record in records],
+        [record.name for record in records],
+        budget,
+    )
     caption = (
         "Up and to the left is better. A run is filled if no other one is both smaller and more"
         " accurate. Bars are 95 % intervals; the dashed line is the budget."
@@ -199,17 +187,18 @@ def _pareto(records: Sequence[Record], budget: int) -> sections.Chart:
 def _environment() -> Environment:
     env = Environment(
         loader=PackageLoader("leanres.report"),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     # A no-break space keeps the number and its unit on one line.
     env.filters["percent"] = lambda share, digits=2: percent(share, digits).replace(" ", "\u00a0")
-    env.filters["duration"] = sections.duration
-    env.globals["cell_text"] = cell_text
+    env.filters |= {"duration": sections.duration, "shown": shown}
+    env.globals |= {"cell_text": cell_text, "version": __version__}
     return env
 
 
-def _render(template: str, context: dict[str, Any]) -> str:
-    return _environment().get_template(template).render(**context, version=__version__)
+def render(template: str, context: dict[str, Any]) -> str:
+    """The template of that name, filled with the context."""
+    return _environment().get_template(template).render(context)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -22,15 +23,18 @@ from leanres.metrics.gradcam import invalid_map_reasons
 from leanres.report.style import new_figure, styled
 
 THUMBNAIL_PX = 64  # longest side: a page with a hundred of them stays small
-OVERLAY_PX = 64
 OPACITY = 0.55  # of a heat map at its maximum: the image stays visible
 
 
 def data_uri(image: Tensor) -> str:
     """The image as a data URI of a PNG, scaled down to at most 64 px a side."""
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    picture = Image.fromarray(_pixels(image))
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     return _png_uri(picture)
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    return image.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def _png_uri(picture: Image.Image) -> str:
@@ -48,7 +52,7 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
     (reason,) = invalid_map_reasons(heat[None])
     if reason:
         raise ValueError(f"the map is {reason}: there is nothing to draw")
-    side = (OVERLAY_PX, OVERLAY_PX)
+    side = (THUMBNAIL_PX, THUMBNAIL_PX)
     base = F.interpolate(image[None].float(), side, mode="bilinear", antialias=True)[0]
     large = F.interpolate(heat[None, None].float(), side, mode="bilinear")[0, 0].clamp_min(0)
     strength = large / large.max()
@@ -68,10 +72,9 @@ def mosaic(weights: Tensor, columns: int = 16) -> Tensor:
         raise ValueError(
             f"weights of {tuple(weights.shape)}: give (N, 3, k, k), filters of RGB images"
         )
-    peak = weights.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
-    tiles = F.pad(
-        0.5 + 0.5 * weights.detach().cpu().float() / peak.cpu().float(), (0, 1, 0, 1), value=0.5
-    )
+    weights = weights.detach().cpu().float()
+    peak = weights.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    tiles = F.pad(0.5 + 0.5 * weights / peak, (0, 1, 0, 1), value=0.5)
     n, _, h, w = tiles.shape
     columns = min(columns, n)
     rows = math.ceil(n / columns)
@@ -83,14 +86,13 @@ def mosaic(weights: Tensor, columns: int = 16) -> Tensor:
 def enlarged(image: Tensor, least: int = 320) -> str:
     """A small image as a data URI of a PNG, enlarged to about `least` pixels, without smoothing."""
     factor = max(1, round(least / image.shape[2]))
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
-    return _png_uri(Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1)))
+    return _png_uri(Image.fromarray(_pixels(image).repeat(factor, 0).repeat(factor, 1)))
 
 
 @styled
 def image_grid(images: Tensor, captions: Sequence[str] = (), columns: int = 8) -> Figure:
     """Images (N, 3, H, W) uint8 as a grid in reading order, with captions if there are any."""
-    return _grid([image.permute(1, 2, 0).cpu().numpy() for image in images], captions, columns)
+    return _grid(list(images), captions, columns)
 
 
 @styled
@@ -108,20 +110,17 @@ def heat_maps(
         image if why else overlay(image, heat)
         for image, heat, why in zip(images.cpu(), maps.cpu(), reasons, strict=True)
     ]
-    return _grid([image.permute(1, 2, 0).numpy() for image in drawn], names, columns)
+    return _grid(drawn, names, columns)
 
 
 @styled
 def filters(weights: Tensor, columns: int = 16) -> Figure:
     """First-layer filters (N, 3, k, k), each scaled by its largest absolute weight; grey is 0."""
-    return _grid([mosaic(weights, columns).permute(1, 2, 0).numpy()], (), 1, side=420)
+    return _grid([mosaic(weights, columns)], (), 1, side=420)
 
 
 def _grid(
-    pictures: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]],
-    captions: Sequence[str],
-    columns: int,
-    side: int = 72,
+    pictures: Sequence[Tensor], captions: Sequence[str], columns: int, side: int = 72
 ) -> Figure:
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, math.ceil(len(pictures) / columns))
@@ -131,7 +130,7 @@ def _grid(
     for place, axes in enumerate(grid.flat):
         axes.axis("off")
         if place < len(pictures):
-            axes.imshow(pictures[place], interpolation="nearest")
+            axes.imshow(_pixels(pictures[place]), interpolation="nearest")
         if place < len(captions):
             axes.set_title(captions[place], fontsize=8)
     return figure

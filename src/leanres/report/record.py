@@ -133,9 +133,8 @@ def read_run(folder: Path | str) -> Record:
     record = Record(folder, info, [row | times.get(row["epoch"], {}) for row in rows], None)
     if skipped:
         lines = "1 line" if skipped == 1 else f"{skipped} lines"
-        record = record.with_notes(
-            f"{lines} of {folder / METRICS} could not be read and are left out"
-        )
+        where = f"{lines} of {folder / METRICS}"
+        record = record.with_notes(f"{where} could not be read and are left out")
     if record.result is None:
         done = f"{len(rows)} of {record.epochs} epochs are done"
         return record.with_notes(f"{folder} has no result yet: {done}")
@@ -167,8 +166,7 @@ def _with_predictions(record: Record) -> Record:
     try:
         found = _read_predictions(path, record.classes)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        return record.with_notes(f"{path} cannot be read ({reason})")
+        return record.with_notes(f"{path} cannot be read ({str(error).splitlines()[0]})")
     assert record.result is not None
     if len(found.labels) != record.result["n"]:
         count = f"{len(found.labels)} images, the result {record.result['n']}"
@@ -181,8 +179,7 @@ def _read_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
     columns = [table[f"p_{name}"].to_numpy() for name in classes]
     probs = torch.from_numpy(np.stack(columns, 1).astype(np.float32))
     labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-    if not (
-        probs.isfinite().all() and len(labels) and 0 <= labels.min() <= labels.max() < len(classes)
-    ):
+    known = len(labels) and 0 <= labels.min() <= labels.max() < len(classes)
+    if not (known and probs.isfinite().all()):
         raise ValueError("values out of range")
     return Predictions(probs, labels)

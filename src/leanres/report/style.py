@@ -17,35 +17,35 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 P = ParamSpec("P")
 
 # Okabe and Ito's palette for colour-blind readers, the first three colours darkened for a white
 # background. Each one is a variable of the page's style sheet, which has a dark variant.
-INK, FAINT, GRID = "#1c2430", "#5b6675", "#d8dee6"
-BLUE, ORANGE, GREEN, PURPLE, SKY = "#0068a8", "#c04f00", "#00795a", "#a8478a", "#3c8dbc"
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY)
-DASHES = ("-", "--", "-.", ":")  # series do not differ by colour alone
 NAMES = {
-    INK: "ink",
-    FAINT: "faint",
-    GRID: "grid",
-    BLUE: "blue",
-    ORANGE: "orange",
-    GREEN: "green",
-    PURPLE: "purple",
-    SKY: "sky",
+    "#1c2430": "ink",
+    "#5b6675": "faint",
+    "#d8dee6": "grid",
+    "#0068a8": "blue",
+    "#c04f00": "orange",
+    "#00795a": "green",
+    "#a8478a": "purple",
+    "#3c8dbc": "sky",
 }
+INK, FAINT, GRID, *SERIES = NAMES
+BLUE, ORANGE = SERIES[:2]
+DASHES = ("-", "--", "-.", ":")  # series do not differ by colour alone
 
 MIN_SCALE = 0.75  # a figure shrinks to this share of its size before it scrolls
 
+_COLORS, _DASHES = cycler(color=SERIES), cycler(linestyle=DASHES)
 RC: Any = {  # matplotlib types the keys one by one
     "svg.fonttype": "none",  # text, not paths: small, searchable, in the reader's font
     "svg.hashsalt": "leanres",  # the same figure gives the same bytes
     "text.parse_math": False,  # a class may be named "$5"
     "font.size": 11,
     "axes.titlesize": 11,
-    "axes.labelsize": 11,
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
@@ -59,15 +59,13 @@ RC: Any = {  # matplotlib types the keys one by one
     "grid.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "lines.linewidth": 2,
+    "axes.prop_cycle": len(DASHES) * _COLORS + len(SERIES) * _DASHES,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "savefig.facecolor": "none",
     "figure.constrained_layout.use": True,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from leanres.metrics.accuracy import confusion
 from leanres.metrics.calibration import reliability
 from leanres.metrics.mistakes import confused_pairs
 from leanres.metrics.reported import METRICS, other_metrics, percent
@@ -52,10 +53,14 @@ def _result_lines(record: Record) -> list[str]:
     found = record.predictions
     if found is None:
         return lines
-    rows = [row for row in class_rows(found, record.classes) if row["accuracy"] is not None]
+    names = record.classes
+    rows = [
+        row
+        for row in class_rows(confusion(found.probs, found.labels), names)
+        if row["accuracy"] is not None
+    ]
     worst = sorted(rows, key=lambda row: row["accuracy"])[:3]
     pairs = confused_pairs(found.probs, found.labels, 3)
-    names = record.classes
     confused = (
         f"{names[p.true]} → {names[p.predicted]} {p.count} ({percent(p.share, 1)})" for p in pairs
     )
