@@ -39,7 +39,7 @@ from leanres.trials.search import (
 CPU32 = CPU("cpu", "float32", compiled=False)
 BOUNDS = Bounds(params=20_000, multiple=1)
 RECIPE = from_dict(
-    {"epochs": 3, "batch_size": 40, "val": 400, "augment": ["crop"]},
+    {"epochs": 3, "batch_size": 80, "val": 400, "augment": ["crop"]},
     RECIPES["plain-sgd"],
 )
 
@@ -159,7 +159,7 @@ def test_an_interrupted_candidate_continues_from_its_checkpoint(
     (again,) = run_search(BOUNDS, RECIPE, digits, tmp_path, trials=1)
     assert again == seen[0]
     resumed = json.loads((place / "run.json").read_text())["resumed"]
-    assert [r["step"] for r in resumed] == [(1437 - 400) // 40]  # after its first epoch
+    assert [r["step"] for r in resumed] == [(1437 - 400) // 80]  # after its first epoch
 
 
 def test_a_live_process_keeps_its_networks_and_a_dead_ones_are_taken_over(digits, tmp_path):
@@ -186,8 +186,8 @@ def test_a_live_process_keeps_its_networks_and_a_dead_ones_are_taken_over(digits
     assert [trial.state.name for trial in read_trials(tmp_path)].count("RUNNING") == 4
 
 
-WORDS = ["search", "--budget", "20k", "--multiple", "1", "--epochs", "3", "--data", "digits"]
-WORDS += ["--set", "val=400", "--set", "batch_size=60", "--set", "augment=[]", "--size", "16"]
+WORDS = ["search", "--budget", "20k", "--multiple", "1", "--epochs", "2", "--data", "digits"]
+WORDS += ["--set", "val=400", "--set", "batch_size=200", "--set", "augment=[]", "--size", "16"]
 WORDS += ["--devices", "cpu", "--threads", "1"]
 
 
@@ -282,7 +282,7 @@ def test_the_command_line_searches_and_writes_the_best_as_a_recipe(leanres, tmp_
     again = leanres(*words, "--json")
     first, _ = json.loads(again.out)
     best = load_recipe(str(folder / "best.toml"))
-    plain = from_dict({"val": 400, "batch_size": 60, "augment": []}, RECIPES["plain-sgd"])
+    plain = from_dict({"val": 400, "batch_size": 200, "augment": []}, RECIPES["plain-sgd"])
     assert best == replace(plain, model=config_from_dict(first["model"]))
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from leanres.data.split import Split
 from leanres.errors import UserError
-from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, count_params, summarize
 from leanres.models.resnet import ResNetConfig
 
@@ -85,19 +84,15 @@ def _widened(config: ResNetConfig, stage: int, step: int) -> ResNetConfig:
     return replace(config, widths=tuple(widths))
 
 
-def cost(config: ModelConfig, train: Split) -> Summary:
-    """Parameters, MACs and receptive field of a network on images of this size."""
-    channels, height, width = train.images.shape[1:]
-    return summarize(config, (channels, height, width))
-
-
 @cache
 def _params(config: ResNetConfig) -> int:
     return count_params(config)
 
 
-def propose(trial: optuna.trial.BaseTrial, bounds: Bounds, train: Split) -> ResNetConfig | None:
-    """A network for these images, as Optuna's trial chooses it; None if it is out of bounds."""
+def propose(
+    trial: optuna.trial.BaseTrial, bounds: Bounds, train: Split
+) -> tuple[ResNetConfig, Summary] | None:
+    """A network for these images and its cost, as Optuna's trial chooses; None if out of bounds."""
     stages = trial.suggest_int("stages", 3, 4)
     depths = tuple(trial.suggest_int(f"depth_{i}", 1, 6) for i in range(stages))
     block = trial.suggest_categorical("block", ["basic", "wide"])
@@ -106,4 +101,8 @@ def propose(trial: optuna.trial.BaseTrial, bounds: Bounds, train: Split) -> ResN
         (bounds.multiple,) * stages, depths, block=block, num_classes=len(train.classes)
     )
     config = fit_widths(shape, growth, bounds)
-    return config if config and bounds.admits(cost(config, train)) else None
+    if config is None:
+        return None
+    channels, height, width = train.images.shape[1:]
+    cost = summarize(config, (channels, height, width))
+    return (config, cost) if bounds.admits(cost) else None

@@ -37,7 +37,7 @@ from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
 from leanres.trials.executors import Executor
 from leanres.trials.jobs import Event, Job, run_jobs
-from leanres.trials.proposals import Bounds, cost, propose
+from leanres.trials.proposals import Bounds, propose
 
 if TYPE_CHECKING:
     import optuna
@@ -231,16 +231,14 @@ class _Searcher:
 
         # Seeded by the trial's number: the proposals do not depend on which process asks.
         self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + trial.number)
-        config = propose(trial, self.bounds, self.dataset.train)
-        name = _name(config) if config else ""
+        found = propose(trial, self.bounds, self.dataset.train)
         known = {t.user_attrs["network"]["name"] for t in self._trials("network")}
-        if config is None or name in known:
+        if found is None or (name := _name(found[0])) in known:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return False
-        price = cost(config, self.dataset.train)
-        counts = {key: getattr(price, key) for key in ("params", "macs", "receptive_field")}
-        model = config_to_dict(config)
-        trial.set_user_attr("network", {"name": name, "model": model} | counts)
+        counts = {key: getattr(found[1], key) for key in ("params", "macs", "receptive_field")}
+        network = {"name": name, "model": config_to_dict(found[0])} | counts
+        trial.set_user_attr("network", network)
         return True
 
     def _job(self, trial: optuna.Trial) -> Job:
