@@ -58,11 +58,14 @@ def resume(
 
     run = reopen(folder, lambda info: options.load_run_data(info, data, path), device, epochs)
     options.print_notes(run.notes)
-    _check_unfinished(run, measure)
     given = {"tta": tta, "measure": measure}
-    run.info["origin"] |= {key: value for key, value in given.items() if value is not None}
-    options.check_val(run.info["origin"].get("measure", "test"), run.val is not None)
-    train_and_print(run, as_json, trackers, not no_report)
+    try:
+        _check_unfinished(run, measure)
+        run.info["origin"] |= {key: value for key, value in given.items() if value is not None}
+        options.check_val(run.info["origin"].get("measure", "test"), run.val is not None)
+        train_and_print(run, as_json, trackers, not no_report)
+    finally:
+        run.release()
 
 
 def _check_unfinished(run: Run, measure: str | None) -> None:

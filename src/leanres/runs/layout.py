@@ -160,8 +160,8 @@ def load_data_of(
     size = known.get("size") or info["preprocess"]["size"]
     if name is None:
         name = known.get("data") or info["data"]["name"]
-        kept = known.get("path") or (info["data"]["source"] if name == "folder" else None)
-        path = path or (Path(kept) if kept else None)
+        kept = known.get("path") or info.get("data", {}).get("source")
+        path = path or (Path(kept) if kept and Path(kept).exists() else None)
     return load_data(name, path, size=size, download=download, progress=progress)
 
 

@@ -165,32 +165,41 @@ def reopen(
     """
     info = read_info(folder, queued=True)
     lock = Lock(folder)
-    recipe, notes = recipe_as_started(info)
-    if epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
-    run = prepare(recipe, load(info), device(info), folder)
-    run.lock, run.notes = lock, run.notes + notes
-    if is_queued(info):
-        _begin(run, info["origin"])
-        return run
+    try:
+        recipe, notes = recipe_as_started(info)
+        if epochs is not None:
+            recipe = replace(recipe, epochs=epochs)
+        run = prepare(recipe, load(info), device(info), folder)
+        run.lock, run.notes = lock, run.notes + notes
+        if is_queued(info):
+            _begin(run, info["origin"])
+        else:
+            _restore_(run, info)
+    except BaseException:
+        lock.release()
+        raise
+    return run
+
+
+def _restore_(run: Run, info: dict[str, Any]) -> None:
+    """Bring a fresh run to its newest intact checkpoint. UserError where it cannot continue."""
+    folder, now = run.folder, hardware(run.device)
+    same_order = check_data(folder, info, run.dataset)
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
-    if recipe.teacher and _sha256(recipe.teacher) != info["teacher"]:
+    if run.recipe.teacher and _sha256(run.recipe.teacher) != info["teacher"]:
         raise UserError(
-            f"teacher = {recipe.teacher!r} is not the one that {folder} was trained with"
+            f"teacher = {run.recipe.teacher!r} is not the one that {folder} was trained with"
         )
     if run.state.step > run.counts.total:
         raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
-    now = hardware(run.device)
-    same_order = check_data(folder, info, run.dataset)
     run.notes += exactness_notes(info["hardware"], now, same_order)
-    run.info = info | {"recipe": recipe.to_dict()}
+    run.info = info | {"recipe": run.recipe.to_dict()}
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if run.state.step < run.counts.total:
         run.info.pop("result", None)
     run.times = [t for t in read_times(folder / TIMES) if t["step"] <= run.state.step]
     resumed = {"step": run.state.step, "commit": commit(), "hardware": now}
     run.info["resumed"] = [*info.get("resumed", []), resumed]
-    return run
 
 
 def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Path()) -> Run:

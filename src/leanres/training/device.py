@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -275,28 +275,23 @@ def matrix_rate(device: Device, n: int = 4096) -> float:
     """
     a = torch.ones(n, n, dtype=getattr(torch, device.precision), device=device.name)
     a[:64] @ a
-    best = 0.0
-    for _ in range(2):
-        device.synchronize()
-        start = time.perf_counter()
-        a @ a
-        device.synchronize()
-        best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e12)
-    return best
+    return 2 * n**3 / _least_seconds(device, lambda: a @ a, 2) / 1e12
 
 
 def memory_rate(device: Device, mib: int = 512) -> float:
     """Bytes per second that a copy reads and writes together: best of three, far beyond caches."""
     source = torch.zeros(mib << 18, device=device.name)
     target = torch.ones_like(source)
-    best = 0.0
-    for _ in range(3):
-        device.synchronize()
-        start = time.perf_counter()
-        target.copy_(source)
-        device.synchronize()
-        best = max(best, 2 * (mib << 20) / (time.perf_counter() - start))
-    return best
+    return 2 * (mib << 20) / _least_seconds(device, lambda: target.copy_(source), 3)
+
+
+def _least_seconds(device: Device, work: Callable[[], object], times: int) -> float:
+    watch = Stopwatch(device)
+    for i in range(times):
+        watch(f"before {i}")
+        work()
+        watch(str(i))
+    return min(watch.parts[str(i)] for i in range(times))
 
 
 def hardware(device: Device) -> dict[str, Any]:
