@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,16 +148,34 @@ def test_a_comparison_trains_once_and_continues_where_it_stopped(tmp_path, digit
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_two_at_once_give_the_runs_of_one_after_the_other(tmp_path, digits, digest):
-    changes = CHANGES | {"epochs": 1}
+def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(
+    tmp_path, digits, digest
+):
+    changes = CHANGES | {"epochs": 3}
     beside, after = tmp_path / "a" / "beside", tmp_path / "b" / "after"
-    processes = LocalProcesses(2, ["cpu", "cpu"], threads=1)
-    both = library.compare(PAIR, digits, processes, beside, [0], changes, origin=locate("digits"))
+    processes, begun = LocalProcesses(2, ["cpu", "cpu"], threads=1), []
+
+    def kill_the_first(place, variant, seed, done):
+        begun.append(variant)
+        if len(begun) == 2:
+            assert [job.folder.name for job in processes.running] == ["low-0", "high-0"]
+            metrics = beside / "low-0" / "metrics.jsonl"
+            while not metrics.exists() or not metrics.stat().st_size:  # its first epoch
+                time.sleep(0.01)
+            os.kill(processes._children[0].process.pid, signal.SIGKILL)
+
+    where = locate("digits")
+    both = library.compare(
+        PAIR, digits, processes, beside, [0], changes, origin=where, watch=kill_the_first
+    )
     one = library.compare(PAIR, digits, in_process(digits), after, [0], changes)
     assert [row["accuracies"] for row in both] == [row["accuracies"] for row in one]
     for name in ("low-0", "high-0"):
         assert digest(beside / name) == digest(after / name)
-        assert (beside / f"{name}.log").read_text().startswith("epoch 1  step")
+    first, second = (json.loads((beside / f"{n}-0" / "run.json").read_text()) for n in begun)
+    assert first["resumed"][0]["step"] > 0
+    assert "resumed" not in second
+    assert (beside / "high-0.log").read_text().startswith("epoch 1  step 6  lr")
 
 
 def test_a_training_that_diverges_is_named_after_the_others_have_ended(tmp_path, digits):

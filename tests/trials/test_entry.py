@@ -25,7 +25,7 @@ def test_two_processes_that_write_one_entry_lose_nothing(tmp_path):
     code = (
         "import sys; from pathlib import Path; from test_entry import HEADER, add_run, made\n"
         "print(flush=True); sys.stdin.readline()\n"
-        f"for seed in range(1, 80, 2): add_run(Path({str(out)!r}), HEADER, made(seed))\n"
+        f"for seed in range(1, 40, 2): add_run(Path({str(out)!r}), HEADER, made(seed))\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -36,13 +36,13 @@ def test_two_processes_that_write_one_entry_lose_nothing(tmp_path):
         other.stdout.readline()  # it has imported everything
         other.stdin.write(b"\n")
         other.stdin.flush()
-        for seed in range(0, 80, 2):
+        for seed in range(0, 40, 2):
             add_run(out, HEADER, made(seed))
         assert other.wait(60) == 0
     entry = json.loads(out.read_text())
-    assert sorted(run["seed"] for run in entry["runs"]) == list(range(80))
-    assert [run["seed"] for run in entry["runs"]] != list(range(80))  # they did take turns
-    assert entry["summary"]["n"] == 80
+    assert sorted(run["seed"] for run in entry["runs"]) == list(range(40))
+    assert [run["seed"] for run in entry["runs"]] != list(range(40))  # they did take turns
+    assert entry["summary"]["n"] == 40
 
 
 def test_a_seed_is_entered_once(tmp_path):

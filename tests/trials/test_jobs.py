@@ -15,7 +15,7 @@ from leanres.data.sources import locate
 from leanres.errors import UserError
 from leanres.models.resnet import ResNetConfig
 from leanres.runs.checkpoint import saved
-from leanres.runs.layout import CHECKPOINTS, METRICS, read_info
+from leanres.runs.layout import CHECKPOINTS, read_info
 from leanres.runs.run import enqueue, fit
 from leanres.runs.stop import Stopped
 from leanres.training.recipes import RECIPES
@@ -221,26 +221,6 @@ def test_a_lost_process_is_tried_once_more_and_no_more(jobs, processes):
 def test_a_process_that_was_stopped_from_outside_is_not_tried_again(jobs, processes):
     processes.codes += [128 + signal.SIGTERM]
     assert told(run_jobs(jobs[:1], LocalProcesses())) == ["started run-0", "stopped run-0"]
-
-
-@pytest.mark.usefixtures("_one_thread")
-def test_a_killed_process_is_retried_and_its_run_equals_one_of_this_process(
-    tmp_path, tiny, digits, device, digest
-):
-    job = Job(replace(tiny, epochs=8), tmp_path / "run", DIGITS)
-    executor, kinds = LocalProcesses(1, ["cpu"], threads=1), []
-    for event in run_jobs([job], executor):
-        kinds.append(event.kind)
-        if event.kind == "started":
-            metrics = job.folder / METRICS
-            while not metrics.exists() or not metrics.stat().st_size:  # its first epoch
-                time.sleep(0.01)
-            os.kill(executor._children[0].process.pid, signal.SIGKILL)
-    assert kinds == ["started", "retried", "finished"]
-    whole = replace(job, folder=tmp_path / "whole")
-    *_, last = run_jobs([whole], InProcess(digits, device))
-    assert digest(job.folder) == digest(whole.folder)
-    assert event.result["accuracy"] == last.result["accuracy"]
 
 
 @pytest.mark.usefixtures("_one_thread")

@@ -50,43 +50,41 @@ def campaign(
     from leanres.trials.executors import LocalProcesses
     from leanres.trials.jobs import is_finished
 
-    rows, command, names = (
-        library.read_plan(plan, settings),
-        options.current_command(),
-        devices.split(","),
-    )
+    rows, names = library.read_plan(plan, settings), devices.split(",")
+    command, found = options.current_command(), [detect(name).name for name in names]
     dataset = options.load_dataset(data, path, size, strict)
     planned = library.plan_jobs(rows, runs, {"command": command} | locate(data, path, size))
-    found = [detect(name).name for name in names]
-    finished = [pair for pair in planned if is_finished(pair[1], dataset)]
+    row_of = {job.folder: row for row, job in planned}
+
+    def keep(job: Job) -> str:
+        return _keep(row_of[job.folder], job, weights, dataset, found[0])
+
+    done = [job for _, job in planned if is_finished(job, dataset)]
     executor = LocalProcesses(at_once or len(names), names, threads)
     typer.echo(
-        f"{plan}: {len(planned)} trainings, {len(finished)} finished; {executor.slots} at once,"
+        f"{plan}: {len(planned)} trainings, {len(done)} finished; {executor.slots} at once,"
         f" progress in {runs}/*.log",
         err=as_json,
     )
-    for row, job in finished:  # a call that was killed may not have written the card, the last file
-        lacks = not (weights / f"{row.name}.md").exists()
-        if lacks and (kept := _keep(row, job, weights, dataset, found[0])):
+    for job in done:  # a call that was killed may not have written the card, its last file
+        lacks = not (weights / f"{row_of[job.folder].name}.md").exists()
+        if lacks and (kept := keep(job)):
             typer.echo(f"finished {job.folder.name}{kept}", err=as_json)
-    of, failed, count = {job.folder: row for row, job in planned}, False, len(finished)
-    deadline = time.monotonic() + (60 * minutes or float("inf"))
+    ends, deadline = len(done) * ["finished"], time.monotonic() + (60 * minutes or float("inf"))
     for event in library.campaign(planned, results, executor, command, deadline):
-        job, kept = event.job, ""
-        failed |= event.kind in ("failed", "diverged")
-        if event.kind == "finished":
-            count += 1
-            kept = _keep(of[job.folder], job, weights, dataset, found[0])
+        ends.append(event.kind)
+        kept = keep(event.job) if event.kind == "finished" else ""
         if as_json:
-            typer.echo(json.dumps({"event": event.kind, "run": str(job.folder)}))
+            typer.echo(json.dumps({"event": event.kind, "run": str(event.job.folder)}))
         else:
-            typer.echo(f"{event.kind:8} {job.folder.name}{_told(event)}{kept}")
+            typer.echo(f"{event.kind:8} {event.job.folder.name}{_told(event)}{kept}")
+    count = ends.count("finished")
     again = "" if count == len(planned) else "; the same command continues"
     typer.echo(f"{count} of {len(planned)} trainings finished{again}", err=as_json)
     for measure in ("test", "val") if not as_json else ():
         if table := library.summary_rows(rows, results, measure):
             print_rows(table, "row", measure)
-    if failed:
+    if {"failed", "diverged"} & set(ends):
         raise typer.Exit(1)
 
 

@@ -1,1 +1,1 @@
-"""Many trainings: jobs, plans, comparisons, architecture search, races."""
+"""Many trainings: jobs, executors, campaigns, comparisons, architecture search, races."""
