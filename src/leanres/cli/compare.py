@@ -21,10 +21,8 @@ def compare(
     path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
-    measure: str = typer.Option(
-        "val",
-        help="The split to measure at the end: val, or test for a report.",
-        rich_help_panel=options.MEASUREMENT,
+    measure: str = options.measurement_option(
+        "val", help="The split to measure at the end: val, or test for a report."
     ),
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,

@@ -21,10 +21,8 @@ def data(
     path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
-    out: Path = typer.Option(
-        Path("runs/data"),
-        help="Folder for samples.png and augmented.png.",
-        rich_help_panel=options.OUTPUT,
+    out: Path = options.output_option(
+        Path("runs/data"), help="Folder for samples.png and augmented.png."
     ),
     as_json: bool = options.JSON,
 ) -> None:

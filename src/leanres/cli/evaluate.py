@@ -20,9 +20,7 @@ def evaluate(
     data: str | None = options.TARGET_DATA,
     path: Path | None = options.PATH,
     strict: bool = options.STRICT,
-    split: str = typer.Option(
-        "test", help="test, val or train.", rich_help_panel=options.MEASUREMENT
-    ),
+    split: str = options.measurement_option("test", help="test, val or train."),
     tta: str = options.TTA_OPTION,
     int8: bool = typer.Option(
         False, "--int8", help="Round the weights to int8 first, with a scale per output channel."

@@ -19,11 +19,8 @@ def export(
     ),
     data: str | None = options.TARGET_DATA,
     path: Path | None = options.PATH,
-    full: bool = typer.Option(
-        False,
-        "--full",
-        help="Weights as float32 instead of float16.",
-        rich_help_panel=options.OUTPUT,
+    full: bool = options.output_option(
+        False, "--full", help="Weights as float32 instead of float16."
     ),
     card: bool = typer.Option(
         False, "--card", help="Write a model card beside OUT too, with the suffix .md."

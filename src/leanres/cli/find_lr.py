@@ -31,10 +31,8 @@ def find_lr(
     path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
-    lr_min: float | None = typer.Option(
-        None,
-        help="Lowest learning rate to test; default: 1e-06.",
-        rich_help_panel=options.MEASUREMENT,
+    lr_min: float | None = options.measurement_option(
+        None, help="Lowest learning rate to test; default: 1e-06."
     ),
     lr_max: float | None = typer.Option(None, help="Highest learning rate to test; default: 10."),
     steps: int | None = typer.Option(
@@ -45,10 +43,8 @@ def find_lr(
     ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
-    out: Path | None = typer.Option(
-        None,
-        help="Draw the curve into this .png, .svg or .pdf file.",
-        rich_help_panel=options.OUTPUT,
+    out: Path | None = options.output_option(
+        None, help="Draw the curve into this .png, .svg or .pdf file."
     ),
     as_json: bool = options.JSON,
 ) -> None:

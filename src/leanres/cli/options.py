@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,102 +19,70 @@ if TYPE_CHECKING:
     from leanres.runs.predictor import Predictor
     from leanres.training.device import Device
 
-# The headings of the help pages, in the order in which a command lists its options.
-TRAINING, DATA_GROUP, MEASUREMENT = "Training", "Data", "Measurement"
-MACHINE, OUTPUT = "Machine", "Output"
+# Options under the headings of the help pages, in the order in which a command lists them.
+training_option = partial(typer.Option, rich_help_panel="Training")
+data_option = partial(typer.Option, rich_help_panel="Data")
+measurement_option = partial(typer.Option, rich_help_panel="Measurement")
+machine_option = partial(typer.Option, rich_help_panel="Machine")
+output_option = partial(typer.Option, rich_help_panel="Output")
 
 DATA_HELP = "cifar10, digits, or a folder with one subfolder per class."
 
 RECIPE = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file.")
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
 
-SETTINGS = typer.Option(
+SETTINGS = training_option(
     [],
     "--set",
     metavar="KEY=VALUE",
     help="Change a setting of the recipe: --set lr=0.2 (repeatable).",
-    rich_help_panel=TRAINING,
 )
-EPOCHS = typer.Option(None, help="Short for --set epochs=N.", rich_help_panel=TRAINING)
-SEED = typer.Option(None, help="Short for --set seed=N.", rich_help_panel=TRAINING)
-MODEL = typer.Option(None, help="Short for --set model=NAME.", rich_help_panel=TRAINING)
+EPOCHS = training_option(None, help="Short for --set epochs=N.")
+SEED = training_option(None, help="Short for --set seed=N.")
+MODEL = training_option(None, help="Short for --set model=NAME.")
 STEP_MODEL = typer.Argument(None, help="A model; default: the recipe's own.")
-STEP_RECIPE = typer.Option(
-    "speed",
-    help="The recipe whose batch, augmentation and optimizer are used.",
-    rich_help_panel=TRAINING,
+STEP_RECIPE = training_option(
+    "speed", help="The recipe whose batch, augmentation and optimizer are used."
 )
 
-DATA = typer.Option("cifar10", help=DATA_HELP, rich_help_panel=DATA_GROUP)
-DATA_OR_AUTO = typer.Option(
-    "cifar10",
-    help=f"{DATA_HELP[:-1]}; auto: cifar10, or digits where CIFAR-10 cannot be had.",
-    rich_help_panel=DATA_GROUP,
+DATA = data_option("cifar10", help=DATA_HELP)
+DATA_OR_AUTO = data_option(
+    "cifar10", help=f"{DATA_HELP[:-1]}; auto: cifar10, or digits where CIFAR-10 cannot be had."
 )
-RUN_DATA = typer.Option(
-    None, help=f"{DATA_HELP} Default: the run's own.", rich_help_panel=DATA_GROUP
+RUN_DATA = data_option(None, help=f"{DATA_HELP} Default: the run's own.")
+TARGET_DATA = data_option(
+    None, help=f"{DATA_HELP} Default: the run's own; for a weights file cifar10."
 )
-TARGET_DATA = typer.Option(
-    None,
-    help=f"{DATA_HELP} Default: the run's own; for a weights file cifar10.",
-    rich_help_panel=DATA_GROUP,
+PATH = data_option(
+    None, help="Where the data is. Default: $LEANRES_DATA, else the cache, else a download."
 )
-PATH = typer.Option(
-    None,
-    help="Where the data is. Default: $LEANRES_DATA, else the cache, else a download.",
-    rich_help_panel=DATA_GROUP,
-)
-SIZE = typer.Option(
-    32, help="Side in pixels that a folder's images are resized to.", rich_help_panel=DATA_GROUP
-)
-STRICT = typer.Option(
-    False,
-    "--strict",
-    help="Stop at the first image that cannot be read, instead of skipping it.",
-    rich_help_panel=DATA_GROUP,
+SIZE = data_option(32, help="Side in pixels that a folder's images are resized to.")
+STRICT = data_option(
+    False, "--strict", help="Stop at the first image that cannot be read, instead of skipping it."
 )
 
-TTA_OPTION = typer.Option(
+TTA_OPTION = measurement_option(
     "flip-shift",
     help="Test-time augmentation, measured beside the plain accuracy: none, flip, flip-shift or"
     " flip-shift-unsure.",
-    rich_help_panel=MEASUREMENT,
 )
 
-DEVICE = typer.Option(
-    "auto",
-    "--device",
-    help="auto (a GPU if there is one), cpu, cuda or cuda:1.",
-    rich_help_panel=MACHINE,
+DEVICE = machine_option(
+    "auto", "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1."
 )
-THREADS = typer.Option(0, min=0, help="CPU threads; 0: one per core.", rich_help_panel=MACHINE)
-DEVICES = typer.Option(
-    "auto",
-    help="Devices to deal the trainings to, with commas: cuda:0,cuda:1.",
-    rich_help_panel=MACHINE,
+THREADS = machine_option(0, min=0, help="CPU threads; 0: one per core.")
+DEVICES = machine_option(
+    "auto", help="Devices to deal the trainings to, with commas: cuda:0,cuda:1."
 )
-AT_ONCE = typer.Option(
-    0, min=0, help="Trainings that run at once; 0: one per device.", rich_help_panel=MACHINE
-)
-THREADS_EACH = typer.Option(
-    0,
-    min=0,
-    help="CPU threads of each training; 0: its share of the cores.",
-    rich_help_panel=MACHINE,
+AT_ONCE = machine_option(0, min=0, help="Trainings that run at once; 0: one per device.")
+THREADS_EACH = machine_option(
+    0, min=0, help="CPU threads of each training; 0: its share of the cores."
 )
 
-NO_REPORT = typer.Option(
-    False, "--no-report", help="Write no report.html at the end.", rich_help_panel=OUTPUT
-)
-TRACK = typer.Option(
-    "", help="Log metrics live: tensorboard, mlflow, or both with a comma.", rich_help_panel=OUTPUT
-)
-OUT_JSON = typer.Option(
-    None, help="Write the result to this JSON file too.", rich_help_panel=OUTPUT
-)
-JSON = typer.Option(
-    False, "--json", help="Print JSON; progress goes to stderr.", rich_help_panel=OUTPUT
-)
+NO_REPORT = output_option(False, "--no-report", help="Write no report.html at the end.")
+TRACK = output_option("", help="Log metrics live: tensorboard, mlflow, or both with a comma.")
+OUT_JSON = output_option(None, help="Write the result to this JSON file too.")
+JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.")
 
 
 def load_dataset(

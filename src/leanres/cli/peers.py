@@ -22,9 +22,7 @@ def peers(
         metavar="PROGRAMS",
         help="leanres, pytorch, lightning, fastai, with commas; all: those that are installed.",
     ),
-    model: str = typer.Option(
-        "resnet20", help="The network that all of them train.", rich_help_panel=options.TRAINING
-    ),
+    model: str = options.training_option("resnet20", help="The network that all of them train."),
     batch_size: int = typer.Option(128, min=1, help="Images per batch."),
     epochs: int = typer.Option(2, min=1, help="Epochs; the last one counts."),
     augment: str = typer.Option(

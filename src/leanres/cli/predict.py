@@ -21,19 +21,14 @@ def predict(
     target: Path = options.TARGET,
     files: list[Path] = typer.Argument(metavar="FILES", help="Image files, or folders of them."),
     strict: bool = options.STRICT,
-    top: int = typer.Option(
-        3, min=1, help="Classes to show per image.", rich_help_panel=options.MEASUREMENT
-    ),
+    top: int = options.measurement_option(3, min=1, help="Classes to show per image."),
     tta: str = typer.Option(
         "none", help="Test-time augmentation: none, flip, flip-shift or flip-shift-unsure."
     ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
-    as_csv: Path | None = typer.Option(
-        None,
-        "--csv",
-        help="Write columns ID (the file's name) and Labels to this file.",
-        rich_help_panel=options.OUTPUT,
+    as_csv: Path | None = options.output_option(
+        None, "--csv", help="Write columns ID (the file's name) and Labels to this file."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:

@@ -18,10 +18,9 @@ def report(
     runs: list[Path] = typer.Argument(metavar="RUNS", help="One run folder, or several."),
     data: str | None = options.RUN_DATA,
     path: Path | None = options.PATH,
-    layer: list[str] = typer.Option(
+    layer: list[str] = options.output_option(
         [],
         help="Layer for Grad-CAM (repeatable). Default: the last layers of the two coarsest maps.",
-        rich_help_panel=options.OUTPUT,
     ),
     budget: str = typer.Option("5M", help="Parameter budget to compare the network with."),
     text: bool = typer.Option(False, "--text", help="Print the essentials instead."),

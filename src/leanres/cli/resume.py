@@ -19,18 +19,13 @@ if TYPE_CHECKING:
 
 def resume(
     folder: Path = typer.Argument(metavar="RUN", help="The run folder."),
-    epochs: int | None = typer.Option(
-        None,
-        min=1,
-        help="Train until this many epochs are done in all.",
-        rich_help_panel=options.TRAINING,
+    epochs: int | None = options.training_option(
+        None, min=1, help="Train until this many epochs are done in all."
     ),
     data: str | None = options.RUN_DATA,
     path: Path | None = options.PATH,
-    tta: str | None = typer.Option(
-        None,
-        help="Test-time augmentation, as in train. Default: the run's own.",
-        rich_help_panel=options.MEASUREMENT,
+    tta: str | None = options.measurement_option(
+        None, help="Test-time augmentation, as in train. Default: the run's own."
     ),
     measure: str | None = typer.Option(None, help="test or val. Default: the run's own."),
     device_name: str = options.DEVICE,

@@ -40,8 +40,8 @@ def runs(
     show: str = typer.Option("", help="Columns to print, with commas."),
     runs: Path = RUNS,
     results: Path = RESULTS,
-    as_csv: Path | None = typer.Option(
-        None, "--csv", help="Write all columns to this file.", rich_help_panel=options.OUTPUT
+    as_csv: Path | None = options.output_option(
+        None, "--csv", help="Write all columns to this file."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per run."),
 ) -> None:
@@ -103,9 +103,7 @@ def diff(
     second: str = typer.Argument(metavar="B", help="Another."),
     runs: Path = RUNS,
     results: Path = RESULTS,
-    as_json: bool = typer.Option(
-        False, "--json", help="Print JSON.", rich_help_panel=options.OUTPUT
-    ),
+    as_json: bool = options.output_option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show what differs between two runs: in the recipe, and in the outcome.
 

@@ -18,9 +18,7 @@ def scaling(
     model: str | None = options.STEP_MODEL,
     recipe: str = options.STEP_RECIPE,
     settings: list[str] = options.SETTINGS,
-    batches: str = typer.Option(
-        "32,125,500,2000", help="Batch sizes, with commas.", rich_help_panel=options.MEASUREMENT
-    ),
+    batches: str = options.measurement_option("32,125,500,2000", help="Batch sizes, with commas."),
     params: str = typer.Option("0.5,1,2,5", help="Millions of parameters to widen the network to."),
     shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 they repeat."),
     steps: int = typer.Option(5, min=1, help="Steps of each batch size and network."),
@@ -30,10 +28,8 @@ def scaling(
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
-    plot: Path | None = typer.Option(
-        None,
-        help="Draw the curves into this .png, .svg or .pdf file.",
-        rich_help_panel=options.OUTPUT,
+    plot: Path | None = options.output_option(
+        None, help="Draw the curves into this .png, .svg or .pdf file."
     ),
     out: Path | None = options.OUT_JSON,
     as_json: bool = options.JSON,

@@ -17,9 +17,7 @@ def step(
     model: str | None = options.STEP_MODEL,
     recipe: str = options.STEP_RECIPE,
     settings: list[str] = options.SETTINGS,
-    steps: int = typer.Option(
-        10, min=1, help="Steps to measure.", rich_help_panel=options.MEASUREMENT
-    ),
+    steps: int = options.measurement_option(10, min=1, help="Steps to measure."),
     scale: float = typer.Option(
         1.0,
         help="Side of the images as a share of the full side, as progressive resizing shrinks it.",

@@ -42,10 +42,8 @@ def train(
     ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
-    out: Path | None = typer.Option(
-        None,
-        help="The run folder. Default: runs/RECIPE-1, -2 and so on.",
-        rich_help_panel=options.OUTPUT,
+    out: Path | None = options.output_option(
+        None, help="The run folder. Default: runs/RECIPE-1, -2 and so on."
     ),
     no_report: bool = options.NO_REPORT,
     track: str = options.TRACK,
