@@ -84,10 +84,10 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON-able values."""
-        rows = [{**asdict(row), "shape": list(row.shape)} for row in self.rows]
-        totals = {key: value for key, value in asdict(self).items() if key != "rows"}
+        values = asdict(self)
+        rows = [{**row, "shape": list(row["shape"])} for row in values.pop("rows")]
         size = list(self.input_size)
-        return {**totals, "input_size": size, "size_mib": self.size_mib, "rows": rows}
+        return {**values, "input_size": size, "size_mib": self.size_mib, "rows": rows}
 
 
 def summarize(
@@ -103,9 +103,8 @@ def summarize(
     try:
         field = trace.run(model, torch.empty(1, *input_size, dtype=dtype, device="meta"))
     except RuntimeError as error:
-        raise UserError(
-            f"images of {input_size} do not fit this network: {first_line(error)}"
-        ) from error
+        problem = f"images of {input_size} do not fit this network"
+        raise UserError(f"{problem}: {first_line(error)}") from error
     return Summary(
         input_size=input_size,
         rows=tuple(trace.rows),
@@ -195,16 +194,13 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def leave(_module: nn.Module, _args: object, out: object) -> None:
             layer = self._running.pop()
             if is_leaf or layer.params or layer.macs or layer.windowed:
-                self.rows.append(self._row(name, module, layer, out))
+                shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
+                fields = (field_size(self._field_of(out)), field_size(self.chained))
+                kind = type(module).__name__
+                self.rows.append(LayerCost(name, kind, shape, layer.params, layer.macs, *fields))
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
-
-    def _row(self, name: str, module: nn.Module, layer: _RunningLayer, out: object) -> LayerCost:
-        shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
-        size, chained = field_size(self._field_of(out)), field_size(self.chained)
-        kind = type(module).__name__
-        return LayerCost(name, kind, shape, layer.params, layer.macs, size, chained)
 
     def _field_of(self, out: object) -> Field:
         return self._fields[id(out)][1] if id(out) in self._fields else PIXEL

@@ -31,7 +31,7 @@ class DavidNetConfig:
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", _checked_widths(self.widths, 4))
+        object.__setattr__(self, "widths", _four_widths(self.widths))
         READINGS[self.reading]  # an unknown name lists the known ones
         check_whole("num_classes", self.num_classes, least=2)
 
@@ -53,7 +53,7 @@ class BranchNetConfig:
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", _checked_widths(self.widths, 4))
+        object.__setattr__(self, "widths", _four_widths(self.widths))
         check_whole("head_width", self.head_width)
         check_whole("num_classes", self.num_classes, least=2)
 
@@ -62,10 +62,10 @@ class BranchNetConfig:
         return BranchNet(self)
 
 
-def _checked_widths(values: object, count: int) -> tuple[int, ...]:
+def _four_widths(values: object) -> tuple[int, ...]:
     widths = whole_tuple("widths", values)
-    if len(widths) != count:
-        raise UserError(f"{len(widths)} widths: this network has {count} layers, give {count}")
+    if len(widths) != 4:
+        raise UserError(f"{len(widths)} widths: this network has 4 layers, give 4")
     return widths
 
 
@@ -139,8 +139,7 @@ class Branches(nn.Module):
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.wide = _pooled(width_in, width)
-        self.deep = _strided(width_in, width)
+        self.wide, self.deep = _pooled(width_in, width), _strided(width_in, width)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.add(self.wide(images), self.deep(images))

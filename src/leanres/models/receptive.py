@@ -96,16 +96,11 @@ class OperatorCall:
 
 def propagate(call: OperatorCall) -> Field:
     """The receptive field of the result of `call`. UserError naming an operator without a rule."""
-    return _rule(call)(call)
-
-
-def _rule(call: OperatorCall) -> Callable[[OperatorCall], Field]:
-    if all(_is_constant(field) for _, field in call.inputs):
-        return _union
-    if call.packet in FIELD_RULES:
-        return FIELD_RULES[call.packet]
-    if torch.Tag.pointwise in call.func.tags:
-        return _union
+    constant = all(_is_constant(field) for _, field in call.inputs)
+    if call.packet in FIELD_RULES and not constant:
+        return FIELD_RULES[call.packet](call)
+    if constant or torch.Tag.pointwise in call.func.tags:
+        return _union(call)
     raise call.unsupported("it has no rule")
 
 
@@ -157,9 +152,8 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 def _adaptive_kernel(call: OperatorCall) -> tuple[int, int]:
     lengths, outputs = call.inputs[0][0].shape[-2:], call.result.shape[-2:]
     if any(length % output for length, output in zip(lengths, outputs, strict=True)):
-        raise call.unsupported(
-            f"windows of several sizes from {tuple(lengths)} to {tuple(outputs)}"
-        )
+        sizes = f"from {tuple(lengths)} to {tuple(outputs)}"
+        raise call.unsupported(f"windows of several sizes {sizes}")
     return lengths[0] // outputs[0], lengths[1] // outputs[1]
 
 
@@ -191,10 +185,8 @@ def _reduce(call: OperatorCall) -> Field:
     if any(reduced) and not all(reduced) and not call.named.get("keepdim"):
         raise call.unsupported("it drops one side of a map")
     height, width = source.shape[-2:]
-    return (
-        rows.whole(height) if reduced[0] else rows,
-        columns.whole(width) if reduced[1] else columns,
-    )
+    rows = rows.whole(height) if reduced[0] else rows
+    return rows, columns.whole(width) if reduced[1] else columns
 
 
 def _reshape(call: OperatorCall) -> Field:

@@ -55,16 +55,10 @@ class ResNetConfig:
         object.__setattr__(self, "widths", whole_tuple("widths", self.widths))
         object.__setattr__(self, "depths", whole_tuple("depths", self.depths))
         _check_stages(self)
-        for table, name in (
-            (STEMS, self.stem),
-            (BLOCKS, self.block),
-            (SHORTCUTS, self.shortcut),
-            (INITS, self.init),
-        ):
-            table[name]  # an unknown name lists the known ones
-        check_fraction("dropout", self.dropout)
-        check_fraction("block_dropout", self.block_dropout)
-        check_fraction("drop_path", self.drop_path)
+        STEMS[self.stem], BLOCKS[self.block]  # an unknown name lists the known ones
+        SHORTCUTS[self.shortcut], INITS[self.init]
+        for rate in ("dropout", "block_dropout", "drop_path"):
+            check_fraction(rate, getattr(self, rate))
         check_whole("squeeze", self.squeeze, least=0)
         if self.block_dropout and self.block != "wide":
             raise UserError("block_dropout needs block='wide': other blocks have no dropout")
@@ -209,8 +203,7 @@ class ShakeBlock(nn.Module):
         self.tail = _tail(width, config, drop)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
-            make = SHORTCUTS[config.shortcut]
-            change = make(width_in, width, stride)
+            change = SHORTCUTS[config.shortcut](width_in, width, stride)
             self.shortcut = nn.Sequential(nn.ReLU(), change, nn.BatchNorm2d(width))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -240,9 +233,8 @@ class ResNet(nn.Module):
         widths = (config.stem_width or config.widths[0], *config.widths)
         block = BLOCKS[config.block]
         self.stem = STEMS[config.stem](widths[0], block.before)
-        self.stages = nn.Sequential(
-            *(_stage(i, *pair, config) for i, pair in enumerate(pairwise(widths)))
-        )
+        stages = (_stage(i, *pair, config) for i, pair in enumerate(pairwise(widths)))
+        self.stages = nn.Sequential(*stages)
         after = [layer(widths[-1]) for layer in block.after]
         self.norm = nn.Sequential(*after) if after else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -308,9 +300,5 @@ SHORTCUTS: Table[Callable[[int, int, int], nn.Module]] = Table(
 )
 INITS: Table[Callable[[nn.Module], None]] = Table(
     "init",
-    {
-        "pytorch": lambda network: None,
-        "kaiming": _init_kaiming,
-        "kaiming-convs": _init_convs,
-    },
+    {"pytorch": lambda _: None, "kaiming": _init_kaiming, "kaiming-convs": _init_convs},
 )

@@ -39,9 +39,8 @@ class SpeedNetConfig:
     depth: int = 2  # convolutions of each stage
     whiten_px: int = 2  # side of the whitening patches
     residual: bool = False  # add each stage's pooled map to the output of its last convolution
-    activation: str = (
-        "relu"  # on a CPU hardswish takes a third longer, silu and gelu three times as long
-    )
+    # On a CPU hardswish takes a third longer than relu, silu and gelu three times as long.
+    activation: str = "relu"
     num_classes: int = 10
 
     def __post_init__(self) -> None:
@@ -64,7 +63,8 @@ class SpeedNet(nn.Module):
         patch = 3 * config.whiten_px**2
         self.stem = nn.Conv2d(3, 2 * patch, config.whiten_px)
         self.stem.weight.requires_grad_(False)
-        nn.init.zeros_(_bias(self.stem))
+        assert self.stem.bias is not None
+        nn.init.zeros_(self.stem.bias)
         self.stem_act = ACTIVATIONS[config.activation]()
         widths = (2 * patch, *config.widths)
         self.stages = nn.Sequential(*(Stage(i, o, config) for i, o in pairwise(widths)))
@@ -126,12 +126,5 @@ def _conv(i: int, o: int) -> nn.Conv2d:
 
 def _batch_norm(width: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(width, eps=1e-6, momentum=0.2)
-    norm.weight.requires_grad_(
-        False
-    )  # Muon resets the norm of the next filters, so a scale has no effect
+    norm.weight.requires_grad_(False)  # Muon resets the next filters' norm: a scale has no effect
     return norm
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    assert conv.bias is not None
-    return conv.bias

@@ -44,6 +44,9 @@ HE_2015 = "He et al. 2015, arXiv:1512.03385, table 6"
 GASTALDI_2017 = "Gastaldi 2017, arXiv:1705.07485, table 1"
 ZAGORUYKO_2016 = "Zagoruyko & Komodakis 2016, arXiv:1605.07146, table 4"
 REPORT = "project report"
+OURS = "this project"
+
+Stages = tuple[int, ...]  # one value per stage
 
 
 def _he_resnet(blocks: int) -> ResNetConfig:
@@ -59,59 +62,53 @@ def _wide_resnet(depth: int, factor: int) -> ResNetConfig:
     return ResNetConfig(widths, depths, stem_width=16, block="wide", init="kaiming-convs")
 
 
+def _reported(
+    params: int, accuracy: float, widths: Stages, depths: Stages, note: str = "", **settings: Any
+) -> NamedModel:
+    """A ResNet of the project report, with the accuracy given there."""
+    return NamedModel(ResNetConfig(widths, depths, **settings), params, REPORT, accuracy, note)
+
+
 RESNET18 = ResNetConfig((64, 128, 256, 512), (2, 2, 2, 2))
+SPEEDNET = SpeedNetConfig(activation="gelu")
+SPEEDNET_5M = dataclasses.replace(SPEEDNET, widths=(160, 288, 288), depth=3, residual=True)
+SHAKE_26 = ResNetConfig(
+    (32, 64, 128), (4, 4, 4), 16, block="shake", shortcut="shift", init="kaiming-convs"
+)
 
 MODELS: Table[NamedModel] = Table(
     "model",
     {
-        "speednet": NamedModel(
-            SpeedNetConfig(activation="gelu"),
-            1_972_792,
-            "this project",
-            None,
-            "the default; trained for speed",
-        ),
+        "speednet": NamedModel(SPEEDNET, 1_972_792, OURS, None, "the default; trained for speed"),
         "speednet-5m": NamedModel(
-            SpeedNetConfig((160, 288, 288), depth=3, residual=True, activation="gelu"),
-            4_650_168,
-            "this project",
-            None,
-            "for accuracies that speednet does not reach",
+            SPEEDNET_5M, 4_650_168, OURS, None, "for accuracies that speednet does not reach"
         ),
-        "modified-resnet-1": NamedModel(
-            ResNetConfig((64, 128, 256), (2, 2, 2), dropout=0.7), 2_777_674, REPORT, 90.10
-        ),
-        "modified-resnet-2": NamedModel(
-            ResNetConfig((64, 128, 256), (2, 2, 3), dropout=0.5), 3_958_346, REPORT, 87.76
-        ),
-        "modified-resnet-3": NamedModel(
-            ResNetConfig((64, 128, 256), (2, 2, 3), dropout=0.5),
+        "modified-resnet-1": _reported(2_777_674, 90.10, (64, 128, 256), (2, 2, 2), dropout=0.7),
+        "modified-resnet-2": _reported(3_958_346, 87.76, (64, 128, 256), (2, 2, 3), dropout=0.5),
+        "modified-resnet-3": _reported(
             3_958_346,
-            REPORT,
             89.13,
+            (64, 128, 256),
+            (2, 2, 3),
             "the network of modified-resnet-2, another recipe",
+            dropout=0.5,
         ),
-        "modified-resnet-4": NamedModel(
-            ResNetConfig((64, 128, 256, 256), (2, 2, 2, 1), dropout=0.5), 4_024_394, REPORT, 90.58
+        "modified-resnet-4": _reported(
+            4_024_394, 90.58, (64, 128, 256, 256), (2, 2, 2, 1), dropout=0.5
         ),
-        "resnet26-97": NamedModel(
-            ResNetConfig((128, 100, 164, 200), (3, 3, 3, 3), init="kaiming"),
-            4_978_810,
-            REPORT,
-            97.12,
+        "resnet26-97": _reported(
+            4_978_810, 97.12, (128, 100, 164, 200), (3, 3, 3, 3), init="kaiming"
         ),
-        "resnet24-9684": NamedModel(
-            ResNetConfig((138, 100, 204, 190), (3, 3, 2, 3), init="kaiming"),
+        "resnet24-9684": _reported(
             4_969_776,
-            REPORT,
             96.84,
+            (138, 100, 204, 190),
+            (3, 3, 2, 3),
             "its log ends at 96.82",
+            init="kaiming",
         ),
-        "resnet24-96": NamedModel(
-            ResNetConfig((136, 100, 188, 204), (3, 3, 2, 3), init="kaiming"),
-            4_997_074,
-            REPORT,
-            96.57,
+        "resnet24-96": _reported(
+            4_997_074, 96.57, (136, 100, 188, 204), (3, 3, 2, 3), init="kaiming"
         ),
         "resnet18": NamedModel(
             RESNET18, 11_173_962, REPORT, 88.56, "CIFAR stem; reported without a recipe"
@@ -140,20 +137,7 @@ MODELS: Table[NamedModel] = Table(
         "wrn-40-2": NamedModel(
             _wide_resnet(40, 2), 2_243_546, ZAGORUYKO_2016, 94.67, "after ZCA whitening"
         ),
-        "shake-26-2x32d": NamedModel(
-            ResNetConfig(
-                (32, 64, 128),
-                (4, 4, 4),
-                stem_width=16,
-                block="shake",
-                shortcut="shift",
-                init="kaiming-convs",
-            ),
-            2_923_162,
-            GASTALDI_2017,
-            96.45,
-            "1,800 epochs",
-        ),
+        "shake-26-2x32d": NamedModel(SHAKE_26, 2_923_162, GASTALDI_2017, 96.45, "1,800 epochs"),
     },
 )
 
@@ -169,9 +153,8 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     """`config` as JSON-able values: its family and every field, tuples as lists."""
     for family, kind in FAMILIES.items():
         if type(config) is kind:
-            fields = dataclasses.asdict(config)
-            lists = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-            return {"family": family, **lists}
+            fields = dataclasses.asdict(config).items()
+            return {"family": family} | {k: list(v) if type(v) is tuple else v for k, v in fields}
     known = ", ".join(FAMILIES)
     raise UserError(f"{type(config).__name__} belongs to no model family; there are: {known}")
 
