@@ -46,10 +46,8 @@ def color_jitter(
 def _change(pixels: Tensor, which: Tensor, setting: Tensor, active: tuple[int, ...]) -> Tensor:
     """Apply to each image the change `which` (N,), one of `active`, with its `setting` (N,)."""
     which, setting = (v[:, None, None, None] for v in (which, setting))
-    base, factor = (
-        torch.zeros_like(setting),
-        setting,
-    )  # blend: factor * pixels + (1 - factor) * base
+    # What is blended: factor * pixels + (1 - factor) * base.
+    base, factor = torch.zeros_like(setting), setting
     if CONTRAST in active:  # the mean of luma is the luma of the channel means
         base = torch.where(which == CONTRAST, _luma(pixels.mean((2, 3), keepdim=True)), base)
     if SATURATION in active:

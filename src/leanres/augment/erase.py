@@ -67,9 +67,8 @@ def _rectangle(
     aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), (n, _ATTEMPTS), draw.rng).exp()
     height, width = ((area * side).sqrt().round().long() for side in (aspect, 1 / aspect))
     fits = (height < h) & (width < w)
-    first = fits.long().argmax(
-        1, keepdim=True
-    )  # of equal maxima argmax gives the first, on every device
+    # Of equal maxima argmax gives the first, on every device.
+    first = fits.long().argmax(1, keepdim=True)
     return height.gather(1, first)[:, 0], width.gather(1, first)[:, 0], fits.any(1)
 
 

@@ -30,15 +30,12 @@ def crop(
     mode: "constant" (zeros) or "reflect". (N, C, H, W) -> same.
     """
     n, _, h, w = images.shape
-    padded = F.pad(_as_float_if_needed(images, mode), (padding,) * 4, mode=mode).to(images.dtype)
+    # Reflection is not implemented for uint8; float32 represents every byte exactly.
+    values = images.float() if mode == "reflect" and images.dtype == torch.uint8 else images
+    padded = F.pad(values, (padding,) * 4, mode=mode).to(images.dtype)
     y, x = randint(2 * padding + 1, (2, n), draw.rng)
     windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # (N, C, 2p+1, 2p+1, H, W), a view
     return windows[torch.arange(n, device=images.device), :, y, x]
-
-
-def _as_float_if_needed(images: Tensor, mode: str) -> Tensor:
-    # Reflection is not implemented for uint8; float32 represents every byte exactly.
-    return images.float() if mode == "reflect" and not images.is_floating_point() else images
 
 
 def flip(images: Tensor, draw: Draw, p: Annotated[float, Range(0, 1)] = 0.5) -> Tensor:
@@ -113,11 +110,11 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
     (N, C, H, W) -> same. Equal to Pillow's Image.transform(AFFINE, NEAREST), which computes in
     fixed-point units of 1/65536 pixel.
     """
-    h, w = images.shape[2:]
     a, b, c, d, e, f = matrix.double().unbind(1)
     starts = (c + (a + b) / 2, f + (d + e) / 2)  # origin of the first pixel's centre
+    columns, rows = _pixel_indices(images)
     x, y = (
-        (_fixed(start) + _fixed(right) * _columns(w, images) + _fixed(down) * _rows(h, images))
+        _fixed(start) + _fixed(right) * columns + _fixed(down) * rows
         for start, right, down in zip(starts, (a, d), (b, e), strict=True)
     )
     return _pick(images, x >> 16, y >> 16)
@@ -128,12 +125,10 @@ def _fixed(value: Tensor) -> Tensor:
     return (value * 65536 + 0.5).floor().long()[:, None, None]
 
 
-def _columns(w: int, images: Tensor) -> Tensor:
-    return torch.arange(w, device=images.device)
-
-
-def _rows(h: int, images: Tensor) -> Tensor:
-    return torch.arange(h, device=images.device)[:, None]
+def _pixel_indices(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns (W,) and rows (H, 1)."""
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+    return columns, rows[:, None]
 
 
 def _pick(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -173,12 +168,8 @@ def _homography(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
     gives the map from the unit square to a quadrilateral; its adjugate is the inverse map.
     """
     right, bottom = width - 1, height - 1
-    x0, x1, x2, x3 = (x * _integers((1, -1, -1, 1), x) + _integers((0, right, right, 0), x)).unbind(
-        1
-    )
-    y0, y1, y2, y3 = (
-        y * _integers((1, 1, -1, -1), y) + _integers((0, 0, bottom, bottom), y)
-    ).unbind(1)
+    x0, x1, x2, x3 = x[:, 0], right - x[:, 1], right - x[:, 2], x[:, 3]
+    y0, y1, y2, y3 = y[:, 0], y[:, 1], bottom - y[:, 2], bottom - y[:, 3]
     sum_x, sum_y = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
     g = sum_x * (y3 - y2) - (x3 - x2) * sum_y
     h = (x1 - x2) * sum_y - sum_x * (y1 - y2)
@@ -191,15 +182,10 @@ def _homography(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
     return (adjugate * constant([[right], [bottom], [1]], x.device, torch.float64)).flatten(1)
 
 
-def _integers(values: tuple[int, ...], like: Tensor) -> Tensor:
-    return constant(values, like.device, torch.int64)
-
-
 def _origins(matrix: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Origin of each pixel's centre under a projective map (N, 9). -> x, y (N, H, W) float64."""
-    h, w = images.shape[2:]
     m = matrix[:, :, None, None].unbind(1)
-    x, y = _columns(w, images) + 0.5, _rows(h, images) + 0.5
+    x, y = (index + 0.5 for index in _pixel_indices(images))
     depth = m[6] * x + m[7] * y + m[8]
     return (m[0] * x + m[1] * y + m[2]) / depth, (m[3] * x + m[4] * y + m[5]) / depth
 

@@ -53,9 +53,8 @@ def cutmix(
     rows, columns = (_random_span((half * side).long(), side, draw) for side in (h, w))
     replaced = rows[:, None, :, None] & columns[:, None, None, :]
     kept = 1 - rows.float().mean(1) * columns.float().mean(1)
-    return torch.where(replaced, images[partner], images), _weighted(
-        targets, targets[partner], kept
-    )
+    mixed = torch.where(replaced, images[partner], images)
+    return mixed, _weighted(targets, targets[partner], kept)
 
 
 def _random_span(half: Tensor, side: int, draw: Draw) -> Tensor:
@@ -75,7 +74,7 @@ def ricap(
     """
     n, _, h, w = images.shape
     sources = torch.stack([permutation(n, draw.rng) for _ in range(4)], 1)  # (N, 4), by corner
-    y, x = (_boundary(side, n, beta, draw) for side in (h, w))
+    y, x = ((side * rand_beta(beta, (n, 1), draw.rng)).round().long() for side in (h, w))
     tall, down = _patches(y, h, (0, 0, 1, 1), draw)
     wide, right = _patches(x, w, (0, 1, 0, 1), draw)
     rows, columns = (torch.arange(side, device=images.device) for side in (h, w))
@@ -84,11 +83,6 @@ def ricap(
     patched = images[source, :, rows[:, None] + dy, columns + dx].permute(0, 3, 1, 2)
     shares = (tall * wide).to(targets.dtype) / (h * w)
     return patched.contiguous(), (shares[:, :, None] * targets[sources]).sum(1)
-
-
-def _boundary(side: int, n: int, beta: float, draw: Draw) -> Tensor:
-    """Random pixel at which the second half of a side begins. (N, 1) int64."""
-    return (side * rand_beta(beta, (n, 1), draw.rng)).round().long()
 
 
 def _patches(

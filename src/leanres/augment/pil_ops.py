@@ -56,15 +56,14 @@ def _is(op: Tensor, name: str) -> Tensor:
 def _lookup(images: Tensor, op: Tensor, amount: Tensor) -> Tensor:
     """The operations that map each value of a channel to another, wherever it occurs."""
     values = images.flatten(2).long()
-    tables = _tables(images, values, op[:, None, None], amount[:, None, None])
+    tables = _tables(images, _counts(values), op[:, None, None], amount[:, None, None])
     return tables.gather(2, values).view_as(images)
 
 
-def _tables(images: Tensor, values: Tensor, op: Tensor, amount: Tensor) -> Tensor:
-    """The new value of each value: (N, C, 256) uint8. values (N, C, H * W); op (N, 1, 1)."""
+def _tables(images: Tensor, counts: Tensor, op: Tensor, amount: Tensor) -> Tensor:
+    """The new value of each value: (N, C, 256) uint8. counts (N, C, 256); op (N, 1, 1)."""
     level = torch.arange(256, device=images.device)
     kept = 255 & -(1 << (8 - amount.long()).clamp(0, 8))  # mask of the bits that posterize keeps
-    counts = _counts(values)
     options = {
         "brightness": blend(torch.zeros_like(level), level, amount),
         "contrast": blend(_mean_luma(images), level, amount),
@@ -85,8 +84,7 @@ def blend(base: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
 
     Two integer tensors and a float one, broadcast -> uint8.
     """
-    mixed = base + factor.float() * (pixels - base)
-    return mixed.clamp(0, 255).to(torch.uint8)
+    return (base + factor.float() * (pixels - base)).clamp(0, 255).to(torch.uint8)
 
 
 def _counts(values: Tensor) -> Tensor:
@@ -155,16 +153,8 @@ def _smooth(images: Tensor) -> Tensor:
 
 def _matrices(op: Tensor, amount: Tensor, height: int, width: int) -> Tensor:
     """The affine map of each image's operation; for most operations the identity. -> (N, 6)."""
-    zero = torch.zeros_like(amount)
-    angle = torch.where(_is(op, "rotate"), amount, zero)
-    matrix = rotation_matrix(angle, height, width)
-    moves = {
-        1: (_is(op, "shear_x"), amount),
-        2: (_is(op, "translate_x"), -amount.trunc()),
-        3: (_is(op, "shear_y"), amount),
-        5: (_is(op, "translate_y"), -amount.trunc()),
-    }
-    columns = list(matrix.unbind(1))
-    for column, (chosen, value) in moves.items():
-        columns[column] = torch.where(chosen, value, columns[column])
-    return torch.stack(columns, 1)
+    matrix = rotation_matrix(torch.where(_is(op, "rotate"), amount, 0), height, width)
+    for column, name in {1: "shear_x", 2: "translate_x", 3: "shear_y", 5: "translate_y"}.items():
+        value = amount if name.startswith("shear") else -amount.trunc()
+        matrix[:, column] = torch.where(_is(op, name), value, matrix[:, column])
+    return matrix

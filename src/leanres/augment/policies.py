@@ -70,19 +70,19 @@ def auto_augment(images: Tensor, draw: Draw) -> Tensor:
     (N, 3, H, W) -> same. arXiv:1805.09501, the CIFAR-10 policy of table 7; random signs and
     magnitudes as in torchvision.
     """
-    n, size = len(images), _size(images)
-    pairs = [[_policy_row(step, size) for step in pair] for pair in CIFAR10_POLICY]
-    table = constant(pairs, images.device, torch.float64)  # (25, 2, 5)
+    n, size = len(images), images.shape[2:]
+    pairs = [
+        [
+            [*operation_row(name, number, AUTO_BINS, NARROW_SPACE, size), p]
+            for name, p, number in pair
+        ]
+        for pair in CIFAR10_POLICY
+    ]
+    table = constant(pairs, images.device, torch.float64)  # (25, 2, 5): a row, its probability
     for rows in table[randint(len(pairs), (n,), draw.rng)].unbind(1):
         chosen = rand((n,), draw.rng) < rows[:, 4]
         images = _apply(images, rows[:, :4] * chosen[:, None], draw)  # all zeros: the identity
     return images
-
-
-def _policy_row(step: tuple[str, float, int], size: tuple[int, int]) -> list[float]:
-    """The operation's row, and its probability."""
-    name, p, number = step
-    return [*operation_row(name, number, AUTO_BINS, NARROW_SPACE, size), p]
 
 
 def rand_augment(
@@ -95,9 +95,8 @@ def rand_augment(
 
     (N, 3, H, W) -> same. arXiv:1909.13719; operations and magnitudes as in torchvision.
     """
-    rows = [
-        operation_row(name, magnitude, BINS, NARROW_SPACE, _size(images)) for name in SAMPLED_OPS
-    ]
+    size = images.shape[2:]
+    rows = [operation_row(name, magnitude, BINS, NARROW_SPACE, size) for name in SAMPLED_OPS]
     table = constant(rows, images.device, torch.float64)
     for _ in range(num_ops):
         chosen = randint(len(SAMPLED_OPS), (len(images),), draw.rng)
@@ -110,7 +109,7 @@ def trivial_augment(images: Tensor, draw: Draw) -> Tensor:
 
     (N, 3, H, W) -> same. arXiv:2103.10158, the wide space.
     """
-    n, size = len(images), _size(images)
+    n, size = len(images), images.shape[2:]
     rows = [
         [operation_row(name, number, BINS, WIDE_SPACE, size) for number in range(BINS)]
         for name in SAMPLED_OPS
@@ -120,12 +119,8 @@ def trivial_augment(images: Tensor, draw: Draw) -> Tensor:
     return _apply(images, table[op, number], draw)
 
 
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[2], images.shape[3]
-
-
 def operation_row(
-    name: str, number: int, bins: int, maxima: MaxMagnitudes, size: tuple[int, int]
+    name: str, number: int, bins: int, maxima: MaxMagnitudes, size: tuple[int, ...]
 ) -> list[float]:
     """An operation at bin `number` of `bins`: its index in OPS, amount, whether signed, base.
 
