@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -59,9 +60,7 @@ def describe(dataset: Dataset) -> Description:
     """Statistics of every split, and the duplicates within and between them."""
     named = (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
     splits = {name: split for name, split in named if split is not None}
-    names = list(splits)
-    compared = [(name, name) for name in names]
-    compared += [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    compared = [*((name, name) for name in splits), *combinations(splits, 2)]
     return Description(
         dataset.name,
         dataset.source,
@@ -87,17 +86,11 @@ def _describe_split(split: Split) -> SplitDescription:
 def _duplicates(splits: dict[str, Split], first: str, second: str) -> Duplicates:
     """Compare by digest: images with the same BLAKE2b-256 are equal in every pixel."""
     seen: dict[bytes, int] = {}
-    for i, key in enumerate(_keys(splits[first])):
-        seen.setdefault(key, i)
-    keys = enumerate(_keys(splits[second]))
-    pairs = [(seen[key], j) for j, key in keys if key in seen]
-    if first == second:
-        pairs = [(i, j) for i, j in pairs if i != j]
+    for i, digest in enumerate(splits[first].digests):
+        seen.setdefault(digest.tobytes(), i)
+    found = ((seen.get(d.tobytes()), j) for j, d in enumerate(splits[second].digests))
+    pairs = [(i, j) for i, j in found if i is not None and (first, i) != (second, j)]
     return Duplicates(first, second, len(pairs), tuple(pairs[:MAX_PAIRS]))
-
-
-def _keys(split: Split) -> list[bytes]:
-    return [row.tobytes() for row in split.digests]
 
 
 def sample_grid(split: Split, per_class: int = 10, seed: int = 0) -> Image.Image:

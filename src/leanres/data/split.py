@@ -124,16 +124,12 @@ def stratified_split(split: Split, num_val: int = 5000, seed: int = 0) -> tuple[
     counts = np.bincount(labels, minlength=len(split.classes))
     quotas = _quotas(counts.tolist(), num_val, split.classes)
     order = np.argsort(split.digests.copy().view("V32").ravel(), kind="stable")
-    shuffled = order[_permutation(len(split), seed)]
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = order[torch.randperm(len(split), generator=generator).numpy()]
     by_class = [shuffled[labels[shuffled] == label] for label in range(len(quotas))]
     val = np.sort(np.concatenate([own[:n] for own, n in zip(by_class, quotas, strict=True)]))
     train = np.setdiff1d(np.arange(len(split)), val, assume_unique=True)
     return split.subset(torch.from_numpy(train)), split.subset(torch.from_numpy(val))
-
-
-def _permutation(n: int, seed: int) -> NDArray[np.int64]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(n, generator=generator).numpy()
 
 
 def _quotas(counts: list[int], num_val: int, classes: tuple[str, ...]) -> list[int]:
@@ -144,9 +140,8 @@ def _quotas(counts: list[int], num_val: int, classes: tuple[str, ...]) -> list[i
     total, lowest = sum(counts), len(counts)
     if not lowest <= num_val <= total - lowest:
         fits = f"between {lowest} and {total - lowest}, so that no class is empty"
-        raise UserError(
-            f"cannot hold out {num_val} of {total} images in {lowest} classes; give {fits}"
-        )
+        came = f"{num_val} of {total} images in {lowest} classes"
+        raise UserError(f"cannot hold out {came}; give {fits}")
     quotas = [min(max(count * num_val // total, 1), count - 1) for count in counts]
     while sum(quotas) != num_val:
         step = 1 if sum(quotas) < num_val else -1

@@ -45,10 +45,6 @@ class CacheKey:
         text = json.dumps([_FORMAT, self.source, self.options, stats])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    def file(self, cache: Path) -> Path:
-        """The cache file of these images."""
-        return cache / f"{self.prefix()}{self.digest()}.safetensors"
-
     def prefix(self) -> str:
         """The start of the names of all cache files of this folder, current or outdated."""
         root = os.fsencode(self.root.resolve())
@@ -69,7 +65,7 @@ def cached(key: CacheKey, cache: Path, decode: Callable[[], Dataset]) -> Dataset
     A damaged cache file, or one that cannot be written, is no error: a note of the data set says
     so.
     """
-    file, notes = key.file(cache), []
+    file, notes = cache / f"{key.prefix()}{key.digest()}.safetensors", []
     try:
         return _read_file(file)
     except FileNotFoundError:
@@ -79,7 +75,8 @@ def cached(key: CacheKey, cache: Path, decode: Callable[[], Dataset]) -> Dataset
     dataset = decode()
     try:
         _write_file(file, dataset)
-        _remove_outdated(key.prefix(), file)
+        for outdated in {*cache.glob(f"{key.prefix()}*.safetensors")} - {file}:
+            outdated.unlink(missing_ok=True)
     except (OSError, UserError, SafetensorError) as error:
         notes.append(f"the decoded images could not be cached in {cache} ({first_line(error)})")
     return replace(dataset, notes=(*dataset.notes, *notes))
@@ -130,10 +127,3 @@ def _write_file(file: Path, dataset: Dataset) -> None:
     about = json.dumps({**fields, "classes": dataset.train.classes, "crcs": _checksums(tensors)})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, save(tensors, {"about": about, "crc": str(zlib.crc32(about.encode()))}))
-
-
-def _remove_outdated(prefix: str, current: Path) -> None:
-    """Remove what the same folder was decoded to before its files changed."""
-    for file in current.parent.glob(f"{prefix}*.safetensors"):
-        if file != current:
-            file.unlink(missing_ok=True)

@@ -102,10 +102,8 @@ def _class_names(contents: dict[str, bytes], where: Path) -> tuple[str, ...]:
         fields = unpickle_dict(contents["batches.meta"], str(where / "batches.meta"))
         listed = fields.get("label_names")
         names = [as_text(item) for item in listed] if isinstance(listed, list) else []
-    if len(names) != 10:
-        raise UserError(
-            f"{where}: its meta file names {len(names)} classes, not 10: fetch it again"
-        )
+    if (count := len(names)) != 10:
+        raise UserError(f"{where}: its meta file names {count} classes, not 10: fetch it again")
     return tuple(names)
 
 

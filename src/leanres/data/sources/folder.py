@@ -10,13 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leanres.data.image_files import (
-    Unreadable,
-    image_files,
-    natural_key,
-    printable,
-    read_image_or_reason,
-)
+from leanres.data.image_files import image_files, natural_key, printable, read_image_or_reason
 from leanres.data.sources.cache import CacheKey, cached
 from leanres.data.sources.source import LoadOptions
 from leanres.data.split import Dataset, Split, stratified_split
@@ -39,10 +33,6 @@ class FolderListing:
     files: dict[str, dict[str, list[Path]]]
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def paths(self) -> list[Path]:
-        """Every image file, in the order in which they are read."""
-        return [path for classes in self.files.values() for own in classes.values() for path in own]
-
 
 def load_folder(options: LoadOptions) -> Dataset:
     """The images of `options.path`, each resized to `options.size`, from the cache if it has them.
@@ -52,9 +42,10 @@ def load_folder(options: LoadOptions) -> Dataset:
     if options.path is None:
         raise UserError(f"a folder of images needs its path; give {LAYOUT}")
     listing = list_folder(options.path)
+    paths = (path for classes in listing.files.values() for own in classes.values() for path in own)
     settings = [options.size, options.strict, sorted(listing.skipped.items())]
     return cached(
-        CacheKey("folder", options.path, tuple(listing.paths()), settings),
+        CacheKey("folder", options.path, tuple(paths), settings),
         options.cache,
         lambda: read_folder(listing, options.size, strict=options.strict),
     )
@@ -109,11 +100,8 @@ def _class_files(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
     if len(classes) == 1:
         only = next(iter(classes))
         raise UserError(f"{folder} has one class folder, {only!r}; give at least two classes")
-    for name, files in classes.items():
-        if not files:
-            raise UserError(
-                f"class folder {printable(folder / name)} has no images; fill or remove it"
-            )
+    if empty := [printable(folder / name) for name, files in classes.items() if not files]:
+        raise UserError(f"class folder {empty[0]} has no images; fill or remove it")
     return classes
 
 
@@ -135,18 +123,21 @@ def read_folder(listing: FolderListing, size: int = 32, *, strict: bool = False)
     with `strict` the first one is a UserError. Without split folders, a stratified fifth of the
     images becomes the test split (seed 0).
     """
-    bad: list[Unreadable] = []
+    bad: list[str] = []
     splits = {name: _read_split(listing, name, size, strict, bad) for name in listing.files}
     notes = [f"classes in this order: {', '.join(next(iter(splits.values())).classes)}"]
     counts = sorted((what, n) for what, n in listing.skipped.items() if n)
     notes += [f"{n} {what.format(s='s' if n > 1 else '')} skipped" for what, n in counts]
-    notes += _unreadable_note(bad)
+    if bad:
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        plural = "s" * (len(bad) > 1)
+        notes.append(f"{len(bad)} unreadable image{plural} skipped: {'; '.join(bad[:5])}{more}")
     if "all" in splits:
         train, test = _hold_out_test(splits["all"], listing.root)
         notes.append(f"no split folders: {len(test)} of {len(splits['all'])} images are the test")
         splits = {"train": train, "test": test}
-    val, test_split = splits.get("val"), splits.get("test")
-    return Dataset("folder", splits["train"], val, test_split, tuple(notes), str(listing.root))
+    parts = (splits["train"], splits.get("val"), splits.get("test"))
+    return Dataset("folder", *parts, tuple(notes), str(listing.root))
 
 
 def _hold_out_test(split: Split, root: Path) -> tuple[Split, Split]:
@@ -157,18 +148,10 @@ def _hold_out_test(split: Split, root: Path) -> tuple[Split, Split]:
         raise UserError(f"{root}: cannot hold out a test split: {error}") from None
 
 
-def _unreadable_note(bad: list[Unreadable]) -> list[str]:
-    if not bad:
-        return []
-    named = "; ".join(f"{printable(one.path)} ({one.reason})" for one in bad[:5])
-    more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-    return [f"{len(bad)} unreadable image{'s' * (len(bad) > 1)} skipped: {named}{more}"]
-
-
 def _read_split(
-    listing: FolderListing, name: str, size: int, strict: bool, bad: list[Unreadable]
+    listing: FolderListing, name: str, size: int, strict: bool, bad: list[str]
 ) -> Split:
-    """Decode one split; unreadable images are appended to `bad`."""
+    """Decode one split; `bad` receives the name of each unreadable image, and the reason."""
     classes = listing.files[name]
     paths = [path for own in classes.values() for path in own]
     numbers = [label for label, own in enumerate(classes.values()) for _ in own]
@@ -181,7 +164,7 @@ def _read_split(
         elif strict:
             raise UserError(f"{printable(path)} cannot be read: {outcome}; fix or remove it")
         else:
-            bad.append(Unreadable(path.relative_to(listing.root), outcome))
+            bad.append(f"{printable(path.relative_to(listing.root))} ({outcome})")
     for label, own in enumerate(classes):
         if label not in labels:
             raise UserError(f"class {own!r} of {listing.root}: none of its images can be read")
