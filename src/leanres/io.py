@@ -84,12 +84,6 @@ def toml_value(value: Any) -> str:
     """A number, string, list or dict in TOML, as it is written after `key = `."""
     import tomlkit
 
-    if isinstance(value, dict):
-        table = tomlkit.inline_table()
-        table.update(value)
-        return table.as_string()
-    if isinstance(value, list | tuple):
-        array = tomlkit.array()
-        array.extend(value)
-        return array.as_string()
-    return str(tomlkit.item(value).as_string())
+    array = tomlkit.array()  # an element of an array is always on one line
+    array.append(value)
+    return array.as_string()[1:-1]
