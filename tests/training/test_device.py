@@ -3,12 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.models.preprocess import Normalize
 from leanres.training.device import CPU, CUDA, detect, hardware
 
 
@@ -54,17 +52,6 @@ def test_the_cards_that_are_there_are_named(monkeypatch):
 def test_an_unknown_precision_lists_the_known_ones():
     with pytest.raises(UserError, match="auto, float32, bfloat16"):
         detect("cpu", "fp8")
-
-
-def test_normalize_equals_numpy_and_is_channels_last():
-    images = torch.randint(256, (5, 3, 7, 6), dtype=torch.uint8)
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    result = Normalize(mean, std)(images)
-    pixels = images.numpy().astype(np.float64) / 255
-    oracle = (pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    np.testing.assert_allclose(result.numpy(), oracle, atol=1e-6)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    assert images.dtype == torch.uint8
 
 
 def test_hardware_says_what_a_claim_needs():
