@@ -140,9 +140,7 @@ class Recipe:
         float, Range(0.001, 1000), "sgd: the classifier learns as if its logits were scaled by it"
     ] = 1.0
     bias_lr: Annotated[float, MUON_RATE, "muon: AdamW's rate for biases and norms"] = 0.03
-    head_lr: Annotated[float, MUON_RATE, "muon: the classifier's, over its inputs"] = (
-        0.768
-    )
+    head_lr: Annotated[float, MUON_RATE, "muon: the classifier's, over its inputs"] = 0.768
     adamw_weight_decay: Annotated[float, Range(0, 10), "muon: weight decay of its AdamW"] = 0.5
     sam_rho: Annotated[
         float, Range(0, 100), "radius of sharpness-aware minimisation, at twice the cost; 0: none"
