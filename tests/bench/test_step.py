@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.autograd import Function
 
+import leanres.kernels  # noqa: F401 (so that its functions exist)
 from leanres.bench.step import (
+    OPERATORS,
     Traffic,
     convolution_rate,
     cost_of_step,
@@ -131,12 +134,21 @@ def test_a_stopwatch_adds_up_the_seconds_of_a_name(device, monkeypatch):
         ("aten::_upsample_bilinear2d_aa", "augmentation and resize"),
         ("aten::addmm", "matrix products (optimizer, classifier)"),
         ("aten::mul", "rest"),
-        ("_ConvolveBackward", "convolution, backward"),
-        ("_FusedBackward", "pooling, batch norm, activation"),
+        ("_WinogradConvBackward", "convolution, backward"),
+        ("PoolNormActBackward", "pooling, batch norm, activation"),
     ],
 )
 def test_operators_are_known_by_name(operator, kind):
     assert kind_of(operator) == kind
+
+
+def test_every_function_of_our_own_kernels_is_known():
+    own = [f for f in Function.__subclasses__() if f.__module__.startswith("leanres.kernels")]
+    assert len(own) >= 7
+    for function in own:
+        for name in (function.__name__, f"{function.__name__}Backward"):
+            assert name.startswith(OPERATORS)
+            assert kind_of(name) != "rest"
 
 
 def test_memory_is_copied_at_a_plausible_rate(device):

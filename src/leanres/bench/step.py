@@ -28,10 +28,10 @@ from leanres.training.recipe import Recipe
 WARM_UP = 3  # untimed steps: the allocator fills, cuDNN chooses its kernels, the compiler runs
 
 KINDS = {  # an operator's name contains -> what it does
-    "_Fused": "pooling, batch norm, activation",
-    "_Join": "pooling, batch norm, activation",
-    "_Activate": "activation",
-    "_Convolve": "convolution",
+    "ConvPoolNormAct": "convolution",  # with pooling, batch norm and activation
+    "NormAct": "pooling, batch norm, activation",
+    "Activation": "activation",
+    "Conv": "convolution",
     "conv": "convolution",
     "max_pool": "pooling",
     "avg_pool": "pooling",
@@ -48,6 +48,9 @@ KINDS = {  # an operator's name contains -> what it does
     "mm": "matrix products (optimizer, classifier)",
     "_foreach": "optimizer",
 }
+
+# How the profiler's keys of operators begin: PyTorch's, then the functions of our own kernels.
+OPERATORS = ("aten::", "_", "ConvPoolNormAct", "PoolNormAct", "AddNormAct", "Activation")
 
 
 def measure_step(
@@ -220,7 +223,7 @@ def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
     clock = "self_device_time_total" if len(kinds) > 1 else "self_cpu_time_total"
     microseconds: Counter[str] = Counter()
     for event in recorded.key_averages():
-        if event.key.startswith(("aten::", "_")) or "mkldnn" in event.key:  # "_": our own
+        if event.key.startswith(OPERATORS) or "mkldnn" in event.key:
             microseconds[kind_of(event.key)] += getattr(event, clock)
     return {kind: spent / 1e6 / count for kind, spent in microseconds.items()}
 

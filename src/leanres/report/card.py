@@ -18,12 +18,14 @@ from leanres.report.record import read_run
 from leanres.runs.predictor import load_predictor
 from leanres.runs.run import score
 
-# Options of `leanres train` that depend on the machine -> whether they take a value.
+# Options of `leanres train` and `campaign` that depend on the machine -> whether they take a value.
 MACHINE_OPTIONS = {
     "--out": True,
     "--path": True,
     "--device": True,
-    **dict.fromkeys(("--at-once", "--devices", "--minutes", "--results", "--runs"), True),
+    **dict.fromkeys(
+        ("--at-once", "--devices", "--minutes", "--results", "--runs", "--weights"), True
+    ),
     "--threads": True,
     "--track": True,
     "--no-report": False,

@@ -106,7 +106,7 @@ class Recipe:
     model: Annotated[Network, "a name of `leanres models`, or {family = ..., ...}"] = "speednet"
     epochs: Annotated[int, Range(1, 100_000), "passes over the training images"] = 9
     batch_size: Annotated[int, Range(1, 65_536), "images of an optimizer step"] = 2000
-    accumulate: Annotated[int, Range(1, 65_536), "gradient accumulation: parts of a batch"] = 4
+    accumulate: Annotated[int, Range(1, 65_536), "micro-batches per optimizer step"] = 4
     augment: Annotated[Augments, "in this order: a name, or [name, {setting = x}]"] = SPEED_AUGMENT
     augment_repeats: Annotated[
         int, Range(1, 256), "repeated augmentation: copies of an image in a batch; arXiv:1901.09335"
@@ -123,7 +123,7 @@ class Recipe:
     ] = ()
     label_smoothing: Annotated[float, Range(0, 0.99), "share spread over all classes"] = 0.2
     teacher: Annotated[str, 'knowledge distillation: run folder or weights file; "": none'] = ""
-    distill_weight: Annotated[Share, "of the teacher in the loss, labels have the rest"] = 0.7
+    distill_weight: Annotated[Share, "weight of the distillation loss"] = 0.7
     distill_temperature: Annotated[
         float, Range(0.01, 1000), "divides both networks' logits; arXiv:1503.02531"
     ] = 2.0
@@ -140,23 +140,25 @@ class Recipe:
         float, Range(0.001, 1000), "sgd: the classifier learns as if its logits were scaled by it"
     ] = 1.0
     bias_lr: Annotated[float, MUON_RATE, "muon: AdamW's rate for biases and norms"] = 0.03
-    head_lr: Annotated[float, MUON_RATE, "muon: the classifier's, over its inputs"] = 0.768
+    head_lr: Annotated[float, MUON_RATE, "muon: for the classifier, divided by its inputs"] = 0.768
     adamw_weight_decay: Annotated[float, Range(0, 10), "muon: weight decay of its AdamW"] = 0.5
     sam_rho: Annotated[
         float, Range(0, 100), "radius of sharpness-aware minimisation, at twice the cost; 0: none"
     ] = 0.0
     sam_adaptive: Annotated[bool, "ASAM: the radius in units of each weight's own size"] = False
     schedule: Annotated[Schedule, "of the lr: a name, or [name, {setting = x}]"] = ("linear", {})
-    warmup: Annotated[float, Range(0, 0.99), "share in which the lr rises from 0"] = 0.0
-    freeze_stem_at: Annotated[Share, "layer freezing: share after which stem is fixed"] = 1 / 3
+    warmup: Annotated[float, Range(0, 0.99), "linear warm-up, share of training"] = 0.0
+    freeze_stem_at: Annotated[Share, "share after which the stem is frozen; 1: never"] = 1 / 3
     ema: Annotated[
-        float, Range(0, 0.999999), "weight average: its decay per step, less at first; 0: none"
+        float,
+        Range(0, 0.999999),
+        "EMA of the weights: decay per step, ramped up at the start; 0: off",
     ] = 0.0
-    mean: Annotated[Channels, "of channels, in [0, 1]; []: the training images' own"] = ()
-    std: Annotated[Channels, "the same, divided by"] = ()
-    val: Annotated[int, Range(0, 10**9), "images held out by class, to choose by; 0: none"] = 0
-    precision: Annotated[Precision, "of products; auto: bfloat16 where it is fast"] = "auto"
-    compiled: Annotated[bool | None, "by torch.compile; not given: where it is faster"] = None
+    mean: Annotated[Channels, "per channel, in [0, 1]; []: of the training images"] = ()
+    std: Annotated[Channels, "per channel, likewise"] = ()
+    val: Annotated[int, Range(0, 10**9), "size of the validation split, stratified; 0: none"] = 0
+    precision: Annotated[Precision, "of convolutions; auto: bfloat16 where fast"] = "auto"
+    compiled: Annotated[bool | None, "use torch.compile; not given: where it is faster"] = None
     seed: Annotated[int, Range(0, 2**63 - 1), "of weights, order and augmentation"] = 0
 
     def __post_init__(self) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from leanres.errors import UserError
 from leanres.io import locked, write_bytes
+from leanres.metrics.reported import METRICS as REPORTED
 from leanres.metrics.statistics import mean_sd
 from leanres.runs.layout import METRICS, read_info
 from leanres.training.recipe import from_dict, matches_run
 
-KEPT = ("split", "accuracy", "accuracy_tta", "tta", "nll", "ece", "n", "params", "train_seconds")
+KEPT = ("split", "tta", "n", "params", "train_seconds")  # beside the reported metrics
 SUMMED = ("accuracy", "accuracy_tta", "train_seconds", "evaluate_seconds", "wall_seconds")
 EntryRun = dict[str, Any]
 
@@ -24,7 +25,7 @@ def read_run(folder: Path) -> EntryRun:
     epochs = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     return {
         "seed": info["recipe"]["seed"],
-        **{key: info["result"].get(key) for key in KEPT},
+        **{key: info["result"].get(key) for key in (*REPORTED, *KEPT)},
         "commit": info["commit"],
         "started": info["started"],
         "hardware": info["hardware"],
