@@ -128,7 +128,8 @@ def initial_network(shape: str | ModelConfig, setup: Setup) -> nn.Module:
         model = replace(resolve(shape), num_classes=len(setup.train.classes)).build()
     init: Callable[[Tensor], None] | None = getattr(model, "init_from_data_", None)
     if init is not None:
-        init(setup.normalize.cpu()(whitening_sample(setup.train, recipe.seed)))
+        normalize = copy.deepcopy(setup.normalize).cpu()
+        init(normalize(whitening_sample(setup.train, recipe.seed)))
     if recipe.optimizer == "sgd":
         with torch.no_grad():
             for p in classifier(model):
