@@ -188,7 +188,7 @@ def convolution_rate(model: nn.Module, images: Tensor, device: Device) -> float:
     for conv, seen in calls:
         x = seen.detach().requires_grad_(seen.requires_grad)
         with FlopCounterMode(display=False) as counter:
-            _forward_backward(conv, x, device)
+            _forward_backward(replace(device, compiled=False).accelerate(conv), x, device)
         flops += counter.get_total_flops()
         seconds += min(_timed(conv, x, device) for _ in range(3))
     return flops / seconds

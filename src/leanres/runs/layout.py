@@ -59,8 +59,11 @@ def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
     else:
         needed = _NEEDED
     for part, keys in needed.items():
-        missing = next((key for key in keys if key not in info.get(part, {})), None)
-        if not isinstance(info.get(part), dict) or missing:
+        section = info.get(part)
+        missing = next(
+            (key for key in keys if isinstance(section, dict) and key not in section), ""
+        )
+        if not isinstance(section, dict) or missing:
             name = f"{part}.{missing}" if missing else part
             raise CheckpointError(f"{folder / INFO} is damaged: it lacks {name}")
     return info
@@ -157,7 +160,7 @@ def load_data_of(
 ) -> Dataset:
     """The data that run.json's content names, or what is given in its place."""
     known = info["origin"]
-    size = known.get("size") or info["preprocess"]["size"]
+    size = known.get("size") or info.get("preprocess", {}).get("size", 32)
     if name is None:
         name = known.get("data") or info["data"]["name"]
         kept = known.get("path") or info.get("data", {}).get("source")

@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,10 +40,10 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None:
         """Start a job."""
 
-    def events(self, deadline: float) -> Iterator[Event]:
+    def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
         """Retries and ends since the last call, after a wait for the first of them.
 
-        An executor that cannot return before a job has ended stops the job at `deadline`.
+        An executor that cannot return before a job has ended stops the job once `halted`.
         """
 
     def stop(self) -> None:
@@ -64,20 +63,20 @@ class InProcess:
     def submit(self, job: Job) -> None:
         self.running.append(job)
 
-    def events(self, deadline: float) -> Iterator[Event]:
-        event = self._train(self.running[0], deadline)
+    def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
+        event = self._train(self.running[0], halted)
         self.running.clear()
         yield event
 
-    def _train(self, job: Job, deadline: float) -> Event:
-        def halted() -> bool:
-            return self._told or time.monotonic() > deadline
+    def _train(self, job: Job, halted: Callable[[], bool]) -> Event:
+        def told() -> bool:
+            return self._told or halted()
 
         try:
-            result = train(job, lambda _: self.dataset, lambda _: self.device, halted)
+            result = train(job, lambda _: self.dataset, lambda _: self.device, told)
             return Event("finished", job, result=result)
         except Stopped as error:
-            if not halted():
+            if not told():
                 signal.raise_signal(error.number)  # it came from outside: for run_jobs too
             return stopped(job)
         except UserError as error:
@@ -135,7 +134,7 @@ class LocalProcesses:
             )
         self._children.append(_Child(job, device, process, retried))
 
-    def events(self, deadline: float) -> Iterator[Event]:
+    def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._children[0].process.wait(POLL_S)
         for child in [child for child in self._children if child.process.poll() is not None]:

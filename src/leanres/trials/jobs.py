@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import LOCK, LOCK_WAIT_S
+from leanres.io import LOCK, LOCK_WAIT_S, Lock
 from leanres.runs.layout import INFO, METRICS, check_data, is_queued, read_info
 from leanres.runs.run import complete, enqueue, reopen
 from leanres.runs.stop import Stop, Stopped
@@ -152,7 +152,7 @@ def run_jobs(
                     break
                 if halted():
                     executor.stop()
-                for event in executor.events(deadline):
+                for event in executor.events(halted):
                     _clean(event)
                     yield event
         finally:  # the caller may have abandoned this iterator
@@ -176,7 +176,10 @@ def _begin(job: Job, executor: Executor) -> Event:
 def _clean(event: Event) -> None:
     """Remove the folder of a job that was lost before it began: it holds nothing but the recipe."""
     if event.is_loss and _is_queued(event.job):
-        shutil.rmtree(event.job.folder, ignore_errors=True)
+        with contextlib.suppress(UserError):  # another process holds it
+            lock = Lock(event.job.folder)
+            shutil.rmtree(event.job.folder, ignore_errors=True)
+            lock.release()
 
 
 def _is_queued(job: Job) -> bool:
