@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 
 import torch
-from bare_loop import losses
 
+from bare_loop import losses
 from leanres.data.sources import load_data
 from leanres.data.split import channel_stats
 from leanres.models.preprocess import Normalize

@@ -3,9 +3,9 @@
     python benchmarks/records.py --script airbench94_muon.py --script cifar10_speedrun.py
     python benchmarks/records.py --rehearse     # each benchmark on the CPU, with little work
 
-Each row of the table is one command of leanres. Its JSON is kept in --out, so the same call
-continues after a stop. A record's script finds CIFAR-10 as cifar10/train.pt and test.pt in its
-working folder.
+Each row of the table is one command, of `leanres bench` or peers.py. Its JSON is kept in --out, so
+the same call continues after a stop. A record's script finds CIFAR-10 as cifar10/train.pt and
+test.pt in its working folder.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from leanres.bench.peers import run_script
 from leanres.data.sources import load_data
 from leanres.data.split import Split
+from peers import run_script
 
 CHAIN = ["--augment", "auto_augment,crop,flip,perspective", "--workers", str(os.cpu_count())]
 TINY = ["--set", 'model={family="speednet", widths=[8]}', "--set", "epochs=1"]
@@ -121,10 +121,13 @@ def measure(key: str, benchmark: Benchmark, out: Path, rehearse: bool) -> dict[s
         arguments = [*benchmark.arguments, *rehearsal, "--out", str(file)]
         if benchmark.arguments[0] == "race":
             arguments += ["--runs", str(out / "runs")]
-        command = [sys.executable, "-m", "leanres", "bench", *arguments]
+        if arguments[0] == "peers":
+            arguments[0] = str(Path(__file__).with_name("peers.py"))
+        else:
+            arguments = ["-m", "leanres", "bench", *arguments]
         with tempfile.TemporaryDirectory() as kernels:  # compiled for this benchmark alone
             own = os.environ | {"TORCHINDUCTOR_CACHE_DIR": kernels}
-            subprocess.run(command, check=True, env=own, stdout=sys.stderr)
+            subprocess.run([sys.executable, *arguments], check=True, env=own, stdout=sys.stderr)
     return read(file)
 
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 
 from leanres.augment.registry import AUGMENTS
 from leanres.augment.rng import Draw, generator
-from leanres.bench.pillow import coefficients
 from leanres.errors import UserError
+from pillow_augment import coefficients
 
 N = 4000
 

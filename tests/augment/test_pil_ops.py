@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from leanres.augment.pil_ops import OPS, apply_ops
-from leanres.bench.pillow import operation
+from pillow_augment import OPERATIONS
 
 SHEARS = (-0.99, -0.3, -0.1, 0.0, 1 / 30, 0.3, 0.5, 0.99)
 SHIFTS = (-40.0, -14.5, -1.0, -0.9, 0.0, 0.99, 3.0, 14.5015, 32.0)
@@ -26,7 +26,7 @@ MAGNITUDES = {
 def pillow(image: torch.Tensor, name: str, magnitude: float) -> torch.Tensor:
     """(3, H, W) uint8 -> same, by Pillow."""
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    return torch.from_numpy(np.array(operation(picture, name, magnitude))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(OPERATIONS[name](picture, magnitude))).permute(2, 0, 1)
 
 
 def batch(images: torch.Tensor, name: str, magnitudes: list[float]) -> torch.Tensor:

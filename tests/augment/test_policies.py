@@ -16,7 +16,7 @@ from PIL import Image
 from leanres.augment.policies import CIFAR10_POLICY
 from leanres.augment.registry import AUGMENTS
 from leanres.augment.rng import Draw, generator
-from leanres.bench.pillow import auto_augment, operation
+from pillow_augment import OPERATIONS, auto_augment
 
 N = 1500
 SIDE = 18  # pixels enough for equalize to act
@@ -47,7 +47,7 @@ def source() -> Image.Image:
 def apply(image: Image.Image, name: str, m: float) -> Image.Image:
     """One operation at a signed magnitude m; for factors, m is the distance from 1."""
     snake = re.sub("([XY])$", r"_\1", name).lower()
-    return operation(image, snake, m + (name in ENHANCE))
+    return OPERATIONS[snake](image, m + (name in ENHANCE))
 
 
 def magnitude(name: str, number: int, last: int, wide: bool = False) -> float:

@@ -1,1 +1,1 @@
-"""Benchmarks: a training step in parts, how cost scales, the same work by other libraries."""
+"""Benchmarks: a training step in parts, and how its time scales."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from leanres.cli.help import HelpCommand, HelpGroup
-from leanres.cli.peers import peers
 from leanres.cli.race import race
 from leanres.cli.scaling import scaling
 from leanres.cli.step import step
@@ -13,7 +12,7 @@ from leanres.cli.step import step
 app = typer.Typer(
     name="bench",
     cls=HelpGroup,
-    help="Measure speed: the parts of a step, seconds to an accuracy, other programs.",
+    help="Measure speed: the parts of a step, how they scale, seconds to an accuracy.",
 )
-for command in (step, scaling, race, peers):
+for command in (step, scaling, race):
     app.command(cls=HelpCommand)(command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,19 +13,10 @@ from PIL import Image
 
 from leanres.augment.registry import AUGMENTS
 from leanres.augment.rng import Draw, generator
-from leanres.bench.peers import (
-    PEERS,
-    PillowImages,
-    Work,
-    check_script,
-    loader,
-    missing,
-    run_peer,
-    run_script,
-)
-from leanres.bench.pillow import STEPS, perspective
 from leanres.data.split import channel_stats
 from leanres.errors import UserError
+from peers import PillowImages, Work, chosen_peers, loader, main, run_peer, run_script
+from pillow_augment import STEPS, perspective
 
 WORK = Work(model="resnet20", data="digits", images=64, batch_size=16, workers=0, device="cpu")
 
@@ -37,18 +27,22 @@ def _one_thread_in_the_peers(monkeypatch):
 
 
 # Lightning and fastai are the user's to install: fastai alone brings torchvision and spaCy.
-@pytest.mark.parametrize("name", [name for name in PEERS if not missing(name)])
+@pytest.mark.parametrize("name", chosen_peers("all"))
 def test_every_peer_that_is_installed_trains(name):
     seconds = run_peer(name, WORK)
     assert len(seconds) == WORK.epochs
     assert all(s > 0 for s in seconds)
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_all_peers_are_those_that_are_installed_and_the_others_are_noted(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
-    assert missing("lightning") == "lightning"
+    assert chosen_peers("all") == ["leanres", "pytorch"]
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[0] == "note: lightning is not installed: pip install lightning"
+    with pytest.raises(UserError, match="lightning is not installed: pip install lightning"):
+        chosen_peers("pytorch,lightning")
     with pytest.raises(UserError, match="no peer 'keras'"):
-        missing("keras")
+        chosen_peers("keras")
 
 
 def test_a_peers_image_is_pillows_crop_of_the_padded_one(digits):
@@ -95,12 +89,6 @@ def test_a_perspective_is_seen_as_often_and_as_far_as_ours(digits):
     assert abs(shares.min() - ours.min()) < 0.1
 
 
-def test_an_unknown_step_is_said_before_anything_trains(leanres):
-    done = leanres("bench", "peers", "pytorch", "--data", "digits", "--augment", "crop,flop")
-    assert done.code == 2
-    assert "did you mean 'flip'" in done.err
-
-
 def _mirror(pixels, mirrored):
     return np.asarray(Image.fromarray(pixels))[:, ::-1] if mirrored else pixels
 
@@ -117,13 +105,6 @@ AIRBENCH = """
 |   0    |  eval |  0.9871   | 0.9321  |   0.9402    |   2.5901     |
 |   1    |  eval |  0.9871   | 0.9301  |   0.9398    |   2.6099     |
 """
-
-
-def test_fewer_images_than_a_batch_are_said_before_anything_trains(leanres):
-    words = ["bench", "peers", "leanres,pytorch", "--data", "digits", "--images", "64"]
-    done = leanres(*words, "--batch-size", "100")
-    assert done.code == 2
-    assert "64 images make no batch of 100" in done.err
 
 
 def test_an_airbench_table_is_read(tmp_path):
@@ -157,50 +138,53 @@ def test_a_script_that_fails_is_one_line(tmp_path, content, message):
         run_script(script)
 
 
-def test_a_script_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="no script"):
-        run_script(tmp_path / "record.py")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--augment", "crop,flop"), "did you mean 'flip'"),
+        (("--images", "64", "--batch-size", "100"), "64 images make no batch of 100"),
+        (("--model", "resnet21"), "no model 'resnet21'"),
+        (("--script", "no/record.py"), "no script no/record.py"),
+        (("--script", __file__, "--pattern", "("), "--pattern '('"),
+        (("--script", __file__, "--pattern", "(?P<accuracy>.)"), "name its groups"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_trains(capsys, monkeypatch, words, said):
+    monkeypatch.setattr("peers.run_peer", None)
+    with pytest.raises(SystemExit) as end:
+        main(["pytorch", "--data", "digits", *words])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (end.value.code, line.startswith("peers.py: "), said in line) == (2, True, True)
 
 
-@pytest.mark.parametrize("pattern", ["(", "(?P<accuracy>.)"])
-def test_a_pattern_that_cannot_work_is_one_line(pattern):
-    with pytest.raises(UserError, match="--pattern"):
-        check_script(Path(__file__), pattern)
+@pytest.mark.parametrize("option", ["--workers=-1", "--epochs=0", "--images=many"])
+def test_a_number_out_of_range_is_named(capsys, option):
+    with pytest.raises(SystemExit) as end:
+        main([option])
+    assert end.value.code == 2
+    assert f"argument {option.partition('=')[0]}: " in capsys.readouterr().err
 
 
-def test_the_command_line_races_peers(leanres, tmp_path, monkeypatch):
+def test_the_program_races_peers(capsys, tmp_path, monkeypatch):
     took, asked = {"leanres": [3.0, 2.0], "pytorch": [7.0, 6.0]}, []
-    monkeypatch.setattr(
-        "leanres.bench.peers.run_peer", lambda name, work: asked.append(work) or took[name]
-    )
+    monkeypatch.setattr("peers.run_peer", lambda name, work: asked.append(work) or took[name])
     script = tmp_path / "record.py"
     script.write_text(f"print({AIRBENCH!r})")
-    words = ["bench", "peers", "leanres,pytorch", "--data", "digits", "--images", "64"]
+    words = ["leanres,pytorch", "--data", "digits", "--images", "64"]
     words += ["--batch-size", "16", "--workers", "0", "--device", "cpu"]
     words += ["--augment", "auto_augment,crop,flip,perspective"]
-    done = leanres(*words, "--script", script, "--out", tmp_path / "peers.json")
-    assert done.code == 0, done.err
-    rows = [line.split() for line in done.out.splitlines()]
+    main([*words, "--script", str(script), "--out", str(tmp_path / "peers.json")])
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()]
     assert ["leanres", "2.0", "3.0", "1.00"] in rows
     assert ["pytorch", "6.0", "7.0", "3.00"] in rows
     steps = ["auto_augment", "crop", "flip", "perspective"]
     work = Work("resnet20", "digits", None, 64, 16, 2, 0, "cpu", steps)
     assert asked == [work, work]
-    assert "n = 2, accuracy 0.94, 2.6 s a training" in done.out
+    assert f"{script}: n = 2, accuracy 0.94, 2.6 s a training" in out
     report = json.loads((tmp_path / "peers.json").read_text())
     assert {"hardware", "commit", "work"} <= set(report)
     assert report["epoch_seconds"] == took
-
-
-def test_a_script_that_cannot_run_is_told_before_any_peer_runs(leanres, tmp_path, monkeypatch):
-    monkeypatch.setattr("leanres.bench.peers.run_peer", None)
-    script = tmp_path / "record.py"
-    done = leanres("bench", "peers", "leanres", "--data", "digits", "--script", script)
-    assert (done.code, f"no script {script}" in done.err) == (2, True)
-
-
-def test_a_peer_that_is_asked_for_and_missing_is_the_users_mistake(leanres, monkeypatch):
-    monkeypatch.setattr("leanres.bench.peers.missing", lambda name: "lightning")
-    done = leanres("bench", "peers", "lightning", "--data", "digits")
-    assert done.code == 2
-    assert "pip install lightning" in done.err
+    assert report["scripts"][str(script)]["n"] == 2
+    main([*words, "--json"])
+    assert json.loads(capsys.readouterr().out) == report | {"scripts": {}}

@@ -17,13 +17,9 @@ from leanres.augment.policies import AUTO_BINS, CIFAR10_POLICY, NARROW_SPACE, op
 from leanres.registry import Table
 
 Picture = Image.Image
-_ENHANCERS: dict[str, Callable[[Picture], ImageEnhance._Enhance]] = {
-    "brightness": ImageEnhance.Brightness,
-    "color": ImageEnhance.Color,
-    "contrast": ImageEnhance.Contrast,
-    "sharpness": ImageEnhance.Sharpness,
-}
-_OTHERS: dict[str, Callable[[Picture, float], Picture]] = {
+
+# The operations of leanres.augment.pil_ops.OPS, with the same magnitudes.
+OPERATIONS: dict[str, Callable[[Picture, float], Picture]] = {
     "identity": lambda image, m: image,
     "shear_x": lambda image, m: _moved(image, 1, m, 0, 0, 1, 0),
     "shear_y": lambda image, m: _moved(image, 1, 0, 0, m, 1, 0),
@@ -35,14 +31,11 @@ _OTHERS: dict[str, Callable[[Picture, float], Picture]] = {
     "autocontrast": lambda image, m: ImageOps.autocontrast(image),
     "equalize": lambda image, m: ImageOps.equalize(image),
     "invert": lambda image, m: ImageOps.invert(image),
+    "brightness": lambda image, m: ImageEnhance.Brightness(image).enhance(m),
+    "color": lambda image, m: ImageEnhance.Color(image).enhance(m),
+    "contrast": lambda image, m: ImageEnhance.Contrast(image).enhance(m),
+    "sharpness": lambda image, m: ImageEnhance.Sharpness(image).enhance(m),
 }
-
-
-def operation(image: Picture, name: str, magnitude: float) -> Picture:
-    """One of leanres.augment.pil_ops.OPS, whose magnitudes these are."""
-    if name in _ENHANCERS:
-        return _ENHANCERS[name](image).enhance(magnitude)
-    return _OTHERS[name](image, magnitude)
 
 
 def _moved(image: Picture, *matrix: float) -> Picture:
@@ -68,7 +61,7 @@ def auto_augment(image: Picture) -> Picture:
                 name, number, AUTO_BINS, NARROW_SPACE, image.size[::-1]
             )
             sign = random.choice((-1, 1)) if signed else 1
-            image = operation(image, name, base + sign * amount)
+            image = OPERATIONS[name](image, base + sign * amount)
     return image
 
 

@@ -1,15 +1,15 @@
-"""The same training by other libraries, each in a process of its own, and by their scripts.
+"""Train the same network with several programs: seconds per epoch, compared with leanres.
 
-    python -m leanres.bench.peers pytorch '{"model": "resnet20", "images": 5000}'
+    python benchmarks/peers.py leanres,pytorch --data digits --images 500
 
-prints the seconds of each epoch as JSON. All train one network on the same images by SGD, in
-batches of one size, with the same augmentation (crops with 4 px of padding and flips, or more).
-Except for ours that is Pillow in worker processes and each library's defaults, written as its own
-tutorial writes a training.
+All train by SGD on the same images, in batches of one size, with the same augmentation, each in a
+process of its own. Except for leanres that is Pillow in worker processes and each library's
+defaults, as its own tutorial writes a training. --script runs the script of a record beside them.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import json
@@ -18,28 +18,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from leanres.bench.pillow import STEPS
+from leanres.cli.console import print_table, write_json
 from leanres.data.sources import load_data
 from leanres.data.split import Split, channel_stats
 from leanres.errors import UserError
 from leanres.metrics.statistics import mean_sd
 from leanres.models.preprocess import Normalize
 from leanres.registry import Table
-from leanres.training.device import detect
+from leanres.runs.layout import commit
+from leanres.training.device import detect, hardware
 from leanres.training.loop import network_config, start, train
-from leanres.training.recipe import from_dict
+from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
 from leanres.training.setup import Setup
+from pillow_augment import STEPS, Picture
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 AIRBENCH_ROW = (
@@ -69,16 +72,16 @@ class Work:
             raise UserError(f"{count} images make no batch of {self.batch_size}: give more images")
         return whole.subset(range(count))
 
-    def steps(self) -> list[Callable[[Image.Image], Image.Image]]:
-        """The augmentation of the peers, one function of an image each."""
+    def steps(self) -> list[Callable[[Picture], Picture]]:
+        """The augmentation by Pillow, one function per name."""
         return [STEPS[name] for name in self.augment]
 
     def network(self, split: Split) -> nn.Module:
         """The network, with one output per class."""
         return network_config(self.recipe(), split.classes).build()
 
-    def recipe(self) -> Any:
-        """Our recipe for this work."""
+    def recipe(self) -> Recipe:
+        """The recipe of leanres for this work."""
         settings = {
             "model": self.model,
             "epochs": self.epochs,
@@ -92,9 +95,9 @@ class Work:
 
 
 class PillowImages(Dataset[tuple[Tensor, int]]):
-    """One image at a time through `steps`, functions of pillow.STEPS; then a normalised tensor."""
+    """One image at a time through `steps`, then as a normalised tensor (3, H, W)."""
 
-    def __init__(self, split: Split, steps: Sequence[Callable[[Image.Image], Image.Image]]) -> None:
+    def __init__(self, split: Split, steps: Sequence[Callable[[Picture], Picture]]) -> None:
         self.steps = steps
         self.pixels = split.images.permute(0, 2, 3, 1).numpy()
         self.labels = split.labels.tolist()
@@ -108,9 +111,7 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
         image = Image.fromarray(self.pixels[index])
         for step in self.steps:
             image = step(image)
-        width, height = image.size
-        bytes_ = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        floats = bytes_.view(height, width, 3).permute(2, 0, 1).float() / 255
+        floats = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (floats - self.mean) / self.std, self.labels[index]
 
 
@@ -126,11 +127,11 @@ def loader(work: Work, split: Split) -> DataLoader[tuple[Tensor, int]]:
     )
 
 
-def _ours(work: Work) -> Iterator[float]:
-    recipe, split = work.recipe(), work.split()
-    device = detect(work.device)
+def _leanres(work: Work) -> Iterator[float]:
+    split, device = work.split(), detect(work.device)
     device.tune()
-    setup = Setup(recipe, split.to(device.name), Normalize(*channel_stats(split)), device)
+    normalize = Normalize(*channel_stats(split))
+    setup = Setup(work.recipe(), split.to(device.name), normalize, device)
     state = start(setup)
     begun = time.perf_counter()
     for _ in train(state, setup):
@@ -140,20 +141,9 @@ def _ours(work: Work) -> Iterator[float]:
 
 def _pytorch(work: Work) -> Iterator[float]:
     split, device = work.split(), detect(work.device).name
-    model = work.network(split).to(device)
+    model, batches = work.network(split).to(device), loader(work, split)
     optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
-    yield from _plain_loop(model, loader(work, split), optimizer, work.epochs, device)
-
-
-def _plain_loop(
-    model: nn.Module,
-    batches: DataLoader[tuple[Tensor, int]],
-    optimizer: torch.optim.Optimizer,
-    epochs: int,
-    device: str,
-) -> Iterator[float]:
-    model.train()
-    for _ in range(epochs):
+    for _ in range(work.epochs):
         begun = time.perf_counter()
         for images, labels in batches:
             loss = F.cross_entropy(model(images.to(device)), labels.to(device))
@@ -215,11 +205,10 @@ def _fastai(work: Work) -> Iterator[float]:
         def after_epoch(self) -> None:
             seconds.append(time.perf_counter() - self.begun)
 
-    batches = loader(work, split)
-    few = DataLoader(PillowImages(split.subset(range(2)), work.steps()), 2)
     device = detect(work.device).name
+    few = DataLoader(PillowImages(split.subset(range(2)), []), 2)  # it must have val images
     learner = Learner(
-        DataLoaders(batches, few, device=device),
+        DataLoaders(loader(work, split), few, device=device),
         work.network(split).to(device),
         loss_func=F.cross_entropy,
         opt_func=SGD,
@@ -234,26 +223,28 @@ def _fastai(work: Work) -> Iterator[float]:
 
 PEERS: Table[Callable[[Work], Iterator[float]]] = Table(
     "peer",
-    {
-        "leanres": _ours,
-        "pytorch": _pytorch,
-        "lightning": _lightning,
-        "fastai": _fastai,
-    },
+    {"leanres": _leanres, "pytorch": _pytorch, "lightning": _lightning, "fastai": _fastai},
 )
 
 
-def missing(name: str) -> str | None:
-    """The package that a peer needs and that is not installed; None if nothing is missing."""
-    PEERS[name]  # an unknown one is a mistake
-    package = {"leanres": "torch", "pytorch": "torch"}.get(name, name)
-    return None if importlib.util.find_spec(package) else package
+def chosen_peers(names: str) -> list[str]:
+    """Names with commas -> a list; "all" -> those that are installed. UserError for any other."""
+    chosen = []
+    for name in PEERS if names == "all" else names.split(","):
+        PEERS[name]  # an unknown one is a mistake
+        if name in ("leanres", "pytorch") or importlib.util.find_spec(name):
+            chosen.append(name)
+        elif names == "all":
+            print(f"note: {name} is not installed: pip install {name}", file=sys.stderr)
+        else:
+            raise UserError(f"{name} is not installed: pip install {name}")
+    return chosen
 
 
 def run_peer(name: str, work: Work) -> list[float]:
     """Seconds of each epoch of a peer, in a process of its own."""
-    words = ["-m", "leanres.bench.peers", name, json.dumps(asdict(work))]
-    return [float(x) for x in json.loads(_output(words, name).splitlines()[-1])]
+    printed = _output([__file__, name, "--work", json.dumps(asdict(work))], name)
+    return [float(x) for x in json.loads(printed.splitlines()[-1])]
 
 
 def run_script(path: Path, pattern: str = AIRBENCH_ROW) -> dict[str, Any]:
@@ -263,8 +254,7 @@ def run_script(path: Path, pattern: str = AIRBENCH_ROW) -> dict[str, Any]:
     training; by default the row that airbench's scripts end a training with. UserError where the
     script fails or nothing matches.
     """
-    row = check_script(path, pattern)
-    found = list(row.finditer(_output([str(path)], str(path))))
+    found = list(re.finditer(pattern, _output([str(path)], str(path))))
     if not found:
         raise UserError(f"{path} printed nothing that matches {pattern!r}: give its --pattern")
     figures: dict[str, Any] = {"n": len(found)}
@@ -273,19 +263,19 @@ def run_script(path: Path, pattern: str = AIRBENCH_ROW) -> dict[str, Any]:
     return figures
 
 
-def check_script(path: Path, pattern: str = AIRBENCH_ROW) -> re.Pattern[str]:
-    """The compiled expression of `run_script`. UserError for mistakes that need no run to see."""
-    if not path.is_file():
-        raise UserError(f"no script {path}")
+def check_scripts(paths: Sequence[Path], pattern: str) -> None:
+    """UserError for mistakes in --script and --pattern that need no run to see."""
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"no script {path}")
     try:
-        compiled = re.compile(pattern)
+        groups = re.compile(pattern).groupindex
     except re.error as error:
         raise UserError(f"--pattern {pattern!r}: {error}") from None
-    if not {"accuracy", "seconds"} <= set(compiled.groupindex):
+    if not {"accuracy", "seconds"} <= set(groups):
         raise UserError(
             f"--pattern {pattern!r}: name its groups (?P<accuracy>...) and (?P<seconds>...)"
         )
-    return compiled
 
 
 def _output(arguments: list[str], name: str) -> str:
@@ -297,5 +287,102 @@ def _output(arguments: list[str], name: str) -> str:
     return done.stdout
 
 
+def compare(args: argparse.Namespace) -> None:
+    """Check everything, then run the peers and the scripts, and print a table or JSON."""
+    work = Work(**{field.name: getattr(args, field.name) for field in fields(Work)})
+    work.steps()
+    work.network(work.split())
+    names = chosen_peers(args.names)
+    check_scripts(args.script, args.pattern)
+    report: dict[str, Any] = {
+        "hardware": hardware(detect(work.device)),
+        "commit": commit(),
+        "work": asdict(work),
+        "epoch_seconds": {},
+        "scripts": {},
+    }
+    for name in names:
+        report["epoch_seconds"][name] = seconds = run_peer(name, work)
+        print(f"{name}: {seconds[-1]:.1f} s per epoch", file=sys.stderr)
+        write_json(args.out, report)  # the next program may fail
+    for path in args.script:
+        report["scripts"][str(path)] = run_script(path, args.pattern)
+        write_json(args.out, report)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def _print(report: dict[str, Any]) -> None:
+    epochs = sorted(report["epoch_seconds"].items(), key=lambda item: item[1][-1])
+    ours = dict(epochs).get("leanres")
+    rows = [
+        [name, f"{s[-1]:.1f}", f"{s[0]:.1f}", f"{s[-1] / ours[-1]:.2f}" if ours else "-"]
+        for name, s in epochs
+    ]
+    if rows:
+        print_table(["program", "s per epoch", "first epoch", "times leanres"], rows)
+    for path, found in report["scripts"].items():
+        accuracy, seconds = found["accuracy"]["mean"], found["seconds"]["mean"]
+        print(f"{path}: n = {found['n']}, accuracy {accuracy:.4g}, {seconds:.4g} s a training")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` on."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: give {least} or more")
+        return int(text)
+
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("peers.py", description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    programs = f"{', '.join(PEERS)}, with commas; all: those that are installed"
+    add("names", nargs="?", default="all", metavar="PROGRAMS", help=programs)
+    add("--model", default=Work.model, help="the network that all of them train")
+    add("--batch-size", type=at_least(1), default=Work.batch_size, help="images per batch")
+    add("--epochs", type=at_least(1), default=Work.epochs, help="the last one counts")
+    add(
+        "--augment",
+        type=lambda text: [name for name in text.split(",") if name],
+        default=list(Work.augment),
+        help=f"with commas, in order: {', '.join(STEPS)}",
+    )
+    add("--data", default=Work.data, help="a source or folder, as in `leanres train`")
+    add("--path", help="where the data is, as in `leanres train`")
+    add("--images", type=at_least(0), default=Work.images, help="the first N images; 0: all")
+    add("--script", type=Path, action="append", default=[], help="a script of others (repeatable)")
+    add(
+        "--pattern",
+        default=AIRBENCH_ROW,
+        help="finds groups accuracy and seconds in its output; default: as airbench prints them",
+    )
+    add("--device", default=Work.device, help="auto, cpu, cuda or cuda:1")
+    add("--workers", type=at_least(0), default=Work.workers, help="processes that run Pillow")
+    add("--out", type=Path, help="write the result to this JSON file too")
+    add("--json", action="store_true", help="print JSON; progress goes to stderr")
+    add("--work", help=argparse.SUPPRESS)  # run one peer in this process
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line; a mistake is one line and exit code 2."""
+    parser = _parser()
+    args = parser.parse_args(words)
+    try:
+        if args.work:
+            print(json.dumps(list(PEERS[args.names](Work(**json.loads(args.work))))))
+        else:
+            compare(args)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
 if __name__ == "__main__":
-    print(json.dumps(list(PEERS[sys.argv[1]](Work(**json.loads(sys.argv[2]))))))
+    main()
