@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,3 +56,16 @@ def reload_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPat
         yield patch
     for function in cached:
         function.cache_clear()
+
+
+EMULATED = Path(__file__).with_name("emulated")
+EMULATION = [f"-I{EMULATED}", "-D__AMX_BF16__", "-D__AVX512BF16__", "-Wno-psabi"]
+
+
+@pytest.fixture
+def amx(request: pytest.FixtureRequest) -> None:
+    """Kernels with AMX: the CPU's own, or its instructions emulated in C, as slow as that is."""
+    if build.library() is not None and not build.has_amx():
+        patch = request.getfixturevalue("reload_kernels")
+        patch.setattr(build, "FLAGS", [*build.FLAGS, *EMULATION])
+    assert build.has_amx(), build.problem()

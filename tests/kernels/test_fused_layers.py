@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanres.kernels.build import has_amx, library
+from leanres.kernels.build import library
 from leanres.kernels.fuse import fuse_layers
 from leanres.kernels.fused_layers import (
     FusedAddNormAct,
@@ -93,7 +93,7 @@ def test_a_residual_sum_is_what_the_layers_compute_one_by_one(shape, act, thread
         assert (a - b).norm() < 5e-3 * a.norm() + 1e-6
 
 
-@pytest.mark.skipif(not has_amx(), reason="no AMX here")
+@pytest.mark.usefixtures("amx")
 @pytest.mark.parametrize("shape", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 def test_with_their_convolution_too_they_compute_the_same(shape, act):

@@ -67,6 +67,12 @@ def test_untile_is_the_reverse_of_tile():
     assert tiled.count_nonzero() == images.count_nonzero()  # zeros between them
 
 
+def test_padding_that_gives_an_image_more_outputs_than_places_is_left_to_pytorch():
+    for size, stride, padding in ((2, 1, 1), (3, 1, 2), (3, 2, 2)):
+        weight = torch.empty(4, 3, size, size)
+        assert tile_layout(torch.empty(4, 3, 4, 4), weight, stride, padding) is None
+
+
 @pytest.mark.parametrize(
     ("shape", "weight"),
     [((4, 3, 16, 16), (4, 3, 3, 3)), ((4, 3, 4, 4), (4, 3, 1, 1)), ((1, 3, 4, 4), (4, 3, 3, 3))],

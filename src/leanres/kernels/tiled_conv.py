@@ -80,6 +80,8 @@ def tile_layout(images: Tensor, weight: Tensor, stride: int, padding: int) -> Ti
     out = (width + 2 * padding - size) // stride + 1
     if size == 1 or weight.shape[-2] != size or not 0 < out <= MAX_WIDTH or len(images) < 2:
         return None
+    if 2 * padding >= size:  # an image would have more outputs than its pitch has places
+        return None
     pitch = -(-(width + padding) // stride) * stride
     extra = max(0, size - stride - 2 * padding)
     return TileLayout(max(1, ROW // (pitch // stride)), pitch, stride, padding, extra)

@@ -91,7 +91,7 @@ def _multiply(x: Tensor, weight: Tensor, pad: int, rotated: bool = False) -> Ten
     columns = constant("columns_at_once")  # output channels of a panel, which are stored together
     taps = weight.flip(2, 3).permute(2, 3, 0, 1) if rotated else weight.permute(2, 3, 1, 0)
     (n, _, h, w), (c, o) = x.shape, taps.shape[2:]
-    panels = F.pad(taps, (0, -o % columns)).view(9, c, -1, columns).transpose(1, 2)
+    panels = F.pad(taps, (0, -o % columns)).reshape(9, c, -1, columns).transpose(1, 2)
     filters = _filter_transform() @ panels.reshape(9, -1)
     y = x.new_empty(n, h + 2 * pad - 2, w + 2 * pad - 2, o).permute(0, 3, 1, 2)
     if call("winograd", x, n, h, w, c, pad, filters, o, y):

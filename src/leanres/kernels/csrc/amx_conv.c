@@ -36,6 +36,8 @@ int has_amx(void) { return 0; }
 #define TILE 512 /* bfloat16 values of a tile; a tile of sums has half as many floats */
 #define BLOCK 32 /* channels that are read and written together: a cache line */
 #define TAPS 9
+/* Before tiles are loaded: gcc is not told which memory that reads, and may drop or delay stores to it. */
+#define STORES_ARE_READ() __asm__ volatile("" ::: "memory")
 #define BUFFER_BYTES 1200000 /* of a thread's tiles: with the filters they stay in the second-level cache */
 /* Of the tiles for a gradient of the filters: more where its sums, which come from the third-level
    cache, cost more than maps from it. */
@@ -57,6 +59,7 @@ static void configure_tiles(void) { /* all eight registers: 16 rows of 64 bytes 
         uint8_t rows[16];
     } config = {.palette = 1};
     for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
+    __asm__ volatile("" ::"r"(&config) : "memory"); /* as STORES_ARE_READ, for a local variable */
     _tile_loadconfig(&config);
 }
 
@@ -67,7 +70,7 @@ static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 /* Rows of one thread's share of a group of images, an even number: all rows, unless there are fewer
    groups than threads. */
 static int64_t rows_per_part(int64_t rows, int64_t groups, int threads) {
-    int64_t parts = max(1, threads / groups);
+    int64_t parts = max(1, threads / max(1, groups));
     return max(2, round_up((rows + parts - 1) / parts, 2));
 }
 
@@ -204,6 +207,7 @@ static uint64_t taps_of_block(int64_t row, int64_t column, int across, int64_t o
 INLINE void multiply_block(In rows[4], int64_t next, int64_t blocks, In filters, uint64_t taps, float *out,
                            const int across) {
     In r0 = rows[0], r1 = rows[1], r2 = rows[2], r3 = rows[3];
+    STORES_ARE_READ();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -309,14 +313,14 @@ void amx_conv3x3(In maps, const uint8_t *argmax, const float *filters, int rotat
                  int64_t c, int64_t o, Out y, uint8_t *pooled_argmax, double *sums, int threads) {
     const Source source = {maps, argmax, h, w, c};
     const int64_t ih = rows_of(&source), iw = columns_of(&source), blocks = round_up(c, BLOCK) / BLOCK;
-    const int64_t row_size = blocks * iw * TILE;
+    const int64_t row_size = blocks * max(1, iw) * TILE;
     const int64_t oh = pooled_argmax ? h / 2 * 2 : h, ow = pooled_argmax ? w / 2 * 2 : w, widest = pooled_argmax ? 2 : 3;
     const int64_t panel = blocks * TAPS * TILE; /* filters of 16 outputs */
     const int64_t across = (ow + widest - 1) / widest, count = (oh + 1) / 2 * across; /* blocks along a row; in all */
     /* Columns where blocks begin, evenly spread: one block of a single pixel among wider ones would wait
        for each of its sums before the next. */
     int64_t edges[across + 1];
-    for (int64_t i = 0; i <= across; i++) edges[i] = i * ow / across;
+    for (int64_t i = 0; i <= across; i++) edges[i] = i * ow / max(1, across);
     const int64_t groups = (n + 15) / 16, part = rows_per_part(oh, groups, threads), parts = (oh + part - 1) / part;
     int64_t strip = max(2, min(part, (BUFFER_BYTES / (2 * row_size) - 2) / 2 * 2)); /* rows made from one buffer */
     uint64_t *taps = malloc(count * sizeof(uint64_t));
@@ -415,6 +419,7 @@ static void pair_images(const Source *s, int64_t images, int64_t row, Out tiles,
 /* Sums (3 taps of a filter's row, 2) of tiles, 16 outputs by 16 inputs. The second of two tiles, the next 16
    outputs, is there where `both` is set. Registers: 0 to 5 sums, 6 gradients, 7 maps. */
 INLINE void load_sums(const float *sums, const int both) {
+    STORES_ARE_READ();
     _tile_loadd(0, sums, 64);
     _tile_loadd(2, sums + 512, 64);
     _tile_loadd(4, sums + 1024, 64);
@@ -481,6 +486,7 @@ void amx_conv3x3_grad_weight(In x, In g, const uint8_t *argmax, int64_t n, int64
     float *sums = aligned_alloc(64, threads * size * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
+        const int started = omp_get_num_threads(); /* OpenMP may start fewer than asked for */
         configure_tiles();
         float *own = sums + size * omp_get_thread_num();
         memset(own, 0, size * sizeof(float));
@@ -525,7 +531,7 @@ void amx_conv3x3_grad_weight(In x, In g, const uint8_t *argmax, int64_t n, int64
                 int64_t output = row / TAPS, tap = row % TAPS;
                 int64_t at = ((((output / BLOCK * ins + i) * 3 + tap / 3) * 3 + tap % 3) * 2 + output / 16 % 2) * 256 + output % 16 * 16;
                 __m512 sum = _mm512_load_ps(sums + at);
-                for (int t = 1; t < threads; t++) sum = _mm512_add_ps(sum, _mm512_load_ps(sums + t * size + at));
+                for (int t = 1; t < started; t++) sum = _mm512_add_ps(sum, _mm512_load_ps(sums + t * size + at));
                 int64_t left = c - 16 * i;
                 _mm512_mask_storeu_ps(grad_weight + row * c + 16 * i, (__mmask16)mask_of(left < 16 ? left : 16), sum);
             }

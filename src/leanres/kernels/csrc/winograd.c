@@ -78,7 +78,7 @@ static Grid grid_of(int64_t n, int64_t h, int64_t w) {
    thread's share of all. */
 static int64_t block_of(int64_t floats, int64_t tiles, int64_t threads) {
     int64_t fitting = max(BLOCK_BYTES / (POINTS * 4 * floats), BLOCK_TILES);
-    return round_up(min(fitting, (tiles + threads - 1) / threads), ROWS);
+    return round_up(max(1, min(fitting, (tiles + threads - 1) / threads)), ROWS);
 }
 
 /* side x side pixels of one tile, LANES channels from `from` on. Zeros outside of the image and beyond
