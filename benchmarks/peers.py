@@ -56,7 +56,6 @@ class Work:
 
     model: str = "resnet20"
     data: str = "cifar10"
-    path: str | None = None
     images: int = 10_000  # the first so many; 0: all
     batch_size: int = 128
     epochs: int = 2  # the first holds start-up: workers, compilation
@@ -66,7 +65,7 @@ class Work:
 
     def split(self) -> Split:
         """The training images; UserError where they do not fill a batch."""
-        whole = load_data(self.data, self.path and Path(self.path)).train
+        whole = load_data(self.data).train
         count = min(self.images or len(whole), len(whole))
         if count < self.batch_size:
             raise UserError(f"{count} images make no batch of {self.batch_size}: give more images")
@@ -354,8 +353,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(Work.augment),
         help=f"with commas, in order: {', '.join(STEPS)}",
     )
-    add("--data", default=Work.data, help="a source or folder, as in `leanres train`")
-    add("--path", help="where the data is, as in `leanres train`")
+    add("--data", default=Work.data, help="a data set, as in `leanres train`")
     add("--images", type=at_least(0), default=Work.images, help="the first N images; 0: all")
     add("--script", type=Path, action="append", default=[], help="a script of others (repeatable)")
     add(

@@ -179,7 +179,7 @@ def test_the_program_races_peers(capsys, tmp_path, monkeypatch):
     assert ["leanres", "2.0", "3.0", "1.00"] in rows
     assert ["pytorch", "6.0", "7.0", "3.00"] in rows
     steps = ["auto_augment", "crop", "flip", "perspective"]
-    work = Work("resnet20", "digits", None, 64, 16, 2, 0, "cpu", steps)
+    work = Work("resnet20", "digits", 64, 16, 2, 0, "cpu", steps)
     assert asked == [work, work]
     assert f"{script}: n = 2, accuracy 0.94, 2.6 s a training" in out
     report = json.loads((tmp_path / "peers.json").read_text())

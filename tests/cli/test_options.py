@@ -48,13 +48,13 @@ def test_a_measurement_is_checked_before_the_training():
 
 
 def test_a_runs_own_data_has_the_val_split_that_the_run_held_out(run_folder, digits):
-    own = options.load_target_data(run_folder, 32, None, None)
+    own = options.load_target_data(run_folder, 32, None)
     fingerprints = json.loads((run_folder / "run.json").read_text())["data"]["fingerprints"]
     assert len(own.val) == 180
     assert own.test.fingerprint == digits.test.fingerprint == fingerprints["test"]
-    given = options.load_target_data(run_folder, 32, "digits", None)
+    given = options.load_target_data(run_folder, 32, "digits")
     assert (given.val, given.train.fingerprint) == (None, digits.train.fingerprint)
-    weights = options.load_target_data(run_folder / "model.safetensors", 32, "digits", None)
+    weights = options.load_target_data(run_folder / "model.safetensors", 32, "digits")
     assert weights.val is None
 
 

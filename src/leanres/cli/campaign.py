@@ -24,7 +24,6 @@ def campaign(
     settings: list[str] = options.SETTINGS,
     minutes: float = typer.Option(0, min=0, help="Then save and stop; 0: run to the end."),
     data: str = options.DATA,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     at_once: int = options.AT_ONCE,
@@ -52,8 +51,8 @@ def campaign(
 
     rows, names = library.read_plan(plan, settings), devices.split(",")
     command, found = options.current_command(), [detect(name).name for name in names]
-    dataset = options.load_dataset(data, path, size, strict)
-    planned = library.plan_jobs(rows, runs, {"command": command} | locate(data, path, size))
+    dataset = options.load_dataset(data, size, strict)
+    planned = library.plan_jobs(rows, runs, {"command": command} | locate(data, size=size))
     row_of = {job.folder: row for row, job in planned}
 
     def keep(job: Job) -> str:

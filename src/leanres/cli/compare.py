@@ -18,7 +18,6 @@ def compare(
     epochs: int | None = options.EPOCHS,
     seeds: str = typer.Option("0,1,2", help="Seeds to train each variant with."),
     data: str = options.DATA,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     measure: str = options.measurement_option(
@@ -44,7 +43,7 @@ def compare(
     comparison, command = library.COMPARISONS[name], options.current_command()
     changed, seed_list = options.changes(settings, epochs=epochs), options.numbers("--seeds", seeds)
     first = next(iter(library.recipes(comparison, changed).values()))
-    dataset = options.load_dataset(data, path, size, strict)
+    dataset = options.load_dataset(data, size, strict)
 
     def watch(place: Path, variant: str, seed: int, done: bool) -> None:
         typer.echo(f"{variant}, seed {seed} {'is in' if done else '->'} {place}", err=True)
@@ -57,7 +56,7 @@ def compare(
         seed_list,
         changed,
         measure=measure,
-        origin={"command": command} | locate(data, path, size),
+        origin={"command": command} | locate(data, size=size),
         watch=watch,
     )
     if as_json:

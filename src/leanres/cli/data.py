@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 def data(
     name: str = typer.Argument("cifar10", metavar="DATA", help=options.DATA_HELP),
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     out: Path = options.output_option(
@@ -34,7 +33,7 @@ def data(
 
     from leanres.data.describe import describe
 
-    dataset = options.load_dataset(name, path, size, strict)
+    dataset = options.load_dataset(name, size, strict)
     facts = describe(dataset)
     grids = _write_grids(dataset, out)
     if as_json:

@@ -18,7 +18,6 @@ HEAD_WIDTH = 4  # characters of a class name above its column of the confusion m
 def evaluate(
     target: Path = options.TARGET,
     data: str | None = options.TARGET_DATA,
-    path: Path | None = options.PATH,
     strict: bool = options.STRICT,
     split: str = options.measurement_option("test", help="test, val or train."),
     tta: str = options.TTA_OPTION,
@@ -40,7 +39,7 @@ def evaluate(
     predictor = options.make_predictor(target, device_name, threads)
     if int8:
         round_to_int8_(predictor.model)
-    dataset = options.load_target_data(target, predictor.preprocess.size, data, path, strict)
+    dataset = options.load_target_data(target, predictor.preprocess.size, data, strict)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     if split not in splits:
         raise UserError(f"split {split!r}: give test, val or train")

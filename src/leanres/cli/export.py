@@ -18,7 +18,6 @@ def export(
         metavar="OUT", help="FILE.safetensors for leanres, FILE.onnx for ONNX runtimes."
     ),
     data: str | None = options.TARGET_DATA,
-    path: Path | None = options.PATH,
     full: bool = options.output_option(
         False, "--full", help="Weights as float32 instead of float16."
     ),
@@ -41,7 +40,7 @@ def export(
     if card and not ((target / INFO).exists() and out.suffix == ".safetensors"):
         raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
     preprocess = load_weights(weights_file(target))[2]
-    dataset = options.load_target_data(target, preprocess.size, data, path)
+    dataset = options.load_target_data(target, preprocess.size, data)
     images = (dataset.test or dataset.val or dataset.train).images[:CHECKED_IMAGES]
     done = write_checked(target, out, images, full)
     if card:

@@ -28,7 +28,6 @@ def find_lr(
     seed: int | None = options.SEED,
     model: str | None = options.MODEL,
     data: str = options.DATA_OR_AUTO,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     lr_min: float | None = options.measurement_option(
@@ -64,7 +63,7 @@ def find_lr(
     changed = options.changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
     device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
-    dataset, is_fallback = options.load_data_or_digits(data, path, size, strict)
+    dataset, is_fallback = options.load_data_or_digits(data, size, strict)
     if is_fallback and recipe == "speed":
         chosen = from_dict(changed, load_recipe("digits"))
     with console(stderr=True).status("testing learning rates"):

@@ -26,7 +26,10 @@ measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 machine_option = partial(typer.Option, rich_help_panel="Machine")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
-DATA_HELP = "cifar10, digits, or a folder with one subfolder per class."
+DATA_HELP = (
+    "cifar10 (from $LEANRES_DATA, else the cache, else a download), digits, or a path: CIFAR-10, or"
+    " a folder with one subfolder per class."
+)
 
 RECIPE = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file.")
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
@@ -52,9 +55,6 @@ DATA_OR_AUTO = data_option(
 RUN_DATA = data_option(None, help=f"{DATA_HELP} Default: the run's own.")
 TARGET_DATA = data_option(
     None, help=f"{DATA_HELP} Default: the run's own; for a weights file cifar10."
-)
-PATH = data_option(
-    None, help="Where the data is. Default: $LEANRES_DATA, else the cache, else a download."
 )
 SIZE = data_option(32, help="Side in pixels that a folder's images are resized to.")
 STRICT = data_option(
@@ -85,52 +85,42 @@ OUT_JSON = output_option(None, help="Write the result to this JSON file too.")
 JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.")
 
 
-def load_dataset(
-    name: str, path: Path | None, size: int = 32, strict: bool = False, download: bool = True
-) -> Dataset:
+def load_dataset(name: str, size: int = 32, strict: bool = False, download: bool = True) -> Dataset:
     """The data set, with a progress bar for a download; its notes go to stderr."""
     from leanres.data.sources import load_data
 
     with _progress() as progress:
-        dataset = load_data(
-            name, path, size=size, strict=strict, download=download, progress=progress
-        )
+        dataset = load_data(name, size=size, strict=strict, download=download, progress=progress)
     print_notes(dataset.notes)
     return dataset
 
 
-def load_data_or_digits(
-    name: str, path: Path | None, size: int, strict: bool
-) -> tuple[Dataset, bool]:
+def load_data_or_digits(name: str, size: int, strict: bool) -> tuple[Dataset, bool]:
     """The data set, and whether "auto" had to fall back to the digits."""
     if name != "auto":
-        return load_dataset(name, path, size, strict), False
+        return load_dataset(name, size, strict), False
     try:
-        return load_dataset("cifar10", path, size, strict), False
+        return load_dataset("cifar10", size, strict), False
     except NotFoundError:
         typer.echo(
             "CIFAR-10 is not here and could not be downloaded: training on the embedded digits"
             " instead (set LEANRES_DATA to a folder with CIFAR-10)",
             err=True,
         )
-        return load_dataset("digits", None, size), True
+        return load_dataset("digits", size), True
 
 
-def load_run_data(
-    info: dict[str, Any], name: str | None = None, path: Path | None = None, download: bool = True
-) -> Dataset:
+def load_run_data(info: dict[str, Any], name: str | None = None, download: bool = True) -> Dataset:
     """The data that a run.json names, or the data given instead."""
     from leanres.runs.layout import load_data_of
 
     with _progress() as progress:
-        dataset = load_data_of(info, name, path, download, progress)
+        dataset = load_data_of(info, name, download, progress)
     print_notes(dataset.notes)
     return dataset
 
 
-def load_target_data(
-    target: Path, size: int, name: str | None, path: Path | None, strict: bool = False
-) -> Dataset:
+def load_target_data(target: Path, size: int, name: str | None, strict: bool = False) -> Dataset:
     """The data to measure a run or weights file on: as given, else the run's own, else CIFAR-10.
 
     A run's own data has the val split that the run held out of train.
@@ -138,9 +128,9 @@ def load_target_data(
     from leanres.runs.layout import INFO, read_info
 
     if name is not None or not (target / INFO).exists():
-        return load_dataset(name or "cifar10", path, size, strict)
+        return load_dataset(name or "cifar10", size, strict)
     info = read_info(target)
-    return load_run_data(info, None, path).with_val(info["recipe"].get("val", 0))
+    return load_run_data(info).with_val(info["recipe"].get("val", 0))
 
 
 def print_notes(notes: tuple[str, ...] | list[str]) -> None:

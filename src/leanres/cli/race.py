@@ -26,7 +26,6 @@ def race(
         help="Time the training alone, in one warmed-up process, as published records do.",
     ),
     data: str = options.DATA,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
@@ -55,14 +54,14 @@ def race(
 
     def cold_runs(seeds: list[int]) -> Iterator[dict[str, Any]]:
         executor = LocalProcesses(1, [device_name], threads)
-        origin = command | locate(data, path, size)
+        origin = command | locate(data, size=size)
         for number in seeds:
             job = Job(replace(chosen, seed=number), runs / f"{entry.stem}-{number}", origin)
             yield library.cold_run(job, executor, device)
 
     train = cold_runs
     if warm:
-        dataset = options.load_dataset(data, path, size, strict)
+        dataset = options.load_dataset(data, size, strict)
         train = partial(library.warm_runs, chosen, dataset=dataset, device=device)
     counted = "warm: training alone" if warm else "cold: the whole process"
     header = command | {"counted": counted, "recipe": chosen.to_dict()}

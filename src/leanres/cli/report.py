@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 def report(
     runs: list[Path] = typer.Argument(metavar="RUNS", help="One run folder, or several."),
     data: str | None = options.RUN_DATA,
-    path: Path | None = options.PATH,
     layer: list[str] = options.output_option(
         [],
         help="Layer for Grad-CAM (repeatable). Default: the last layers of the two coarsest maps.",
@@ -43,8 +42,8 @@ def report(
     has_pictures = len(runs) == 1 and not text
     dataset: Dataset | None = None
     notes: list[str] = []
-    if has_pictures or lacks_predictions or data is not None or path is not None:
-        dataset, notes = _load_if_here(records[0].info, data, path)
+    if has_pictures or lacks_predictions or data is not None:
+        dataset, notes = _load_if_here(records[0].info, data)
     if text:
         records = gather(runs, dataset)
         shown = text_report(records, limit)
@@ -54,13 +53,11 @@ def report(
     typer.echo(shown)
 
 
-def _load_if_here(
-    info: dict[str, Any], data: str | None, path: Path | None
-) -> tuple[Dataset | None, list[str]]:
+def _load_if_here(info: dict[str, Any], data: str | None) -> tuple[Dataset | None, list[str]]:
     """The run's data, or None and a note why not; nothing is downloaded for a report."""
     try:
-        return options.load_run_data(info, data, path, download=False), []
+        return options.load_run_data(info, data, download=False), []
     except UserError as error:
-        if data is not None or path is not None:
+        if data is not None:
             raise
         return None, [f"the run's data is not at hand ({error})"]

@@ -23,7 +23,6 @@ def resume(
         None, min=1, help="Train until this many epochs are done in all."
     ),
     data: str | None = options.RUN_DATA,
-    path: Path | None = options.PATH,
     tta: str | None = options.measurement_option(
         None, help="Test-time augmentation, as in train. Default: the run's own."
     ),
@@ -51,7 +50,7 @@ def resume(
         found.tune()
         return found
 
-    run = reopen(folder, lambda info: options.load_run_data(info, data, path), device, epochs)
+    run = reopen(folder, lambda info: options.load_run_data(info, data), device, epochs)
     options.print_notes(run.notes)
     given = {"tta": tta, "measure": measure}
     try:

@@ -23,7 +23,6 @@ def scaling(
     shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 they repeat."),
     steps: int = typer.Option(5, min=1, help="Steps of each batch size and network."),
     data: str = options.DATA,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
@@ -57,7 +56,7 @@ def scaling(
     networks = [library.widened(resolve(chosen.model), budget) for budget in budgets]
     if len(set(networks)) < len(networks):
         raise UserError(f"--params {params!r}: two of these are one network; give other numbers")
-    dataset = options.load_dataset(data, path, size, strict)
+    dataset = options.load_dataset(data, size, strict)
     curves = []
     for curve in (
         library.batch_curve(chosen, dataset, device, sizes, steps),

@@ -32,7 +32,6 @@ def search(
     recipe: str = typer.Option("plain-sgd", help="The recipe that trains each network."),
     epochs: int = typer.Option(9, min=1, help="Epochs of a network that is not stopped early."),
     data: str = options.DATA,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     at_once: int = options.AT_ONCE,
@@ -64,14 +63,14 @@ def search(
     )
     whole = from_dict(options.changes(settings), load_recipe(recipe))
     short = replace(whole, epochs=epochs)
-    dataset = options.load_dataset(data, path, size, strict)
+    dataset = options.load_dataset(data, size, strict)
 
     def watch(c: Candidate) -> None:
         ended = "" if c.finished else f", stopped after epoch {c.epochs}"
         typer.echo(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
 
     executor = local_executor(dataset, short, devices.split(","), at_once, threads)
-    origin = {"command": options.current_command()} | locate(data, path, size)
+    origin = {"command": options.current_command()} | locate(data, size=size)
     found = library.search(bounds, short, dataset, executor, out, trials, seed, origin, watch)
     base = recipe if recipe in RECIPES else "speed"
     best = library.write_best(out, found[0], whole, base)
@@ -79,12 +78,10 @@ def search(
         typer.echo(json.dumps([asdict(c) for c in found]))
         return
     _print(found, bounds)
-    given = {"--data": data, "--path": path, "--size": size}
-    usual = {"--data": "cifar10", "--path": None, "--size": 32}
-    words = [str(w) for key in given if given[key] != usual[key] for w in (key, given[key])]
+    words = [str(best), "--data", data, "--size", str(size)]
     typer.echo(
         "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
-        f" recipe's own epochs:\n{shlex.join(['leanres', 'train', str(best), *words])}"
+        f" recipe's own epochs:\n{shlex.join(['leanres', 'train', *words])}"
     )
 
 

@@ -23,7 +23,6 @@ def step(
         help="Side of the images as a share of the full side, as progressive resizing shrinks it.",
     ),
     data: str = options.DATA,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
@@ -44,7 +43,7 @@ def step(
     changed = {"freeze_stem_at": 0.0} | options.changes(settings, model=model)
     chosen = from_dict(changed | {"progressive_resizing": [[0.0, scale]]}, load_recipe(recipe))
     device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
-    report = measure_step(chosen, options.load_dataset(data, path, size, strict), device, steps)
+    report = measure_step(chosen, options.load_dataset(data, size, strict), device, steps)
     if as_json:
         typer.echo(json.dumps(report))
     else:

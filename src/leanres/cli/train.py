@@ -33,7 +33,6 @@ def train(
         help="auto: find the learning rate first, as find-lr does; a number: short for --set lr=.",
     ),
     data: str = options.DATA_OR_AUTO,
-    path: Path | None = options.PATH,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
     tta: str = options.TTA_OPTION,
@@ -65,7 +64,7 @@ def train(
     chosen = from_dict(changed, load_recipe(recipe))
     device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
     clock = time.perf_counter()
-    dataset, is_fallback = options.load_data_or_digits(data, path, size, strict)
+    dataset, is_fallback = options.load_data_or_digits(data, size, strict)
     if is_fallback and recipe == "speed":
         recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
     options.check_val(measure, bool(chosen.val or dataset.val))
@@ -77,7 +76,7 @@ def train(
         chosen, found = _with_found_lr(chosen, dataset, device, as_json)
     source = "digits" if is_fallback else "cifar10" if data == "auto" else data
     origin = {"command": options.current_command(), "measure": measure, "tta": tta}
-    run = create(folder, chosen, dataset, device, origin | locate(source, path, size) | found)
+    run = create(folder, chosen, dataset, device, origin | locate(source, size=size) | found)
     counts = run.counts
     if counts.steps_per_epoch < FEW_STEPS and counts.total < 10 * FEW_STEPS:
         options.print_notes(

@@ -62,7 +62,7 @@ def with_predictions(record: Record, dataset: Dataset | None) -> Record:
         return record
     missing = f"{record.folder} has no readable {PREDICTIONS}"
     if dataset is None:
-        raise UserError(f"{missing}, and its images were not found: give --data and --path")
+        raise UserError(f"{missing}, and its images were not found: give --data")
     if not (record.folder / WEIGHTS).exists():
         raise UserError(f"{missing} and no {WEIGHTS} to compute them from: `leanres resume` it")
     split = measured_split(record, dataset)

@@ -83,7 +83,7 @@ def _data_note(record: Record, dataset: Dataset | None) -> str:
     if dataset is not None:
         then, now = record.info["data"]["fingerprints"]["train"], dataset.train.fingerprint
         why = f"it was trained on other data (train {then[:16]}, given {now[:16]})"
-    return f"{why}: no pictures, maps or temperature (give its data with --data and --path)"
+    return f"{why}: no pictures, maps or temperature (give its data with --data)"
 
 
 def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequence[str]) -> str:

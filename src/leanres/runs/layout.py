@@ -135,7 +135,7 @@ def check_data(folder: Path, info: MetricsRow, dataset: Dataset) -> bool:
     if any(now.get(name) != digest for name, digest in then.items() if name != "order"):
         raise UserError(
             f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
-            " with --data and --path, or another folder"
+            " with --data, or another folder"
         )
     return bool(now["order"] == then.get("order"))
 
@@ -154,17 +154,17 @@ def exactness_notes(before: dict[str, Any], now: dict[str, Any], same_order: boo
 def load_data_of(
     info: dict[str, Any],
     name: str | None = None,
-    path: Path | None = None,
     download: bool = True,
     progress: Progress = None,
 ) -> Dataset:
     """The data that run.json's content names, or what is given in its place."""
     known = info["origin"]
     size = known.get("size") or info.get("preprocess", {}).get("size", 32)
+    path = None
     if name is None:
         name = known.get("data") or info["data"]["name"]
         kept = known.get("path") or info.get("data", {}).get("source")
-        path = path or (Path(kept) if kept and Path(kept).exists() else None)
+        path = Path(kept) if kept and Path(kept).exists() else None
     return load_data(name, path, size=size, download=download, progress=progress)
 
 

@@ -98,6 +98,7 @@ def test_a_path_in_place_of_a_name_is_loaded_by_the_source_that_recognises_it(tm
         found = load_data(str(path))
         assert found.name == name
         assert prints(found) == prints(load_data(name, path))
+        assert prints(found) == prints(load_data(f"{name}:{path}"))
         assert locate(str(path)) == {"data": name, "path": str(path), "size": 32}
 
 
@@ -109,8 +110,15 @@ def test_a_located_data_set_is_found_from_any_working_directory(tmp_path, monkey
     path = str(tmp_path / "pictures")
     for place in ("pictures", "./pictures", "~/pictures"):
         assert locate(place, size=16) == {"data": "folder", "path": path, "size": 16}
-        assert locate("folder", place)["path"] == path
+        assert locate("folder", place)["path"] == locate(f"folder:{place}")["path"] == path
     assert locate("digits") == {"data": "digits", "path": None, "size": 32}
+
+
+def test_a_source_before_a_path_reads_it_whatever_it_looks_like(tmp_path):
+    pictures = write_images(tmp_path / "pictures")
+    write_binary(pictures / "cifar10")
+    assert locate(str(pictures))["data"] == "cifar10"
+    assert locate(f"folder:{pictures}")["data"] == "folder"
 
 
 @pytest.mark.parametrize(

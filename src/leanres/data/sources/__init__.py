@@ -38,10 +38,11 @@ def load_data(
 ) -> Dataset:
     """The data set `name` ("cifar10", "digits", "folder", or the path of one), in memory.
 
-    CIFAR-10 is looked for at `path`, `$LEANRES_DATA`, in the cache, and then downloaded; no other
-    data is ever substituted. `size` is the side in pixels of digits and of a folder's images;
-    `strict` makes an unreadable image an error; `progress` is called with (what, done, total).
-    UserError for data that is missing, damaged or of no known layout.
+    A path is read by the source that recognises its layout, "SOURCE:PATH" by that source. CIFAR-10
+    is looked for at `path`, `$LEANRES_DATA`, in the cache, and then downloaded; no other data is
+    ever substituted. `size` is the side in pixels of digits and of a folder's images; `strict`
+    makes an unreadable image an error; `progress` is called with (what, done, total). UserError for
+    data that is missing, damaged or of no known layout.
     """
     source, where = _identify(name, path)
     if not 4 <= size <= 1024:
@@ -58,6 +59,9 @@ def locate(name: str, path: str | Path | None = None, size: int = 32) -> dict[st
 
 def _identify(name: str, path: str | Path | None) -> tuple[str, Path | None]:
     """The source and the path of the data; `name` may be a path that a source recognises."""
+    prefix, _, rest = name.partition(":")
+    if rest and prefix in SOURCES:
+        name, path = prefix, rest
     if path is None and name not in SOURCES:
         place = Path(name).expanduser()
         for source in reversed(SOURCES):
