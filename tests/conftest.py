@@ -41,6 +41,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _small_product() -> Iterator[None]:
+    """The machine's rate is that of a small matrix product: the largest takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leanres.training.device.PRODUCT_S", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load_data("digits")

@@ -1,18 +1,9 @@
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 
 from leanres.models.speednet import SpeedNetConfig
-from leanres.training.device import matrix_rate
 from leanres.training.recipe import Recipe
-
-
-@pytest.fixture(autouse=True)
-def _small_product(monkeypatch):
-    """A 64th of the product: where bfloat16 is emulated, the whole takes three seconds."""
-    monkeypatch.setattr("leanres.bench.step.matrix_rate", partial(matrix_rate, n=1024))
 
 
 @pytest.fixture

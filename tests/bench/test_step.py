@@ -28,7 +28,7 @@ from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.run import prepare
 from leanres.training.batch import steps_augmented_together
-from leanres.training.device import CPU, Stopwatch, memory_rate
+from leanres.training.device import CPU
 from leanres.training.recipe import Recipe
 
 COUNT = 2
@@ -114,15 +114,6 @@ def test_steps_continue_past_the_recipes_end(tiny, digits, device):
     assert len([next(loop) for _ in range(5)]) == 5
 
 
-def test_a_stopwatch_adds_up_the_seconds_of_a_name(device, monkeypatch):
-    times = iter([0.0, 1.0, 1.5, 4.0])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    watch = Stopwatch(device)
-    for name in ("forward", "backward", "forward"):
-        watch(name)
-    assert watch.parts == {"forward": 1.0 + 2.5, "backward": 0.5}
-
-
 @pytest.mark.parametrize(
     ("operator", "kind"),
     [
@@ -149,7 +140,3 @@ def test_every_function_of_our_own_kernels_is_known():
         for name in (function.__name__, f"{function.__name__}Backward"):
             assert name.startswith(OPERATORS)
             assert kind_of(name) != "rest"
-
-
-def test_memory_is_copied_at_a_plausible_rate(device):
-    assert 1e8 < memory_rate(device, mib=64) < 1e13

@@ -47,7 +47,7 @@ def test_a_batch_that_leaves_few_steps_is_noted(leanres, tmp_path, tiny):
 
 def test_a_long_run_states_the_machines_rate_beside_its_time(leanres, tmp_path, tiny, monkeypatch):
     monkeypatch.setattr("leanres.runs.run.LONG_S", 0)
-    monkeypatch.setattr("leanres.runs.run.matrix_rate", lambda device: 1.8349)
+    monkeypatch.setattr("leanres.runs.run.matrix_rate", lambda device: (1.8349, 4096))
     words = ["--data", "digits", "--out", tmp_path / "run", "--epochs", 1, *tiny]
     words += ["--set", "precision=float32"]
     assert "float32 product on this machine: 1.83 TFLOP/s" in leanres("train", *words).out

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,9 @@ from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.checkpoint import saved
 from leanres.runs.layout import CHECKPOINTS, METRICS
 from leanres.runs.weights import WEIGHTS
-from leanres.training.device import matrix_rate
 from leanres.training.recipe import Recipe
 
 DIGITS = locate("digits")
-
-
-@pytest.fixture(autouse=True)
-def _small_product(monkeypatch):
-    """A 64th of the product: where bfloat16 is emulated, the whole takes three seconds."""
-    monkeypatch.setattr("leanres.trials.race.matrix_rate", partial(matrix_rate, n=1024))
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
-"""The time of a training step, part by part, beside the machine's peak rates."""
+"""The time of a training step, in parts, beside the machine's peak rates."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +21,20 @@ from leanres.models.cost import summarize
 from leanres.runs import run as runs
 from leanres.runs.layout import commit
 from leanres.training.batch import shrink, steps_augmented_together
-from leanres.training.device import Device, Stopwatch, hardware, matrix_rate, memory_rate
+from leanres.training.device import (
+    Device,
+    Stopwatch,
+    hardware,
+    least_seconds,
+    matrix_rate,
+    memory_rate,
+)
 from leanres.training.loop import Mark, steps
 from leanres.training.recipe import Recipe
 
 WARM_UP = 3  # untimed steps: the allocator fills, cuDNN chooses its kernels, the compiler runs
 
-KINDS = {  # an operator's name contains -> what it does
+KINDS = {  # part of an operator's name -> its kind
     "ConvPoolNormAct": "convolution",  # with pooling, batch norm and activation
     "NormAct": "pooling, batch norm, activation",
     "Activation": "activation",
@@ -56,11 +63,11 @@ OPERATORS = ("aten::", "_", "ConvPoolNormAct", "PoolNormAct", "AddNormAct", "Act
 def measure_step(
     recipe: Recipe, dataset: Dataset, device: Device, count: int = 10
 ) -> dict[str, Any]:
-    """Seconds of a step and of its parts, and the shares of the machine's rates it reaches.
+    """Seconds of a step and its parts, and the shares of the machine's peak rates it reaches.
 
-    Steps at the start of the recipe are measured, so give one whose phase of interest comes
-    first. `parts` are mean seconds, each timed with the device idle before and after, so on a GPU
-    they add up to more than `seconds_per_step`. `operators` are seconds of an uncompiled step.
+    The first steps of the recipe are measured, so the phase of interest must come first. `parts`
+    are mean seconds, each timed with the device idle before and after: on a GPU they add up to
+    more than `seconds_per_step`. `operators` are seconds of an uncompiled step.
     """
     run = runs.prepare(recipe, dataset, device)
     counts, scale = run.counts, run.counts.scale(0)
@@ -71,7 +78,7 @@ def measure_step(
     flops, traffic = cost_of_step(run)
     images = shrink(run.setup.normalize(run.setup.train.images[: counts.images_per_step]), scale)
     alone = convolution_rate(run.state.model.train(), images, device)
-    matrix = matrix_rate(device)
+    matrix, n = matrix_rate(device)
     memory = memory_rate(device)
     return {
         "hardware": hardware(device),
@@ -87,6 +94,7 @@ def measure_step(
         "tflop_per_step": flops / 1e12,
         "tflops": flops / seconds / 1e12,
         "tflops_of_convolutions_alone": alone / 1e12,
+        "matrix_size": n,
         "matrix_tflops": matrix,
         "share_of_matrix_rate": flops / seconds / 1e12 / matrix,
         "gb_per_step": traffic / 1e9,
@@ -97,35 +105,33 @@ def measure_step(
 
 
 def step_seconds(run: runs.Run, count: int) -> float:
-    """Wall seconds of one step of the loop that trains, over `count` of them in a row."""
+    """Wall seconds per step of the training loop, mean of `count` steps in a row."""
     loop = endless(run)
     for _ in range(WARM_UP):
         next(loop)
-    run.device.synchronize()
-    begun = time.perf_counter()
+    watch = Stopwatch(run.device)
     for _ in range(count):
         next(loop)
-    run.device.synchronize()
-    return (time.perf_counter() - begun) / count
+    return watch("steps") / count
 
 
 def endless(run: runs.Run, mark: Mark | None = None) -> Iterator[object]:
-    """The loop's steps, restarted whenever the recipe ends: a small data set has few."""
+    """The steps of the training loop, from the start again whenever the recipe ends."""
     while True:
         run.state.step = 0
         yield from steps(run.state, run.setup, mark=mark)
 
 
 def uncompiled(run: runs.Run, **changed: Any) -> runs.Run:
-    """The run uncompiled, operator by operator, as counters and the profiler need it."""
+    """The run without torch.compile, as the counters and the profiler need it."""
     device = replace(run.device, compiled=False, **changed)
     return replace(run, setup=replace(run.setup, device=device))
 
 
 def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
-    """Mean seconds of each part of a step, timed by the loop itself.
+    """Seconds of each part of a step, timed by the loop itself.
 
-    Over `count` steps or a few more: images of several steps are augmented together.
+    Mean of `count` steps or a few more: images of several steps are augmented together.
     """
     watch = Stopwatch(run.device)
     loop = endless(run, watch)
@@ -140,9 +146,9 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
 
 
 class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every operator's tensors, each read or written once; views move nothing.
+    """Counts the bytes that operators read and write; views move nothing.
 
-    That is what an eager step moves if no cache helps.
+    That is the memory traffic of an eager step if no cache helps.
     """
 
     def __init__(self) -> None:
@@ -158,8 +164,8 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def cost_of_step(run: runs.Run) -> tuple[int, int]:
-    """(FLOP of products and convolutions, bytes moved) of the next step, run uncompiled."""
-    # In float32 no tiles are laid out, whose gaps would count as work.
+    """(FLOP of matrix products and convolutions, bytes moved) of one uncompiled step."""
+    # In float32 images are not laid out in tiles, whose gaps would count as work.
     with FlopCounterMode(display=False) as flops:
         next(endless(uncompiled(run, precision="float32")))
     loop = endless(uncompiled(run))
@@ -170,15 +176,15 @@ def cost_of_step(run: runs.Run) -> tuple[int, int]:
 
 
 def convolution_rate(model: nn.Module, images: Tensor, device: Device) -> float:
-    """FLOP/s of the model's convolutions alone, forward and backward, timed one by one: best of 3.
+    """FLOP/s of the model's convolutions, forward and backward, each alone: best of 3.
 
-    images: (N, 3, H, W) float, a batch as the model trains on it.
+    images: (N, 3, H, W) float, a normalised batch.
     """
     calls: list[tuple[nn.Conv2d, Tensor]] = []
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     hooks = [
         m.register_forward_pre_hook(lambda m, inputs: calls.append((m, inputs[0])))
-        for m in convolutions
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d)
     ]
     with device.autocast():
         model(images)
@@ -187,19 +193,13 @@ def convolution_rate(model: nn.Module, images: Tensor, device: Device) -> float:
     seconds, flops = 0.0, 0
     for conv, seen in calls:
         x = seen.detach().requires_grad_(seen.requires_grad)
+        forward = device.accelerate(conv)  # the kernels of an uncompiled training step
+        both_passes = partial(_forward_backward, forward, x, device)
         with FlopCounterMode(display=False) as counter:
-            _forward_backward(replace(device, compiled=False).accelerate(conv), x, device)
+            both_passes()
         flops += counter.get_total_flops()
-        seconds += min(_timed(conv, x, device) for _ in range(3))
+        seconds += least_seconds(device, both_passes, 3)
     return flops / seconds
-
-
-def _timed(conv: nn.Conv2d, x: Tensor, device: Device) -> float:
-    forward = device.accelerate(conv)  # the kernels of an uncompiled training step
-    watch = Stopwatch(device)
-    _forward_backward(forward, x, device)
-    watch("both passes")
-    return watch.parts["both passes"]
 
 
 def _forward_backward(conv: nn.Module, x: Tensor, device: Device) -> None:
@@ -212,7 +212,7 @@ def _forward_backward(conv: nn.Module, x: Tensor, device: Device) -> None:
 
 
 def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
-    """Seconds that each kind of operator takes of an uncompiled step, mean of `count`."""
+    """Seconds of each kind of operator in an uncompiled step, mean of `count` steps."""
     loop = endless(uncompiled(run))
     next(loop)
     kinds = {ProfilerActivity.CPU, run.device.profiled}
@@ -229,7 +229,7 @@ def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
 
 
 def kind_of(operator: str) -> str:
-    """What an operator of the profiler is for; convolutions are split by direction."""
+    """The kind of an operator that the profiler names; convolutions are split by direction."""
     kind = next((kind for part, kind in KINDS.items() if part in operator), "rest")
     if kind == "convolution":
         return f"{kind}, {'backward' if 'backward' in operator.lower() else 'forward'}"

@@ -169,7 +169,7 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
         n, rate = result["n"], ""
         if "matrix_tflops" in result:
             rate = (
-                f" (4096^3 {run.device.precision} product on this machine:"
+                f" (a large {run.device.precision} product on this machine:"
                 f" {result['matrix_tflops']:.2f} TFLOP/s)"
             )
         typer.echo(

@@ -20,7 +20,7 @@ def step(
     steps: int = options.measurement_option(10, min=1, help="Steps to measure."),
     scale: float = typer.Option(
         1.0,
-        help="Side of the images as a share of the full side, as progressive resizing shrinks it.",
+        help="Side of the images as a share of the full side, as in progressive resizing.",
     ),
     data: str = options.DATA,
     size: int = options.SIZE,
@@ -39,7 +39,7 @@ def step(
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
-    # One image size, and by default a frozen stem, as in most steps of a training.
+    # One image size, and unless --set says otherwise a frozen stem, as in most steps of a training.
     changed = {"freeze_stem_at": 0.0} | options.changes(settings, model=model)
     chosen = from_dict(changed | {"progressive_resizing": [[0.0, scale]]}, load_recipe(recipe))
     device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
@@ -71,7 +71,7 @@ def _print_step(report: dict[str, Any]) -> None:
         )
     typer.echo(
         f"\narithmetic: {r['tflops']:.3g} TFLOP/s\n"
-        f"  {100 * r['share_of_matrix_rate']:.0f} % of what a 4096^3 product reaches"
+        f"  {100 * r['share_of_matrix_rate']:.0f} % of what a {r['matrix_size']}^3 product reaches"
         f" ({r['matrix_tflops']:.3g})\n"
         f"  {100 * r['tflops'] / r['tflops_of_convolutions_alone']:.0f} % of what the convolutions"
         f" reach alone ({r['tflops_of_convolutions_alone']:.3g})\n"

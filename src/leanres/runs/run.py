@@ -365,7 +365,7 @@ def finish(run: Run, tta: str = "flip-shift", measure: str = "test") -> dict[str
     result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
     if result["train_seconds"] > LONG_S:
         # A timing means nothing without it where machines are shared: it may halve within an hour.
-        result["matrix_tflops"] = round(matrix_rate(run.device), 3)
+        result["matrix_tflops"] = round(matrix_rate(run.device)[0], 3)
     run.info["result"] = result
     run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
     _write_info(run)

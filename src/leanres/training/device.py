@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,10 +21,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 from leanres.errors import UserError
-from leanres.models.swap_layers import subsample_before_narrow_convs
 from leanres.registry import Table
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+PRODUCT_S = 0.2  # a matrix product that takes longer is large enough to measure the machine's rate
 _MMAP_MAX, _TRIM_THRESHOLD, _HUGE_PAGE_ADVICE = -4, -1, 14  # malloc.h, mman.h
 _HUGE_PAGE = 2 << 20
 
@@ -210,8 +211,6 @@ def detect(device: str = "auto", precision: str = "auto", compiled: bool | None 
 
 def _accelerate(model: nn.Module, device: Device) -> tuple[nn.Module, str]:
     """The one place that knows of `leanres.kernels`; without that folder PyTorch computes."""
-    if device.kind == "cpu":
-        model = subsample_before_narrow_convs(model)
     try:
         from leanres.kernels import accelerate
     except ImportError:
@@ -264,37 +263,45 @@ class Stopwatch:
         self.device.synchronize()
         self.since = time.perf_counter()
 
-    def __call__(self, name: str) -> None:
+    def __call__(self, name: str) -> float:
+        """The seconds since the last call, which are added to those of `name`."""
         self.device.synchronize()
         now = time.perf_counter()
-        self.parts[name] = self.parts.get(name, 0.0) + now - self.since
-        self.since = now
+        seconds, self.since = now - self.since, now
+        self.parts[name] = self.parts.get(name, 0.0) + seconds
+        return seconds
 
 
-def matrix_rate(device: Device, n: int = 4096) -> float:
-    """TFLOP/s of an n x n x n product in the device's precision: best of two after a warm-up.
+def matrix_rate(device: Device) -> tuple[float, int]:
+    """(TFLOP/s, n) of an n x n x n product in the device's precision: best of two.
 
-    In another precision it would take minutes where that is emulated.
+    n doubles from 256 until a product takes PRODUCT_S, up to 4096, which would take minutes where
+    the precision is emulated.
     """
-    a = torch.ones(n, n, dtype=getattr(torch, device.precision), device=device.name)
-    a[:64] @ a
-    return 2 * n**3 / _least_seconds(device, lambda: a @ a, 2) / 1e12
+    for n in (256, 512, 1024, 2048, 4096):
+        a = torch.ones(n, n, dtype=getattr(torch, device.precision), device=device.name)
+        seconds = least_seconds(device, partial(torch.mm, a, a), 2)
+        if seconds > PRODUCT_S:
+            break
+    return 2 * n**3 / seconds / 1e12, n
 
 
 def memory_rate(device: Device, mib: int = 512) -> float:
     """Bytes per second that a copy reads and writes together: best of three, far beyond caches."""
     source = torch.zeros(mib << 18, device=device.name)
     target = torch.ones_like(source)
-    return 2 * (mib << 20) / _least_seconds(device, lambda: target.copy_(source), 3)
+    return 2 * (mib << 20) / least_seconds(device, partial(target.copy_, source), 3)
 
 
-def _least_seconds(device: Device, work: Callable[[], object], times: int) -> float:
+def least_seconds(device: Device, work: Callable[[], object], times: int) -> float:
+    """The shortest of `times` calls, the device idle before and after each."""
     watch = Stopwatch(device)
-    for i in range(times):
-        watch(f"before {i}")
+    seconds = []
+    for _ in range(times):
+        watch.reset()
         work()
-        watch(str(i))
-    return min(watch.parts[str(i)] for i in range(times))
+        seconds.append(watch("work"))
+    return min(seconds)
 
 
 def hardware(device: Device) -> dict[str, Any]:

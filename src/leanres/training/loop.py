@@ -35,7 +35,7 @@ from leanres.training.setup import Setup
 CHANNELS_LAST = torch.channels_last
 CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
 MetricsRow = dict[str, Any]
-Mark = Callable[[str], None]  # told the name of each part of a step when it is done
+Mark = Callable[[str], object]  # told the name of each part of a step when it is done
 
 
 class NonFiniteLossError(ArithmeticError):

@@ -128,5 +128,5 @@ def phases(counts: StepCounts) -> list[int]:
 
 
 def matrix_rates(device: Device) -> dict[str, float]:
-    """TFLOP/s of a 4096^3 product by precision: the speed of shared machines drifts."""
-    return {device.precision: round(matrix_rate(device), 3)}
+    """TFLOP/s of a large matrix product by precision: the speed of shared machines drifts."""
+    return {device.precision: round(matrix_rate(device)[0], 3)}
