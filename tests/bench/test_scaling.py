@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +28,7 @@ def quick(tiny):
 
 
 def curve(x, seconds):
-    return CostCurve("images", "image", "a step", tuple(x), tuple(seconds), ("",) * len(x))
+    return CostCurve("images", "image", "per step", tuple(x), tuple(seconds), ("",) * len(x))
 
 
 def test_a_straight_line_is_found_and_is_straight():
@@ -116,40 +115,3 @@ def test_each_curve_has_a_panel_with_its_points_and_its_line():
         xs, ys = panel.lines[0].get_data()
         fixed, slope = drawn.line
         assert ys == pytest.approx(fixed + slope * xs)
-
-
-def test_the_command_prints_writes_and_draws(leanres, tmp_path):
-    words = ["bench", "scaling", "--data", "digits", "--steps", 1, "--params", "0.02,0.04"]
-    words += ["--batches", "20,100", "--shares", "0.1,0.2", "--set", "batch_size=50"]
-    words += ["--set", 'model={family="speednet", widths=[8, 16, 16]}']
-    out, plot = tmp_path / "deep" / "curves.json", tmp_path / "curves.png"
-    done = leanres(*words, "--out", out, "--plot", plot)
-    assert done.code == 0, done.err
-    assert done.out.count("off the line") == 3
-    assert done.out.count("the line: ") == 3
-    report = json.loads(out.read_text())
-    assert [len(c["seconds"]) for c in report["curves"]] == [2, 2, 2]
-    assert {"hardware", "commit", "recipe"} < set(report)
-    assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--batches", "32"), "--batches '32': give two or more"),
-        (("--shares", "0,1"), "--shares '0,1'"),
-        (("--batches", "1e400,2"), "two or more whole numbers"),
-        (("--batches", "nan,2"), "two or more whole numbers"),
-        (("--batches", "2.5,4"), "two or more whole numbers"),
-        (("--params", "few,many"), "--params 'few,many'"),
-        (("--params", "1,1.0001"), "two of these are one network"),
-        (("--params", "0.001,1"), "a budget of 1,000"),
-        (("--plot", "curves.doc"), "--plot curves.doc: give a file that ends in .png"),
-        (("--batches", "32,99999"), "99,999 is more than"),
-    ],
-)
-def test_mistakes_are_one_line(leanres, words, said):
-    done = leanres("bench", "scaling", "--data", "digits", *words)
-    assert done.code == 2
-    assert said in done.err
-    assert done.out == ""

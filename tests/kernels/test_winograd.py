@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanres.kernels import winograd
 from leanres.kernels.build import library
-from leanres.kernels.conv_mode import ConvMode
-from leanres.kernels.winograd import winograd_conv, winograd_convolve
+from leanres.kernels.winograd import Winograd, WinogradMode, winograd_conv
 from leanres.models.zoo import resolve
 from leanres.training.device import CPU
 
@@ -107,12 +106,12 @@ def test_it_takes_only_convolutions_that_are_faster_so(monkeypatch):
         (maps.double(), nn.Conv2d(32, 32, 3, 1, 1).double()),
     )
     for images, conv in others:
-        with ConvMode(winograd_convolve):
+        with WinogradMode():
             ours = conv(images)
         assert ours.equal(conv(images))
     assert not taken
     conv = nn.Conv2d(32, 16, 3, 1, 1)  # with a bias
-    with ConvMode(winograd_convolve):
+    with WinogradMode():
         ours = conv(maps)
     assert taken
     assert torch.allclose(ours, conv(maps), atol=1e-5)
@@ -123,7 +122,7 @@ def test_a_counter_of_operators_sees_pytorchs_own():
     with FlopCounterMode(display=False) as plain:
         conv(maps).sum().backward()
     with FlopCounterMode(display=False) as ours:
-        with ConvMode(winograd_convolve):
+        with WinogradMode():
             y = conv(maps)
         y.sum().backward()
     assert ours.get_total_flops() == plain.get_total_flops() > 0
@@ -135,7 +134,7 @@ def test_a_network_is_as_near_its_float64_gradients_as_float32_is(name):
     device = CPU("cpu", "float32", compiled=False)
     model = device.place(resolve(name).build()).train()
     forward = device.training_forward(model)
-    assert forward.convolve is winograd_convolve
+    assert isinstance(forward, Winograd)
     exact = copy.deepcopy(model).double()
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
     loss = F.cross_entropy(forward(images), labels)

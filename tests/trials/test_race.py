@@ -14,14 +14,6 @@ from leanres.trials.executors import InProcess, LocalProcesses
 from leanres.trials.jobs import Event, Job
 from leanres.trials.race import cold_run, phases, race, warm_runs
 
-WORDS = [
-    *("--data", "digits", "--threads", "1", "--device", "cpu"),
-    *("--set", 'model={family="speednet", widths=[8, 16, 16]}'),
-    *("--set", "precision=float32"),  # as the fixture `device` is, on any machine
-    *("--set", "epochs=2"),
-    *("--set", "batch_size=200"),
-    *("--set", "progressive_resizing=[[0, 0.5], [0.5, 1.0]]"),
-]
 HEADER = {"command": "leanres", "recipe": {"lr": 1.0, "seed": 0}, "counted": "warm"}
 DIGITS = locate("digits")
 
@@ -131,50 +123,3 @@ def test_every_phase_is_warmed_up():
     )
     assert phases(StepCounts(recipe, 5000)) == [0, 40, 70]
     assert phases(StepCounts(replace(recipe, freeze_stem_at=1.0), 5000)) == [0, 40]
-
-
-SMALL = [*WORDS, "--set", "label_smoothing=0.1"]
-
-
-def test_the_command_line_races_cold(leanres, tmp_path, monkeypatch, digits, device):
-    asked = []
-
-    def executor(*given):
-        asked.append(given)
-        return InProcess(digits, device)
-
-    monkeypatch.setattr("leanres.trials.executors.LocalProcesses", executor)
-    out = tmp_path / "race.json"
-    words = ["bench", "race", "--n", "2", "--seed", "4", "--out", out, "--runs", tmp_path, *SMALL]
-    done = leanres(*words)
-    assert done.code == 0, done.err
-    assert asked == [(1, ["cpu"], 1)]
-    assert "wall clock" in done.out
-    assert done.out.endswith(f"{out} holds every run\n")
-    entry = json.loads(out.read_text())
-    assert [run["seed"] for run in entry["runs"]] == [4, 5]
-    assert entry["counted"] == "cold: the whole process"
-    assert (tmp_path / "race-5" / "run.json").exists()
-
-
-def test_the_command_line_races_warm(leanres, tmp_path):
-    out = tmp_path / "race.json"
-    words = ["bench", "race", "speed", "--warm", "--n", "2", "--out", out, *SMALL]
-    done = leanres(*words, "--target", "50")
-    assert done.code == 0, done.err
-    assert "n = 2: " in done.out
-    assert "of seeds at 50 % or more" in done.out
-    assert json.loads(out.read_text())["runs"][0]["recipe"]["label_smoothing"] == 0.1
-    again = leanres(*words, "--json")
-    assert json.loads(again.out)["n"] == 2
-
-
-def test_the_command_line_measures_a_step(leanres, tmp_path):
-    out = tmp_path / "step.json"
-    done = leanres("bench", "step", "--steps", "1", "--out", out, *SMALL)
-    assert done.code == 0, done.err
-    for words in ("images/s", "backward", "convolution, forward", "a 4096^3 product", "GB/s"):
-        assert words in done.out
-    assert json.loads(out.read_text())["side"] == 32
-    half = leanres("bench", "step", "--steps", "1", "--scale", "0.5", "--json", *SMALL)
-    assert json.loads(half.out)["side"] == 16

@@ -33,10 +33,11 @@ def race(
     as_json: bool = options.JSON,
     runs: Path = typer.Option(Path("runs"), help="Folder of the run folders."),
     out: Path | None = typer.Option(
-        None, help="The ledger entry; its seeds are kept. Default: results/race-RECIPE.json."
+        None,
+        help="The ledger entry; its seeds are not run again. Default: results/race-RECIPE.json.",
     ),
 ) -> None:
-    """Seconds to a target accuracy, over n seeds, each timed from process start to accuracy.
+    """Measure the time to a target accuracy over n seeds, each from process start to accuracy.
 
     Example: leanres bench race speed --n 3 --target 94
     """
@@ -71,7 +72,7 @@ def race(
 
 
 def _line(summary: dict[str, Any]) -> str:
-    """One line: what the runs so far have reached."""
+    """The results of the runs so far, in one line."""
 
     def spread(key: str, scale: float, digits: int) -> str:
         mean, sd = summary[key]["mean"], summary[key]["sd"]

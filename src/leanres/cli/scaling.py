@@ -19,9 +19,9 @@ def scaling(
     recipe: str = options.STEP_RECIPE,
     settings: list[str] = options.SETTINGS,
     batches: str = options.measurement_option("32,125,500,2000", help="Batch sizes, with commas."),
-    params: str = typer.Option("0.5,1,2,5", help="Millions of parameters to widen the network to."),
-    shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 they repeat."),
-    steps: int = typer.Option(5, min=1, help="Steps of each batch size and network."),
+    params: str = typer.Option("0.5,1,2,5", help="Millions of parameters to widen to."),
+    shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 images repeat."),
+    steps: int = typer.Option(5, min=1, help="Steps to measure of each batch size and network."),
     data: str = options.DATA,
     size: int = options.SIZE,
     strict: bool = options.STRICT,
@@ -33,7 +33,7 @@ def scaling(
     out: Path | None = options.OUT_JSON,
     as_json: bool = options.JSON,
 ) -> None:
-    """Measure how time grows with batch size, network size and images; fit a line to each.
+    """Measure how time grows with batch size, network size and images, and fit a line to each.
 
     Example: leanres bench scaling --data digits --params 0.1,0.2 --shares 1,2
     """
@@ -45,9 +45,9 @@ def scaling(
     from leanres.training.recipes import load_recipe
 
     check_picture("--plot", plot)
-    sizes = [int(x) for x in _rising_numbers("--batches", batches, whole=True)]
+    batch_sizes = [int(x) for x in _rising_numbers("--batches", batches, whole=True)]
     budgets = [round(1e6 * x) for x in _rising_numbers("--params", params)]
-    parts = _rising_numbers("--shares", shares)
+    image_shares = _rising_numbers("--shares", shares)
     changed = {"freeze_stem_at": 0.0, "progressive_resizing": []} | options.changes(
         settings, model=model
     )
@@ -57,16 +57,12 @@ def scaling(
     if len(set(networks)) < len(networks):
         raise UserError(f"--params {params!r}: two of these are one network; give other numbers")
     dataset = options.load_dataset(data, size, strict)
-    curves = []
-    for curve in (
-        library.batch_curve(chosen, dataset, device, sizes, steps),
+    curves = [
+        library.batch_curve(chosen, dataset, device, batch_sizes, steps),
         library.network_curve(chosen, dataset, device, networks, steps),
-        library.images_curve(chosen, dataset, device, parts),
-    ):
-        curves.append(curve)
-        if not as_json:
-            _print_curve(curve.to_dict())
-    report = {
+        library.images_curve(chosen, dataset, device, image_shares),
+    ]
+    report: dict[str, Any] = {
         "hardware": hardware(device),
         "commit": commit(),
         "recipe": chosen.to_dict(),
@@ -74,6 +70,9 @@ def scaling(
     }
     if as_json:
         typer.echo(json.dumps(report))
+    else:
+        for curve in report["curves"]:
+            _print_curve(curve)
     write_json(out, report)
     if plot is not None:
         save_picture(library.figure(curves), plot)
@@ -95,16 +94,10 @@ def _rising_numbers(option: str, text: str, whole: bool = False) -> list[float]:
 def _print_curve(curve: dict[str, Any]) -> None:
     columns = (curve[key] for key in ("x", "seconds", "deviations", "notes"))
     rows = [
-        [
-            f"{x:,.0f}" if x >= 1000 else f"{x:.4g}",
-            f"{seconds:.4g}",
-            f"{100 * deviation:+.1f} %",
-            note,
-        ]
-        for x, seconds, deviation, note in zip(*columns, strict=True)
+        [f"{x:,.0f}" if x >= 1000 else f"{x:.4g}", f"{s:.4g}", f"{100 * deviation:+.1f} %", note]
+        for x, s, deviation, note in zip(*columns, strict=True)
     ]
-    print_table([curve["grows"], f"seconds {curve['takes']}", "off the line", ""], rows)
+    takes = f"seconds {curve['takes']}"
+    print_table([curve["grows"], takes, "off the line", ""], rows)
     fixed, slope = curve["fixed_seconds"], curve["seconds_per_unit"]
-    typer.echo(
-        f"the line: {fixed:.3g} s {curve['takes']}, and {slope:.3g} s for each {curve['unit']}\n"
-    )
+    typer.echo(f"line: {fixed:.3g} {takes}, plus {slope:.3g} per {curve['unit']}\n")

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Convolve = Callable[..., Tensor | None]
-
 
 class ConvMode(TorchFunctionMode):
-    """Within it, calls of `F.conv2d` as `nn.Conv2d` makes them are offered to `convolve`.
+    """Within it, calls of `F.conv2d` as `nn.Conv2d` makes them are offered to `convolve`."""
 
-    `convolve(images, weight, stride, padding, dilation, groups)` returns the convolution without
-    its bias, or None to leave it to PyTorch.
-    """
-
-    def __init__(self, convolve: Convolve) -> None:
-        super().__init__()
-        self.convolve = convolve
+    def convolve(
+        self,
+        images: Tensor,
+        weight: Tensor,
+        stride: tuple[int, int],
+        padding: tuple[int, int] | str,
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> Tensor | None:
+        """The convolution without its bias; None to leave it to PyTorch."""
+        raise NotImplementedError
 
     def __torch_function__(
         self,
@@ -39,13 +41,15 @@ class ConvMode(TorchFunctionMode):
 
 
 class NetworkInMode(nn.Module):
-    """A network whose forward pass runs within a `ConvMode`."""
+    """A network whose forward pass runs within a mode."""
 
-    def __init__(self, model: nn.Module, convolve: Convolve) -> None:
+    mode: ClassVar[type[ConvMode]]
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.convolve = model, convolve
+        self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        with ConvMode(self.convolve):
+        with self.mode():
             out: Tensor = self.model(images)
         return out
