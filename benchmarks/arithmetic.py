@@ -17,8 +17,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from leanres.models.zoo import MODELS
-from leanres.training.recipes import PROVENANCE, RECIPES, cost
+from leanres.training.recipes import NAMED_RECIPES, cost
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 # name -> (PFLOP, test accuracy in percent as its authors report it); all but the last two with
@@ -41,22 +40,22 @@ LOWEST_SHOWN = 88.0  # percent
 def measured() -> dict[str, tuple[float, float, float | None]]:
     """Recipe -> (PFLOP, mean accuracy in percent, the same with flip-shift); each recipe once."""
     found = {}
-    for name, about in PROVENANCE.items():
-        if about.measured is None or RECIPES[name] in map(RECIPES.get, found):
+    for name, entry in NAMED_RECIPES.items():
+        if entry.measured is None or entry.recipe in (NAMED_RECIPES[n].recipe for n in found):
             continue
-        runs = json.loads((RESULTS / about.measured.results).read_text())["runs"]
+        runs = json.loads((RESULTS / entry.measured.results).read_text())["runs"]
         augmented = [100 * run["accuracy_tta"] for run in runs if run.get("tta") == "flip-shift"]
         mean = sum(augmented) / len(augmented) if augmented else None
-        found[name] = (cost(RECIPES[name]) / 1e15, about.measured.accuracy, mean)
+        found[name] = (cost(entry.recipe) / 1e15, entry.measured.accuracy, mean)
     return found
 
 
 def reported() -> dict[str, tuple[float, float]]:
     """The accuracies that the source projects report, at their recipes' cost; each network once."""
     found = {}
-    for name, recipe in RECIPES.items():
-        if PROVENANCE[name].source.startswith("report on") and not name.endswith("-code"):
-            at = (cost(recipe) / 1e15, MODELS[str(recipe.model)].reported or 0.0)
+    for name, entry in NAMED_RECIPES.items():
+        if entry.source.startswith("report on") and not name.endswith("-code"):
+            at = (cost(entry.recipe) / 1e15, entry.reported or 0.0)
             found[name.removesuffix("-text")] = at
     return found
 

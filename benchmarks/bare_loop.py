@@ -17,8 +17,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from leanres.augment.geometry import alternating_flip, crop
 from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split, channel_stats
-from leanres.kernels.tiled_conv import TiledConv
-from leanres.kernels.winograd import WinogradMode
+from leanres.kernels.conv_mode import ConvMode, NetworkInMode
+from leanres.kernels.tiled_conv import tiled_convolve
+from leanres.kernels.winograd import winograd_convolve
 from leanres.models.speednet import SpeedNet, SpeedNetConfig
 from leanres.training.muon import Muon
 from leanres.training.recipe import Recipe
@@ -40,7 +41,8 @@ def losses(
     net.init_from_data_((first - shift) * scale)
     net.to(memory_format=torch.channels_last)
     average = copy.deepcopy(net)
-    forward = TiledConv(net) if bfloat16 else net  # as `accelerate` chooses on a CPU
+    # As `accelerate` chooses on a CPU.
+    forward = NetworkInMode(net, tiled_convolve) if bfloat16 else net
     filters = [p for p in net.parameters() if p.ndim == 4 and p.requires_grad]
     rest = [p for p in net.parameters() if p.ndim == 1 and p.requires_grad]
     muon = Muon(filters, lr=r.lr, momentum=r.momentum)
@@ -75,7 +77,7 @@ def losses(
         for images, labels in zip(
             x.chunk(r.accumulate), split.labels[chosen].chunk(r.accumulate), strict=True
         ):
-            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else WinogradMode():
+            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else ConvMode(winograd_convolve):
                 logits = forward(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=r.label_smoothing)
             loss = loss * (len(labels) / batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -13,6 +14,7 @@ from leanres.registry import (
     Convert,
     Range,
     Table,
+    check_fields,
     check_settings,
     checked,
     notes_of,
@@ -134,13 +136,14 @@ def test_a_value_that_fits_is_converted_to_the_declared_type(hint, value, expect
         (tuple[float, float], (1, 2, 3), "two numbers"),
         (tuple[float, float], 0.5, "two numbers"),
         (tuple[float, float], "ab", "two numbers"),
-        (tuple[int, int, int], (1, 2), "3 values"),
-        (tuple[float, ...], ["x"], "a list"),
-        (tuple[float, ...], {1: 2}, "a list"),
+        (tuple[int, int, int], (1, 2), "3 whole numbers"),
+        (tuple[float, ...], ["x"], "a list of numbers"),
+        (tuple[float, ...], {1: 2}, "a list of numbers"),
+        (tuple[tuple[float, float], ...], 1, "a list of values"),
         (PAIR, (0.5, 0.2), "two numbers, the lower first, each from 0 to 1"),
         (PAIR, (0.5, 1.2), "two numbers, the lower first, each from 0 to 1"),
         (PAIR, (math.nan, 1), "two numbers, the lower first, each from 0 to 1"),
-        (NUMBERS, (0.5, 2), "a list from 0 to 1"),
+        (NUMBERS, (0.5, 2), "a list of numbers from 0 to 1"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_with_what_fits(hint, value, expected):
@@ -159,6 +162,30 @@ def test_a_converter_beside_the_type_replaces_the_check_by_type():
 
     assert checked("size", 7, Annotated[str, Range(0, 1), Convert(read)]) == "converted"
     assert seen == [("size", 7)]
+
+
+def test_a_table_beside_the_type_admits_its_names_and_suggests_the_nearest():
+    hint = Annotated[str, Table("stem", {"cifar": 1, "imagenet": 2})]
+    assert checked("stem", "cifar", hint) == "cifar"
+    with pytest.raises(UserError, match=r"^no stem 'cifr'; did you mean 'cifar'\? there are:"):
+        checked("stem", "cifr", hint)
+    with pytest.raises(UserError, match=r"^stem = 3: give a name$"):
+        checked("stem", 3, hint)
+
+
+def test_the_fields_of_a_frozen_dataclass_are_checked_and_converted():
+    @dataclass(frozen=True)
+    class Settings:
+        size: COUNT
+        shares: NUMBERS = ()
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+
+    assert Settings(2.0, [0, 1]) == Settings(2, (0.0, 1.0))
+    assert type(Settings(2.0).size) is int
+    with pytest.raises(UserError, match=r"^size = 65: give a whole number from 1 to 64$"):
+        Settings(65)
 
 
 def test_the_notes_beside_a_type_are_found_and_a_plain_type_has_none():

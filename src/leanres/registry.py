@@ -1,7 +1,8 @@
 """Tables of named entries, and the validation of settings against their type and range.
 
 A setting declares its range beside its type: `p: Annotated[float, Range(0, 1)] = 0.5`. This holds
-for parameters of registered functions (`check_settings`) and for dataclass fields (`checked`).
+for parameters of registered functions (`check_settings`) and for dataclass fields (`check_fields`).
+A `Table` beside the type `str` admits its names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as _type_hints
@@ -87,6 +89,17 @@ def check_settings(
     return {key: checked(f"{name}: {key}", value, hints[key]) for key, value in settings.items()}
 
 
+def check_fields(settings: object) -> None:
+    """Validate and convert every field of a frozen dataclass; its `__post_init__` calls this.
+
+    UserError for a value that does not fit the type or range of its field.
+    """
+    types = setting_types(type(settings))  # type: ignore[arg-type]  # a class is hashable
+    for name, hint in types.items():
+        object.__setattr__(settings, name, checked(name, getattr(settings, name), hint))
+
+
+@cache
 def setting_types(owner: Any) -> dict[str, Any]:
     """Type hints of a function's parameters or a class's fields, `Annotated` included."""
     return _type_hints(owner, include_extras=True)
@@ -100,6 +113,8 @@ def checked(label: str, value: Any, hint: Any) -> Any:
     for note in notes_of(hint):
         if isinstance(note, Convert):
             return note.read(label, value)
+        if isinstance(note, Table) and isinstance(value, str):
+            note[value]  # an unknown name raises
     try:
         return _fit(value, hint)
     except (ValueError, OverflowError):
@@ -164,8 +179,8 @@ def wanted(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, options))
     if origin is tuple:
-        if options[-1] is Ellipsis:
-            return "a list"
-        return "two numbers" if len(options) == 2 else f"{len(options)} values"
+        many = {int: "whole numbers", float: "numbers"}.get(options[0], "values")
+        count = {2: "two", 4: "four"}.get(len(options), len(options))
+        return f"a list of {many}" if options[-1] is Ellipsis else f"{count} {many}"
     words = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
     return words.get(hint, "a name")

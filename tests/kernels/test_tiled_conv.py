@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from leanres.kernels.tiled_conv import MAX_WIDTH, TiledConv, TiledConvMode, tile_layout
+from leanres.kernels.conv_mode import ConvMode, NetworkInMode
+from leanres.kernels.tiled_conv import MAX_WIDTH, tile_layout, tiled_convolve
 from leanres.models.zoo import resolve
 from leanres.training.device import CPU
 
@@ -31,7 +34,7 @@ def gradients(case, tiled, bias=True):
     n, i, o, side, size, stride, padding = case
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(i, o, size, stride, padding, bias=bias)
-    conv = TiledConv(conv) if tiled else conv
+    conv = NetworkInMode(conv, tiled_convolve) if tiled else conv
     images = torch.randn(n, i, side, side).to(memory_format=torch.channels_last).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = conv(images)
@@ -87,7 +90,7 @@ def test_outside_bfloat16_training_nothing_changes(context):
     conv, images = torch.nn.Conv2d(3, 4, 3, padding=1), torch.randn(5, 3, 4, 4)
     with torch.set_grad_enabled(context != "no gradient"):
         expected = conv(images)
-        with TiledConvMode():
+        with ConvMode(tiled_convolve):
             assert conv(images).equal(expected)
 
 
@@ -95,12 +98,13 @@ def test_outside_bfloat16_training_nothing_changes(context):
 def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_of):
     torch.manual_seed(0)
     model = resolve(name).build().to(memory_format=torch.channels_last)
-    exact, plain, ours = gradients_of(model, TiledConv)
+    exact, plain, ours = gradients_of(model, partial(NetworkInMode, convolve=tiled_convolve))
     assert 0 < (plain - exact).norm() < 0.5 * exact.norm()
     assert (ours - exact).norm() < 1.2 * (plain - exact).norm()
 
 
 def test_a_device_uses_it_where_a_cpu_trains_in_bfloat16():
     model = torch.nn.Conv2d(3, 4, 3)
-    assert isinstance(CPU("cpu", "bfloat16", False).training_forward(model), TiledConv)
-    assert not isinstance(CPU("cpu", "float32", False).training_forward(model), TiledConv)
+    assert CPU("cpu", "bfloat16", False).training_forward(model).convolve is tiled_convolve
+    in_float32 = CPU("cpu", "float32", False).training_forward(model)
+    assert getattr(in_float32, "convolve", None) is not tiled_convolve

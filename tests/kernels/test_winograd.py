@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanres.kernels import winograd
 from leanres.kernels.build import library
-from leanres.kernels.winograd import Winograd, WinogradMode, winograd_conv
+from leanres.kernels.conv_mode import ConvMode
+from leanres.kernels.winograd import winograd_conv, winograd_convolve
 from leanres.models.zoo import resolve
 from leanres.training.device import CPU
 
@@ -106,12 +107,12 @@ def test_it_takes_only_convolutions_that_are_faster_so(monkeypatch):
         (maps.double(), nn.Conv2d(32, 32, 3, 1, 1).double()),
     )
     for images, conv in others:
-        with WinogradMode():
+        with ConvMode(winograd_convolve):
             ours = conv(images)
         assert ours.equal(conv(images))
     assert not taken
     conv = nn.Conv2d(32, 16, 3, 1, 1)  # with a bias
-    with WinogradMode():
+    with ConvMode(winograd_convolve):
         ours = conv(maps)
     assert taken
     assert torch.allclose(ours, conv(maps), atol=1e-5)
@@ -122,7 +123,7 @@ def test_a_counter_of_operators_sees_pytorchs_own():
     with FlopCounterMode(display=False) as plain:
         conv(maps).sum().backward()
     with FlopCounterMode(display=False) as ours:
-        with WinogradMode():
+        with ConvMode(winograd_convolve):
             y = conv(maps)
         y.sum().backward()
     assert ours.get_total_flops() == plain.get_total_flops() > 0
@@ -134,7 +135,7 @@ def test_a_network_is_as_near_its_float64_gradients_as_float32_is(name):
     device = CPU("cpu", "float32", compiled=False)
     model = device.place(resolve(name).build()).train()
     forward = device.training_forward(model)
-    assert isinstance(forward, Winograd)
+    assert forward.convolve is winograd_convolve
     exact = copy.deepcopy(model).double()
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
     loss = F.cross_entropy(forward(images), labels)

@@ -124,13 +124,13 @@ def test_larger_images_fit(config):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DavidNetConfig((4, 5, 6)), "3 widths: this network has 4 layers, give 4"),
-        (lambda: BranchNetConfig((4, 5, 6, 7, 8)), "5 widths: this network has 4 layers"),
-        (lambda: DavidNetConfig((4, 5, 6, 0)), "one of widths is 0"),
+        (lambda: DavidNetConfig((4, 5, 6)), "widths = (4, 5, 6): give four whole numbers"),
+        (lambda: BranchNetConfig((4, 5, 6, 7, 8)), "give four whole numbers from 1 to 65536"),
+        (lambda: DavidNetConfig((4, 5, 6, 0)), "widths = (4, 5, 6, 0)"),
         (lambda: DavidNetConfig(reading="as-build"), "did you mean 'as-built'?"),
-        (lambda: BranchNetConfig(head_width=0), "head_width is 0"),
-        (lambda: BranchNetConfig(num_classes=1), "num_classes is 1"),
-        (lambda: DavidNetConfig(num_classes=2.0), "num_classes is 2.0"),
+        (lambda: BranchNetConfig(head_width=0), "head_width = 0"),
+        (lambda: BranchNetConfig(num_classes=1), "num_classes = 1"),
+        (lambda: DavidNetConfig(num_classes=2.5), "num_classes = 2.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(make, message):

@@ -93,8 +93,19 @@ def test_after_initialisation_from_data_the_stem_whitens_the_patches(digits, px)
     assert moments.max() == pytest.approx(1, abs=0.01)
 
 
-def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="depth is 1"):
-        SpeedNetConfig(depth=1)
-    with pytest.raises(UserError, match="no activation 'swish'"):
-        SpeedNetConfig(activation="swish")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widths": ()}, "widths = (): give one width per stage"),
+        ({"depth": 1}, "depth = 1: give a whole number from 2 to 1000"),
+        ({"whiten_px": 2.5}, "whiten_px = 2.5"),
+        ({"residual": "x"}, "residual = 'x': give true or false"),
+        ({"activation": "swish"}, "no activation 'swish'"),
+        ({"activation": 1}, "activation = 1: give a name"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(settings, message):
+    with pytest.raises(UserError) as caught:
+        SpeedNetConfig(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -146,9 +146,9 @@ def test_an_unknown_model_is_answered_with_the_nearest():
         ({}, "a model needs a 'family'; there are: resnet"),
         ({"family": "resnt"}, "no model family 'resnt'; did you mean 'resnet'?"),
         ({"family": "resnet", "width": [4]}, "no resnet setting 'width'; did you mean 'widths'?"),
-        ({"family": "resnet", "widths": [4], "depths": []}, "depths is ()"),
-        ({"family": "davidnet", "widths": None}, "widths is None"),
-        ({"family": "speednet", "widths": 3}, "widths is 3"),
+        ({"family": "resnet", "widths": [4], "depths": []}, "1 widths but 0 depths"),
+        ({"family": "davidnet", "widths": None}, "widths = None: give four whole numbers"),
+        ({"family": "speednet", "widths": 3}, "widths = 3: give a list of whole numbers"),
     ],
 )
 def test_an_invalid_config_is_refused_in_one_line(values, message):

@@ -12,19 +12,19 @@ import torch
 from leanres.models.cost import summarize
 from leanres.models.zoo import MODELS, resolve
 from leanres.training.recipe import Recipe, StepCounts
-from leanres.training.recipes import PROVENANCE, RECIPES, best_measured, cost
+from leanres.training.recipes import NAMED_RECIPES, RECIPES, best_measured, cost
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_every_recipe_says_where_it_comes_from():
-    assert list(PROVENANCE) == list(RECIPES)
-    assert all(about.source for about in PROVENANCE.values())
+    assert list(NAMED_RECIPES) == list(RECIPES)
+    assert all(entry.source for entry in NAMED_RECIPES.values())
 
 
-@pytest.mark.parametrize("name", [name for name, about in PROVENANCE.items() if about.measured])
+@pytest.mark.parametrize("name", [name for name, entry in NAMED_RECIPES.items() if entry.measured])
 def test_own_accuracy_is_the_mean_of_the_committed_runs(name):
-    own = PROVENANCE[name].measured
+    own = NAMED_RECIPES[name].measured
     runs = json.loads((RESULTS / own.results).read_text())["runs"]
     assert {run["recipe"]["model"] for run in runs} == {RECIPES[name].model}
     assert {run["recipe"]["epochs"] for run in runs} == {RECIPES[name].epochs}
@@ -46,7 +46,7 @@ def test_custom_resnet_text_runs_the_cycle_that_its_code_asked_pytorch_for():
 
 
 def test_a_network_shows_the_best_of_its_recipes():
-    assert best_measured("speednet") == PROVENANCE["speed"].measured
+    assert best_measured("speednet") == NAMED_RECIPES["speed"].measured
     assert best_measured("wrn-16-4") is None
     assert {recipe.model for recipe in RECIPES.values()} <= set(MODELS)
 

@@ -22,45 +22,41 @@ def recipes(
 
     Example: leanres recipes digits > mine.toml
     """
-    from leanres.models.zoo import MODELS
-    from leanres.training.recipes import PROVENANCE, RECIPES, cost, load_recipe, to_toml
+    from leanres.training.recipes import NAMED_RECIPES, cost, load_recipe, to_toml
 
     if name:
         recipe = load_recipe(name)
         typer.echo(json.dumps({"name": name, **recipe.to_dict()}) if as_json else to_toml(recipe))
     elif as_json:
-        for known, recipe in RECIPES.items():
-            reported = MODELS[str(recipe.model)].reported
-            about = {**asdict(PROVENANCE[known]), "reported": reported, "flop": cost(recipe)}
-            typer.echo(json.dumps({"name": known, **recipe.to_dict(), **about}))
+        for known, entry in NAMED_RECIPES.items():
+            about = asdict(entry) | {"reported": entry.reported, "flop": cost(entry.recipe)}
+            del about["recipe"]
+            typer.echo(json.dumps({"name": known, **entry.recipe.to_dict(), **about}))
     else:
         _print_recipes()
 
 
 def _print_recipes() -> None:
-    from leanres.models.zoo import MODELS
-    from leanres.training.recipes import PROVENANCE, RECIPES, cost
+    from leanres.training.recipes import NAMED_RECIPES, cost
 
+    heads = ["recipe", "network", "epochs", "batch", "optimizer", "PFLOP"]
     rows = []
-    for name, recipe in RECIPES.items():
-        about, network = PROVENANCE[name], str(recipe.model)
+    for name, entry in NAMED_RECIPES.items():
+        recipe = entry.recipe
         rows.append(
             [
                 name,
-                network,
+                str(recipe.model),
                 str(recipe.epochs),
                 f"{recipe.batch_size:,}",
                 f"{recipe.optimizer} {recipe.lr:g}, {recipe.schedule[0]}",
                 f"{cost(recipe) / 1e15:.3g}",
-                *accuracies(MODELS[network].reported, about.measured),
-                about.source,
+                *accuracies(entry.reported, entry.measured),
+                entry.source,
             ]
         )
     print_table(
-        [
-            *("recipe", "network", "epochs", "batch", "optimizer", "PFLOP"),
-            *("reported %", "measured %", "source"),
-        ],
+        [*heads, "reported %", "measured %", "source"],
         rows,
         left=("network", "optimizer", "source"),
         drop=("source", "reported %", "optimizer", "batch"),

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from leanres.kernels.build import has_amx, library, problem, simd
+from leanres.kernels.conv_mode import NetworkInMode
 from leanres.kernels.fuse import fuse_layers
 from leanres.kernels.pad_channels import pad_channels
-from leanres.kernels.swap_layers import subsample_before_narrow_convs
-from leanres.kernels.tiled_conv import TiledConv
-from leanres.kernels.winograd import Winograd
+from leanres.kernels.tiled_conv import tiled_convolve
+from leanres.kernels.winograd import winograd_convolve
 
 
 def accelerate(
@@ -29,16 +29,16 @@ def accelerate(
         CPU, bfloat16             fused layers, small maps side by side, convolutions by AMX
         CPU, float32              convolutions by Winograd's algorithm
     """
-    on_cpu = torch.device(device).type == "cpu"
-    if on_cpu:
-        model = subsample_before_narrow_convs(model)
+    kind = torch.device(device).type
     if compiled:
-        pads = torch.device(device).type == "cuda" and precision == "bfloat16"
+        pads = kind == "cuda" and precision == "bfloat16"
         return pad_channels(model) if pads else model, "torch.compile"
-    if not on_cpu:
+    if kind != "cpu":
         return model, "PyTorch's"
     kernels = f"PyTorch's: {problem()}" if problem() else f"own, {simd()}"
     if precision == "bfloat16":
         kernels = "own, AMX" if has_amx() else kernels
-        return TiledConv(fuse_layers(model)), kernels
-    return Winograd(model) if library() is not None else model, kernels
+        return NetworkInMode(fuse_layers(model), tiled_convolve), kernels
+    if library() is None:
+        return model, kernels
+    return NetworkInMode(model, winograd_convolve), kernels

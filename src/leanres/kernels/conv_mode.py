@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+Convolve = Callable[..., Tensor | None]
+
 
 class ConvMode(TorchFunctionMode):
-    """Within it, calls of `F.conv2d` as `nn.Conv2d` makes them are offered to `convolve`."""
+    """Within it, calls of `F.conv2d` as `nn.Conv2d` makes them are offered to `convolve`.
 
-    def convolve(
-        self,
-        images: Tensor,
-        weight: Tensor,
-        stride: tuple[int, int],
-        padding: tuple[int, int] | str,
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> Tensor | None:
-        """The convolution without its bias; None to leave it to PyTorch."""
-        raise NotImplementedError
+    `convolve(images, weight, stride, padding, dilation, groups)` returns the convolution without
+    its bias, or None to leave it to PyTorch.
+    """
+
+    def __init__(self, convolve: Convolve) -> None:
+        super().__init__()
+        self.convolve = convolve
 
     def __torch_function__(
         self,
@@ -41,15 +39,13 @@ class ConvMode(TorchFunctionMode):
 
 
 class NetworkInMode(nn.Module):
-    """A network whose forward pass runs within a mode."""
+    """A network whose forward pass runs within a `ConvMode`."""
 
-    mode: ClassVar[type[ConvMode]]
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, convolve: Convolve) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.convolve = model, convolve
 
     def forward(self, images: Tensor) -> Tensor:
-        with self.mode():
+        with ConvMode(self.convolve):
             out: Tensor = self.model(images)
         return out

@@ -26,9 +26,9 @@ from leanres.kernels.fused_layers import (
     FusedGELU,
     FusedPoolNormAct,
 )
-from leanres.kernels.swap_layers import clone_sharing_parameters
 from leanres.models.resnet import BasicBlock, WideBlock
 from leanres.models.speednet import SpeedNet, Stage
+from leanres.models.swap_layers import clone_sharing_parameters
 
 
 class _FusedBasicBlock(BasicBlock):

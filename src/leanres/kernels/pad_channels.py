@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanres.kernels.swap_layers import swap_layers
 from leanres.models.resnet import BasicBlock, ResNet
+from leanres.models.swap_layers import swap_layers
 
 MULTIPLE = 8  # bfloat16 values in the 16 bytes that a tensor core loads at once
 

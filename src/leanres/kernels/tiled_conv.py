@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from leanres.kernels.amx_conv import amx_conv, amx_supports
-from leanres.kernels.conv_mode import ConvMode, NetworkInMode
 
 ROW = 32  # pixels that oneDNN's kernel multiplies at once
 MAX_WIDTH = 8  # pixels of an output row, up to which full rows are faster
@@ -125,34 +124,25 @@ class _TiledConv(torch.autograd.Function):
         return dx, dw, None
 
 
-class TiledConvMode(ConvMode):
-    """Within it, training convolutions are computed by AMX or side by side where that is faster.
+def tiled_convolve(
+    images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor | None:
+    """A training convolution by AMX or side by side; None where PyTorch's is as fast.
 
     Only under bfloat16 autocast on a CPU. Values are those of PyTorch's own convolution, up to
     the order in which the gradient of a filter is summed.
     """
-
-    def convolve(
-        self, images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> Tensor | None:
-        """The convolution without its bias; None to leave it to PyTorch."""
-        if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
-            return None
-        if isinstance(padding, str) or (*dilation, groups) != (1, 1, 1):
-            return None
-        if stride[0] != stride[1] or padding[0] != padding[1]:
-            return None
-        if amx_supports(weight, stride, padding, dilation, groups):
-            return amx_conv(images, weight)
-        layout = tile_layout(images, weight, stride[0], padding[0])
-        if layout is None:
-            return None
-        x, filters = images.to(torch.bfloat16), weight.to(torch.bfloat16)
-        out: Tensor = _TiledConv.apply(x, filters, layout)  # type: ignore[no-untyped-call]
-        return out
-
-
-class TiledConv(NetworkInMode):
-    """A network whose forward pass runs within `TiledConvMode`."""
-
-    mode = TiledConvMode
+    if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+        return None
+    if isinstance(padding, str) or (*dilation, groups) != (1, 1, 1):
+        return None
+    if stride[0] != stride[1] or padding[0] != padding[1]:
+        return None
+    if amx_supports(weight, stride, padding, dilation, groups):
+        return amx_conv(images, weight)
+    layout = tile_layout(images, weight, stride[0], padding[0])
+    if layout is None:
+        return None
+    x, filters = images.to(torch.bfloat16), weight.to(torch.bfloat16)
+    out: Tensor = _TiledConv.apply(x, filters, layout)  # type: ignore[no-untyped-call]
+    return out

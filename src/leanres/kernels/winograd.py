@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from leanres.kernels.build import call, constant, library
-from leanres.kernels.conv_mode import ConvMode, NetworkInMode
 
 POINTS = 36  # elements of a transformed tile
 MIN_CHANNELS = 24  # of input and output together; below, oneDNN is as fast
@@ -32,22 +31,24 @@ def _filter_transform() -> Tensor:
     return torch.kron(one_side, one_side).float()
 
 
-def winograd_supports(
+def winograd_convolve(
     images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
-) -> bool:
-    """Whether `winograd_conv` computes this convolution on this machine, and faster than oneDNN.
+) -> Tensor | None:
+    """The convolution by `winograd_conv`; None where it cannot, or oneDNN's is as fast.
 
-    Never within a mode that watches PyTorch's operators, to count or to trace them.
+    None within a mode that watches PyTorch's operators, to count or to trace them.
     """
     geometry = (*weight.shape[2:], *stride, *dilation, groups)
     if geometry != (3, 3, 1, 1, 1, 1, 1) or isinstance(padding, str) or images.ndim != 4:
-        return False
+        return None
     pad = padding[0]
     if padding[1] != pad or pad > 2 or min(images.shape[2:]) + 2 * pad - 2 < MIN_SIDE:
-        return False
+        return None
     in_float32 = images.dtype == weight.dtype == torch.float32 and images.device.type == "cpu"
     faster = sum(weight.shape[:2]) >= MIN_CHANNELS and len(images) > 0
-    return in_float32 and faster and library() is not None and _get_current_dispatch_mode() is None
+    if not (in_float32 and faster) or library() is None or _get_current_dispatch_mode() is not None:
+        return None
+    return winograd_conv(images, weight, pad)
 
 
 def winograd_conv(images: Tensor, weight: Tensor, pad: int) -> Tensor:
@@ -109,21 +110,3 @@ def _grad_weight(x: Tensor, dy: Tensor, pad: int) -> Tensor:
         raise MemoryError
     taps = _filter_transform().T.repeat(1, threads) @ sums  # adds up the threads' parts as well
     return _channels_last(taps.view(3, 3, c_padded, o_padded)[:, :, :c, :o].permute(3, 2, 0, 1))
-
-
-class WinogradMode(ConvMode):
-    """Within it, convolutions that are faster so are computed by `winograd_conv`."""
-
-    def convolve(
-        self, images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> Tensor | None:
-        """The convolution without its bias; None to leave it to PyTorch."""
-        if winograd_supports(images, weight, stride, padding, dilation, groups):
-            return winograd_conv(images, weight, padding[0])
-        return None
-
-
-class Winograd(NetworkInMode):
-    """A network whose forward pass runs within `WinogradMode`."""
-
-    mode = WinogradMode

@@ -24,7 +24,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from leanres.errors import UserError
-from leanres.registry import Range, Table, checked, setting_types
+from leanres.registry import Range, Table, check_fields
 from leanres.training.recipe import RATE, Recipe, learning_rates
 
 MIN_POINTS = 8  # steps that a curve must have for a meaningful slope
@@ -52,16 +52,14 @@ class LRSweep:
     lr_min: Annotated[float, RATE] = 1e-6
     lr_max: Annotated[float, RATE] = 10.0
     steps: Annotated[int, Range(2 * MIN_POINTS, 100_000)] = 100  # more for small batches
-    mode: str = "exponential"
+    mode: Annotated[str, MODES] = "exponential"
     # Reach of the exponential mean of the loss, as a share of the steps.
     smoothing: Annotated[float, Range(0, 0.5)] = 0.05
     # The test stops where the running mean exceeds this multiple of its best value.
     diverge_at: Annotated[float, Range(1.01, 1e6)] = 4.0
 
     def __post_init__(self) -> None:
-        for name, hint in setting_types(LRSweep).items():
-            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
-        MODES[self.mode]  # an unknown name raises
+        check_fields(self)
         if self.lr_min >= self.lr_max:
             given = f"lr_min = {self.lr_min:g}, lr_max = {self.lr_max:g}"
             raise UserError(f"{given}: give lr_min < lr_max")

@@ -1,14 +1,18 @@
-"""ModelConfig, the interface of every network's config; checks of a config's fields."""
+"""ModelConfig, the interface of every network's config; types of the fields that they share."""
 
 from __future__ import annotations
 
 from dataclasses import Field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from leanres.errors import UserError
+from leanres.registry import Range
 
 if TYPE_CHECKING:
     from torch import nn
+
+Width = Annotated[int, Range(1, 65_536)]  # channels
+Widths = Annotated[tuple[int, ...], Range(1, 65_536)]  # channels of each stage
+Classes = Annotated[int, Range(2, 1_000_000)]
 
 
 class ModelConfig(Protocol):
@@ -30,24 +34,3 @@ class ModelConfig(Protocol):
 
     def build(self) -> nn.Module:
         """A new network on the default device, initialised with torch's global generator."""
-
-
-def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raise `UserError` unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} is {value!r}: give a whole number of at least {least}")
-
-
-def check_fraction(name: str, value: object) -> None:
-    """Raise `UserError` unless `value` is a number in [0, 1)."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
-        raise UserError(f"{name} is {value!r}: give a number of at least 0 and below 1")
-
-
-def whole_tuple(name: str, values: object) -> tuple[int, ...]:
-    """`values` (a tuple or list of whole numbers of at least 1) as a tuple, else `UserError`."""
-    if not isinstance(values, tuple | list) or not values:
-        raise UserError(f"{name} is {values!r}: give one whole number per stage, such as (16, 32)")
-    for value in values:
-        check_whole(f"one of {name}", value)
-    return tuple(values)

@@ -7,14 +7,16 @@ idempotent, so cross-entropy and argmax are the same up to rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanres.errors import UserError
-from leanres.models.config import check_whole, whole_tuple
-from leanres.registry import Table
+from leanres.models.config import Classes, Width
+from leanres.registry import Range, Table, check_fields
+
+FourWidths = Annotated[tuple[int, int, int, int], Range(1, 65_536)]
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,12 @@ class DavidNetConfig:
     `UserError` for settings that do not fit.
     """
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of each layer
-    reading: str = "described"
-    num_classes: int = 10
+    widths: FourWidths = (64, 128, 256, 512)  # channels of each layer
+    reading: Annotated[str, READINGS] = "described"
+    num_classes: Classes = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", _four_widths(self.widths))
-        READINGS[self.reading]  # an unknown name lists the known ones
-        check_whole("num_classes", self.num_classes, least=2)
+        check_fields(self)
 
     def build(self) -> nn.Module:
         """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
@@ -48,25 +48,16 @@ class BranchNetConfig:
     `UserError` for settings that do not fit.
     """
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the stem and of each layer
-    head_width: int = 256  # channels between the two 1x1 convolutions
-    num_classes: int = 10
+    widths: FourWidths = (64, 128, 256, 512)  # channels of the stem and of each layer
+    head_width: Width = 256  # channels between the two 1x1 convolutions
+    num_classes: Classes = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", _four_widths(self.widths))
-        check_whole("head_width", self.head_width)
-        check_whole("num_classes", self.num_classes, least=2)
+        check_fields(self)
 
     def build(self) -> nn.Module:
         """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
         return BranchNet(self)
-
-
-def _four_widths(values: object) -> tuple[int, ...]:
-    widths = whole_tuple("widths", values)
-    if len(widths) != 4:
-        raise UserError(f"{len(widths)} widths: this network has 4 layers, give 4")
-    return widths
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 
 from leanres.errors import UserError
 from leanres.models.branch_layers import DropPath, ShakeShake, SqueezeExcite
-from leanres.models.config import check_fraction, check_whole, whole_tuple
-from leanres.registry import Table
+from leanres.models.config import Classes, Width, Widths
+from leanres.registry import Range, Table, check_fields
 
+DropRate = Annotated[float, Range(0, 0.999)]
 Layer = Callable[[int], nn.Module]  # channels -> a layer
 
 
@@ -38,31 +40,26 @@ class ResNetConfig:
     Raises `UserError` for settings that do not fit.
     """
 
-    widths: tuple[int, ...] = (16, 32, 64)  # channels of each stage
-    depths: tuple[int, ...] = (3, 3, 3)  # residual blocks of each stage
-    stem_width: int | None = None  # channels of the stem; None: those of the first stage
-    stem: str = "cifar"  # "cifar": 3x3; "imagenet": 7x7 stride 2 and a max-pool
-    block: str = "basic"  # "wide": pre-activation; "shake": two branches with random weights
-    shortcut: str = "projection"
-    dropout: float = 0.0  # before the Linear
-    block_dropout: float = 0.0  # between the two convolutions of a wide block
-    drop_path: float = 0.0  # stochastic depth: rate of the last block; rises linearly over blocks
-    squeeze: int = 0  # squeeze-and-excitation in each branch, its reduction; 0: none
-    init: str = "pytorch"
-    num_classes: int = 10
+    widths: Widths = (16, 32, 64)
+    depths: Annotated[tuple[int, ...], Range(1, 1000)] = (3, 3, 3)  # residual blocks of each stage
+    stem_width: Width | None = None  # channels of the stem; None: those of the first stage
+    stem: Annotated[str, STEMS] = "cifar"  # "cifar": 3x3; "imagenet": 7x7 stride 2 and a max-pool
+    # "wide": pre-activation; "shake": two branches with random weights
+    block: Annotated[str, BLOCKS] = "basic"
+    shortcut: Annotated[str, SHORTCUTS] = "projection"
+    dropout: DropRate = 0.0  # before the Linear
+    block_dropout: DropRate = 0.0  # between the two convolutions of a wide block
+    drop_path: DropRate = 0.0  # stochastic depth: rate of the last block; rises over the blocks
+    # Squeeze-and-excitation in each branch: how much narrower its hidden layer is; 0: none.
+    squeeze: Annotated[int, Range(0, 65_536)] = 0
+    init: Annotated[str, INITS] = "pytorch"
+    num_classes: Classes = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", whole_tuple("widths", self.widths))
-        object.__setattr__(self, "depths", whole_tuple("depths", self.depths))
+        check_fields(self)
         _check_stages(self)
-        STEMS[self.stem], BLOCKS[self.block]  # an unknown name lists the known ones
-        SHORTCUTS[self.shortcut], INITS[self.init]
-        for rate in ("dropout", "block_dropout", "drop_path"):
-            check_fraction(rate, getattr(self, rate))
-        check_whole("squeeze", self.squeeze, least=0)
         if self.block_dropout and self.block != "wide":
             raise UserError("block_dropout needs block='wide': other blocks have no dropout")
-        check_whole("num_classes", self.num_classes, least=2)
 
     def build(self) -> nn.Module:
         """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
@@ -71,12 +68,9 @@ class ResNetConfig:
 
 def _check_stages(config: ResNetConfig) -> None:
     widths, depths = config.widths, config.depths
-    if len(widths) != len(depths):
-        raise UserError(
-            f"{len(widths)} widths but {len(depths)} depths: give one of each per stage"
-        )
-    if config.stem_width is not None:
-        check_whole("stem_width", config.stem_width)
+    if not widths or len(widths) != len(depths):
+        given = f"{len(widths)} widths but {len(depths)} depths"
+        raise UserError(f"{given}: give one of each per stage")
     chain = (config.stem_width or widths[0], *widths)
     if config.shortcut == "shift" and any(width % 2 for width in widths):
         raise UserError(f"shortcut 'shift' halves the widths {widths}: give even numbers")

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from leanres.models.config import check_whole, whole_tuple
-from leanres.registry import Table
+from leanres.errors import UserError
+from leanres.models.config import Classes, Widths
+from leanres.registry import Range, Table, check_fields
 
 ACTIVATIONS: Table[Callable[[], nn.Module]] = Table(
     "activation",
@@ -35,20 +37,18 @@ class SpeedNetConfig:
     Raises `UserError` for settings that do not fit.
     """
 
-    widths: tuple[int, ...] = (64, 256, 256)  # channels of each stage
-    depth: int = 2  # convolutions of each stage
-    whiten_px: int = 2  # side of the whitening patches
+    widths: Widths = (64, 256, 256)
+    depth: Annotated[int, Range(2, 1000)] = 2  # convolutions of each stage
+    whiten_px: Annotated[int, Range(1, 64)] = 2  # side of the whitening patches
     residual: bool = False  # add each stage's pooled map to the output of its last convolution
     # On a CPU hardswish takes a third longer than relu, silu and gelu three times as long.
-    activation: str = "relu"
-    num_classes: int = 10
+    activation: Annotated[str, ACTIVATIONS] = "relu"
+    num_classes: Classes = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", whole_tuple("widths", self.widths))
-        check_whole("depth", self.depth, least=2)
-        check_whole("whiten_px", self.whiten_px)
-        ACTIVATIONS[self.activation]  # an unknown name lists the known ones
-        check_whole("num_classes", self.num_classes, least=2)
+        check_fields(self)
+        if not self.widths:
+            raise UserError("widths = (): give one width per stage, such as (64, 256)")
 
     def build(self) -> nn.Module:
         """A new network: normalised (N, 3, H, W) -> logits (N, num_classes)."""

@@ -20,7 +20,7 @@ class NamedModel:
     """A named network: its exact parameter count, and its source's test accuracy in percent.
 
     `reported` is the accuracy after the last epoch, None if the source gives none. This project's
-    own measurements are in `leanres.training.recipes.PROVENANCE`.
+    own measurements are in `leanres.training.recipes.NAMED_RECIPES`.
     """
 
     config: ModelConfig

@@ -21,6 +21,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 from leanres.errors import UserError
+from leanres.models.swap_layers import subsample_before_narrow_convs
 from leanres.registry import Table
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -211,6 +212,8 @@ def detect(device: str = "auto", precision: str = "auto", compiled: bool | None 
 
 def _accelerate(model: nn.Module, device: Device) -> tuple[nn.Module, str]:
     """The one place that knows of `leanres.kernels`; without that folder PyTorch computes."""
+    if device.kind == "cpu":
+        model = subsample_before_narrow_convs(model)
     try:
         from leanres.kernels import accelerate
     except ImportError:

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from leanres.augment.mix import MIXES
@@ -14,8 +14,18 @@ from leanres.augment.registry import AUGMENTS
 from leanres.errors import UserError
 from leanres.models.config import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
-from leanres.registry import Convert, Range, Spec, Table, check_settings, checked, notes_of, unknown
-from leanres.registry import setting_types as types_of
+from leanres.registry import (
+    Convert,
+    Range,
+    Spec,
+    Table,
+    check_fields,
+    check_settings,
+    checked,
+    notes_of,
+    setting_types,
+    unknown,
+)
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.schedules import SCHEDULES, SchedulePoint, lr_factor
 
@@ -127,7 +137,9 @@ class Recipe:
     distill_temperature: Annotated[
         float, Range(0.01, 1000), "divides both networks' logits; arXiv:1503.02531"
     ] = 2.0
-    optimizer: Annotated[str, "muon updates the filters, AdamW all other parameters"] = "muon"
+    optimizer: Annotated[
+        str, OPTIMIZERS, "muon updates the filters, AdamW all other parameters"
+    ] = "muon"
     lr: Annotated[float, RATE, "peak learning rate: of the filters (muon), or of everything"] = 0.24
     momentum: Annotated[float, Range(0, 0.9999), "of sgd and muon"] = 0.6
     nesterov: Annotated[bool, "of sgd (muon always is)"] = True
@@ -162,9 +174,7 @@ class Recipe:
     seed: Annotated[int, Range(0, 2**63 - 1), "of weights, order and augmentation"] = 0
 
     def __post_init__(self) -> None:
-        for name, hint in setting_types().items():
-            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
-        OPTIMIZERS[self.optimizer]  # an unknown name raises
+        check_fields(self)
         # One step of it refuses settings that do not fit each other.
         lr_factor(self.schedule, SchedulePoint(0, 100 * self.epochs, 100, self.lr))
         if self.schedule[0] == "one-cycle" and self.warmup:
@@ -180,17 +190,11 @@ class Recipe:
         return plain
 
 
-@cache
-def setting_types() -> dict[str, Any]:
-    """The type of each setting, its range and its description beside it."""
-    return types_of(Recipe)
-
-
 def learning_rates(optimizer: str) -> list[str]:
     """The names of the settings that are learning rates of the optimizer; `lr` is one of them."""
     return [
         name
-        for name, hint in setting_types().items()
+        for name, hint in setting_types(Recipe).items()
         for note in notes_of(hint)
         if isinstance(note, LearningRate) and note.optimizer in ("", optimizer)
     ]
@@ -200,7 +204,7 @@ def describe_settings() -> dict[str, str]:
     """What each setting means, and the entries to choose from where a table holds them."""
     notes = {
         name: next(note for note in notes_of(hint) if isinstance(note, str))
-        for name, hint in setting_types().items()
+        for name, hint in setting_types(Recipe).items()
     }
     tables: dict[str, Table[Any]] = {
         "augment": AUGMENTS,

@@ -17,7 +17,7 @@ from leanres.models.zoo import resolve
 from leanres.registry import Table
 from leanres.runs.layout import INFO, read_info
 from leanres.training.recipe import Recipe, from_dict
-from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, HOLE, RECIPES
+from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, CUTOUT, RECIPES
 from leanres.trials.executors import Executor
 from leanres.trials.jobs import Job, is_finished, run_jobs
 
@@ -57,7 +57,7 @@ def _shaken(network: ResNetConfig) -> ResNetConfig:
 
 
 def _augmented(name: str) -> dict[str, Any]:
-    return {"augment": ((name, {}), *CROP_FLIP, HOLE)}
+    return {"augment": ((name, {}), *CROP_FLIP, CUTOUT)}
 
 
 COMPARISONS: Table[Comparison] = Table(

@@ -168,14 +168,23 @@ def test_no_global_but_the_five_of_an_array_is_allowed(name):
         formats.parse_python_batch(b"\x80\x02c" + name.encode() + b"\n.", "batch_x")
 
 
-def test_a_pickle_cannot_change_the_reader(small):
+@pytest.mark.parametrize("name", [b"_codecs\nencode", b"numpy\ndtype"])
+def test_a_pickle_cannot_change_the_reader(small, name):
     # BUILD with (None, {...}) sets attributes on whatever was built before: here, on the class.
-    poison = b"\x80\x02c_codecs\nencode\n(N}X\x07\x00\x00\x00__new__K\x01stb."
+    poison = b"\x80\x02c" + name + b"\n(N}X\x07\x00\x00\x00__new__K\x01stb."
     with pytest.raises(UserError, match="batch_x"):
         formats.parse_python_batch(poison, "batch_x")
     pixels, labels = make_part(1)
     data = pickle.dumps({"data": pixels, "labels": labels.tolist()}, 2)
     np.testing.assert_array_equal(formats.parse_python_batch(data, "good")[1], labels)
+
+
+@pytest.mark.parametrize("state", [b"", b"Nb", b"K\x01b", b"(NNNNNtb", b"(N)cnumpy\ndtype\n)RNNtb"])
+def test_an_array_without_its_content_is_refused(state):
+    array = b"cnumpy\nndarray\n)\x81" + state  # made by __new__, without the call of __init__
+    fields = b"X\x04\x00\x00\x00data" + array + b"sX\x06\x00\x00\x00labels]s"
+    with pytest.raises(UserError, match=r"^batch_x is (truncated or )?corrupt"):
+        formats.parse_python_batch(b"\x80\x02}" + fields + b".", "batch_x")
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.999])

@@ -1,8 +1,8 @@
 """A restricted reader for the pickles of CIFAR-10: nothing in them is imported or executed.
 
 A pickle may name any importable function and call it. `_BatchUnpickler` builds only dicts, lists,
-strings, numbers and byte arrays. The five globals that an official batch names are replaced by
-inert classes that keep the data; any other global is refused.
+strings, numbers and bytes. Of the globals that an official batch names, numpy's are replaced by
+`PickledArray`, which only keeps what it is given; any other global is refused.
 """
 
 from __future__ import annotations
@@ -18,53 +18,37 @@ from leanres.errors import UserError, first_line
 
 
 class PickledArray:
-    """Replaces numpy.ndarray: keeps the pickled state, and checks it in `matrix`."""
+    """Replaces numpy.ndarray and numpy.dtype: keeps the arguments and the pickled state."""
 
-    def __init__(self, *_: object) -> None:
-        self.state: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] = ()
+    state: tuple[Any, ...] = ()
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
     def matrix(self) -> NDArray[np.uint8]:
-        """(rows, columns) uint8, row-major; ValueError for any other array."""
-        _, shape, dtype, fortran, raw = self.state
-        if not isinstance(dtype, _PickledDtype) or dtype.code != "u1" or fortran:
+        """The array of uint8 in row-major order; ValueError or TypeError for any other."""
+        _, shape, dtype, is_fortran, content = self.state
+        is_uint8 = isinstance(dtype, PickledArray) and dtype.arguments[:1] in (("u1",), (b"u1",))
+        if not is_uint8 or is_fortran:
             raise ValueError("its array is not uint8 in row-major order")
-        return np.frombuffer(raw, np.uint8).reshape(shape)
+        return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-class _PickledDtype:
-    """Replaces numpy.dtype: keeps the type code. (numpy warns about the flags of 2009's files.)"""
-
-    def __init__(self, code: bytes | str = "", *_: object) -> None:
-        self.code = as_text(code)
-
-    def __setstate__(self, state: object) -> None:
-        """Ignored: byte order and field layout mean nothing for one byte."""
-
-
-class _EncodedBytes(bytes):
-    """Replaces `_codecs.encode(text, "latin1")`: how Python 3 pickles bytes at protocol 2."""
-
-    def __new__(cls, text: str, encoding: str = "latin1") -> _EncodedBytes:
-        return super().__new__(cls, text.encode("latin1"))
-
-    def __setstate__(self, state: object) -> None:
-        """Ignored, so that a pickle cannot set attributes."""
-
-
-_REPLACEMENTS: dict[tuple[str, str], type] = {
+_REPLACEMENTS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): PickledArray,
     ("numpy._core.multiarray", "_reconstruct"): PickledArray,
     ("numpy", "ndarray"): PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
-    ("_codecs", "encode"): _EncodedBytes,
+    ("numpy", "dtype"): PickledArray,
+    ("_codecs", "encode"): str.encode,  # how Python 3 pickles bytes at protocol 2
 }
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _REPLACEMENTS:
             raise UserError(f"names {module}.{name}, which no CIFAR-10 batch needs: refused")
         return _REPLACEMENTS[module, name]

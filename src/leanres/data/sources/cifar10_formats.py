@@ -66,8 +66,8 @@ def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, S
 
 
 def _join(batches: list[CifarBatch], classes: tuple[str, ...]) -> Split:
-    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    return Split(torch.from_numpy(images), torch.from_numpy(labels), classes)
+    images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*batches))
+    return Split(images, labels, classes)
 
 
 def _file_contents(files: CifarFiles) -> dict[str, bytes]:
@@ -174,11 +174,9 @@ def _read_shard(path: Path) -> CifarBatch:
         labels = table["label"].to_numpy().astype(np.int64)
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
-    pixels = np.empty((len(blobs), 32, 32, 3), np.uint8)
-    for row, blob in enumerate(blobs):
-        pixels[row] = _decode_png(blob, path, row)
-    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    return images, _checked_labels(labels, len(blobs), str(path))
+    pixels = [_decode_png(blob, path, row) for row, blob in enumerate(blobs)]
+    images = np.array(pixels, np.uint8).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(images), _checked_labels(labels, len(blobs), str(path))
 
 
 def _decode_png(blob: bytes, path: Path, row: int) -> NDArray[np.uint8]:

@@ -7,18 +7,19 @@ not hang on a network without an exit.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import queue
 import tempfile
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from leanres.data.sources.source import Progress
 from leanres.errors import UserError, first_line
+
+Piece = tuple[bytes, int]  # some bytes of a file, and the length of the whole; 0: not known
 
 
 def download(
@@ -26,16 +27,24 @@ def download(
 ) -> Path:
     """Download `url` to `target`, which appears only when it is complete and verified. -> target.
 
-    UserError if the first byte takes more than `limit_s` seconds (name look-up included), if the
-    stream then stalls that long or breaks off, if the digest differs, or if the disk is full.
+    UserError if nothing arrives for `limit_s` seconds (name look-up included), if the stream breaks
+    off, if the digest differs, or if the disk is full.
     """
+    digest, done, total = hashlib.sha256(), 0, 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(".part", target.name, target.parent) as folder:
             part = Path(folder) / target.name
             with part.open("wb") as file:
-                found = _receive(file, url, limit_s, progress)
-            if found != sha256:
+                for content, total in _pieces(url, limit_s):
+                    file.write(content)
+                    digest.update(content)
+                    done += len(content)
+                    if progress:
+                        progress(f"downloading {url.rpartition('/')[2]}", done, total)
+            if done < total:
+                raise UserError(f"{url} broke off after {done:,} of {total:,} bytes; try again")
+            if (found := digest.hexdigest()) != sha256:
                 raise UserError(f"{url} gave a file with sha256 {found}, not {sha256}; try later")
             os.replace(part, target)
     except OSError as error:
@@ -43,49 +52,35 @@ def download(
     return target
 
 
-def _receive(file: BinaryIO, url: str, limit_s: float, progress: Progress) -> str:
-    """Write the content of `url` to `file`. -> its sha256."""
-    response, chunk = _first_bytes(url, limit_s)
-    digest, done = hashlib.sha256(), 0
-    total = int(response.headers.get("Content-Length") or 0)
-    with response:
-        while chunk:
-            file.write(chunk)
-            digest.update(chunk)
-            done += len(chunk)
-            if progress:
-                progress(f"downloading {url.rpartition('/')[2]}", done, total)
-            try:
-                chunk = response.read1(1 << 18)
-            except (OSError, http.client.HTTPException):
-                total, chunk = max(total, done + 1), b""  # a stall counts as a broken stream
-    if done < total:
-        raise UserError(f"{url} broke off after {done:,} of {total:,} bytes; try again")
-    return digest.hexdigest()
-
-
-def _first_bytes(url: str, limit_s: float) -> tuple[http.client.HTTPResponse, bytes]:
-    """The open response and its first bytes, or a UserError after at most `limit_s` seconds.
+def _pieces(url: str, limit_s: float) -> Iterator[Piece]:
+    """The content of `url` as it arrives; UserError if nothing does for `limit_s` seconds.
 
     A socket's timeout covers neither the name look-up nor several addresses in a row. So a daemon
-    thread connects, and this thread stops waiting for it.
+    thread reads, and this thread stops waiting for it.
     """
-    answers: queue.Queue[tuple[http.client.HTTPResponse, bytes] | Exception] = queue.Queue()
-
-    def connect() -> None:
+    pieces: queue.Queue[Piece | Exception] = queue.Queue()
+    threading.Thread(target=_read, args=(url, limit_s, pieces), daemon=True).start()
+    while True:
         try:
-            response = urllib.request.urlopen(url, timeout=limit_s)
-            answers.put((response, response.read1(1 << 14)))
-        except Exception as error:
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()  # an HTTPError is an open response too
-            answers.put(error)
+            piece = pieces.get(timeout=limit_s)
+        except queue.Empty:
+            piece = TimeoutError(f"no answer within {limit_s:g} s")
+        if isinstance(piece, Exception):
+            raise UserError(f"cannot download {url}: {first_line(piece)}; try again") from None
+        if not piece[0]:
+            return
+        yield piece
 
-    threading.Thread(target=connect, daemon=True).start()
+
+def _read(url: str, limit_s: float, pieces: queue.Queue[Piece | Exception]) -> None:
+    """Put the content of `url` into `pieces`, then an empty piece, or what went wrong."""
     try:
-        answer = answers.get(timeout=limit_s)
-    except queue.Empty:
-        answer = TimeoutError(f"no answer within {limit_s:g} s")
-    if isinstance(answer, Exception):
-        raise UserError(f"cannot download {url}: {first_line(answer)}") from None
-    return answer
+        with urllib.request.urlopen(url, timeout=limit_s) as response:
+            total, content = int(response.headers.get("Content-Length") or 0), b"-"
+            while content:
+                content = response.read1(1 << 18)
+                pieces.put((content, total))
+    except Exception as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # an HTTPError is an open response too
+        pieces.put(error)

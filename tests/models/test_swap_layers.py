@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from leanres.kernels.swap_layers import (
+from leanres.models.resnet import ResNetConfig
+from leanres.models.swap_layers import (
     SubsampledConv,
     clone_sharing_parameters,
     subsample_before_narrow_convs,
 )
-from leanres.models.resnet import ResNetConfig
 
 NARROW = {
     "no bias": nn.Conv2d(7, 9, 1, 2, bias=False),
@@ -72,10 +72,13 @@ def test_only_the_narrow_convolutions_of_a_network_are_swapped():
     assert kinds == [SubsampledConv, SubsampledConv, nn.Conv2d]
 
 
-def test_narrow_networks_train_where_there_is_avx2_alone():
+@pytest.mark.parametrize("blocked", [[], ["leanres.kernels"]], ids=["kernels", "without"])
+def test_narrow_networks_train_where_there_is_avx2_alone(blocked):
     # In a process of its own: without the swap oneDNN overruns memory, and it crashes.
     code = """
+import sys
 import torch
+sys.modules.update(dict.fromkeys(sys.argv[1:]))  # the import of these fails
 from torch.nn import functional as F
 from leanres.models.resnet import ResNetConfig
 from leanres.training.device import CPU
@@ -92,7 +95,7 @@ exact = torch.autograd.grad(F.cross_entropy(network(images.double()), labels), w
 print(max(float((f - e).norm() / e.norm()) for f, e in zip(found, exact)))
 """
     avx2 = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-c", code]
+    argv = [sys.executable, "-c", code, *blocked]
     done = subprocess.run(argv, env=avx2, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.returncode, done.stderr)
     assert float(done.stdout) < 0.03  # a ReLU that tips; overrun memory makes it 1 and more
