@@ -34,26 +34,18 @@ from leanres.training.recipe import Recipe
 
 WARM_UP = 3  # untimed steps: the allocator fills, cuDNN chooses its kernels, the compiler runs
 
-KINDS = {  # part of an operator's name -> its kind
-    "ConvPoolNormAct": "convolution",  # with pooling, batch norm and activation
-    "NormAct": "pooling, batch norm, activation",
-    "Activation": "activation",
-    "Conv": "convolution",
-    "conv": "convolution",
-    "max_pool": "pooling",
-    "avg_pool": "pooling",
-    "batch_norm": "batch norm",
-    "threshold": "activation",
-    "clamp_min": "activation",
-    "elu": "activation",
-    "upsample": "augmentation and resize",
-    "grid_sampler": "augmentation and resize",
-    "index": "augmentation and resize",
-    "reflection_pad": "augmentation and resize",
-    "aten::flip": "augmentation and resize",
-    "aten::where": "augmentation and resize",
-    "mm": "matrix products (optimizer, classifier)",
-    "_foreach": "optimizer",
+KINDS = {  # kind of operator -> parts of the operators' names; the first that fits counts
+    "convolution": ("Conv", "conv"),  # that of ConvPoolNormAct includes the layers behind it
+    "pooling, batch norm, activation": ("NormAct",),
+    "pooling": ("max_pool", "avg_pool"),
+    "batch norm": ("batch_norm",),
+    "activation": ("Activation", "threshold", "clamp_min", "elu"),
+    "augmentation and resize": (
+        *("upsample", "grid_sampler", "index", "reflection_pad"),
+        *("aten::flip", "aten::where"),
+    ),
+    "matrix products (optimizer, classifier)": ("mm",),
+    "optimizer": ("_foreach",),
 }
 
 # How the profiler's keys of operators begin: PyTorch's, then the functions of our own kernels.
@@ -230,7 +222,8 @@ def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
 
 def kind_of(operator: str) -> str:
     """The kind of an operator that the profiler names; convolutions are split by direction."""
-    kind = next((kind for part, kind in KINDS.items() if part in operator), "rest")
+    fitting = (kind for kind, parts in KINDS.items() if any(part in operator for part in parts))
+    kind = next(fitting, "rest")
     if kind == "convolution":
         return f"{kind}, {'backward' if 'backward' in operator.lower() else 'forward'}"
     return kind
