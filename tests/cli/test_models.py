@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from leanres.models.zoo import MODELS
 
 
@@ -42,3 +44,11 @@ def test_summary_says_what_each_layer_and_the_whole_network_cost(leanres):
     detail = json.loads(leanres("summary", "custom-resnet", "--json").out)
     assert detail["within_budget"] is True
     assert sum(row["params"] for row in detail["rows"]) == 4_058_122
+
+
+@pytest.mark.parametrize(("budget", "within"), [(269_722, True), (269_721, False)])
+def test_a_budget_is_met_up_to_the_last_parameter(leanres, budget, within):
+    verdict = "within" if within else "OVER"
+    assert f"({verdict} the budget" in leanres("summary", "resnet20", "--budget", budget).out
+    found = json.loads(leanres("summary", "resnet20", "--budget", budget, "--json").out)
+    assert found["within_budget"] == within

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,7 +13,6 @@ from leanres.cli.options import JSON
 
 if TYPE_CHECKING:
     from leanres.models.cost import Summary
-    from leanres.models.zoo import NamedModel
     from leanres.training.recipes import MeasuredResult
 
 
@@ -26,55 +25,48 @@ def models(as_json: bool = JSON) -> None:
     from leanres.models.zoo import MODELS
     from leanres.training.recipes import best_measured
 
-    costs = {name: summarize(entry.config) for name, entry in MODELS.items()}
-    measured = {name: best_measured(name) for name in MODELS}
-    if not as_json:
-        _print_models(costs, measured)
-        return
     rows = [
         {
             "name": name,
-            "params": costs[name].params,
-            "macs": costs[name].macs,
-            "receptive_field": costs[name].receptive_field,
-            "chained_receptive_field": costs[name].chained_receptive_field,
+            "params": costs.params,
+            "macs": costs.macs,
+            "receptive_field": costs.receptive_field,
+            "chained_receptive_field": costs.chained_receptive_field,
             "reported": entry.reported,
-            "measured": best and asdict(best),
+            "measured": best_measured(name),
             "source": entry.source,
             "note": entry.note,
         }
-        for (name, entry), best in zip(MODELS.items(), measured.values(), strict=True)
-    ]
-    typer.echo(json.dumps(rows, indent=1))
-
-
-def _print_models(costs: dict[str, Summary], measured: dict[str, MeasuredResult | None]) -> None:
-    from leanres.models.zoo import MODELS
-
-    rows = [
-        [
-            name,
-            f"{costs[name].params:,}",
-            f"{costs[name].macs / 1e6:,.1f}",
-            str(costs[name].receptive_field),
-            str(costs[name].chained_receptive_field),
-            *accuracies(entry.reported, measured[name]),
-            _source(entry),
-        ]
         for name, entry in MODELS.items()
+        for costs in [summarize(entry.config)]
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, default=asdict))
+    else:
+        _print_models(rows)
+
+
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    cells = [
+        [
+            row["name"],
+            f"{row['params']:,}",
+            f"{row['macs'] / 1e6:,.1f}",
+            str(row["receptive_field"]),
+            str(row["chained_receptive_field"]),
+            *accuracies(row["reported"], row["measured"]),
+            "; ".join(filter(None, (row["source"], row["note"]))),
+        ]
+        for row in rows
     ]
     heads = ["model", "params", "MMACs", "receptive field", "rf (chained)", "reported %"]
     print_table(
-        [*heads, "measured %", "source"], rows, left=("source",), drop=("source", "rf (chained)")
+        [*heads, "measured %", "source"], cells, left=("source",), drop=("source", "rf (chained)")
     )
     typer.echo(
         "\naccuracies on CIFAR-10's test images: as the source reports it, and measured here"
         "\nleanres summary NAME lists one layer by layer"
     )
-
-
-def _source(entry: NamedModel) -> str:
-    return "; ".join(filter(None, (entry.source, entry.note)))
 
 
 def accuracies(reported: float | None, measured: MeasuredResult | None) -> tuple[str, str]:
@@ -102,11 +94,11 @@ def summary(
     entry = MODELS[name]
     costs = summarize(entry.config, (3, size, size))
     if as_json:
-        within = {"name": name, "budget": most, "within_budget": costs.within(most)}
+        within = {"name": name, "budget": most, "within_budget": costs.params <= most}
         typer.echo(json.dumps(within | costs.to_dict(), indent=1))
         return
     _print_summary(name, costs, most)
-    typer.echo(f"source: {_source(entry)}")
+    typer.echo(f"source: {'; '.join(filter(None, (entry.source, entry.note)))}")
 
 
 def _print_summary(name: str, costs: Summary, most: int) -> None:
@@ -125,7 +117,7 @@ def _print_summary(name: str, costs: Summary, most: int) -> None:
     heads = ["layer", "kind", "output", "params", "MACs", "receptive field", "rf (chained)"]
     print_table(heads, rows, left=("kind",), drop=("rf (chained)", "kind"))
     sizes = ", ".join(f"{mib:.2f} MiB {kind}" for kind, mib in costs.size_mib.items())
-    verdict = "within" if costs.within(most) else "OVER"
+    verdict = "within" if costs.params <= most else "OVER"
     typer.echo(
         f"\n{name}: {costs.params:,} params ({verdict} the budget of {most:,}),"
         f" {costs.macs / 1e6:,.1f} MMACs\n{sizes}\n"

@@ -78,10 +78,6 @@ class Summary:
         """MiB of the parameters by number format."""
         return {name: self.params * size / 2**20 for name, size in BYTES.items()}
 
-    def within(self, budget: int) -> bool:
-        """Whether the network has at most `budget` parameters."""
-        return self.params <= budget
-
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON-able values."""
         values = asdict(self)

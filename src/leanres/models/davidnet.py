@@ -60,17 +60,9 @@ class BranchNetConfig:
         return BranchNet(self)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What differs between the two readings of resnet-custom; a pool of 1 changes nothing."""
-
-    padding3: int
-    pool3: int
-    pool4: int
-
-
-READINGS: Table[Reading] = Table(
-    "reading", {"described": Reading(1, 2, 2), "as-built": Reading(0, 3, 1)}
+# Padding and pool of the third layer, pool of the fourth; a pool of 1 changes nothing.
+READINGS: Table[tuple[int, int, int]] = Table(
+    "reading", {"described": (1, 2, 2), "as-built": (0, 3, 1)}
 )
 
 
@@ -99,11 +91,11 @@ class DavidNet(nn.Module):
     def __init__(self, config: DavidNetConfig) -> None:
         super().__init__()
         w1, w2, w3, w4 = config.widths
-        reading = READINGS[config.reading]
+        padding3, pool3, pool4 = READINGS[config.reading]
         self.stem = _layer(3, w1)
         self.layer1 = nn.Sequential(_layer(w1, w2, pool=2), _residual_pair(w2))
-        self.layer2 = _layer(w2, w3, padding=reading.padding3, pool=reading.pool3)
-        self.layer3 = nn.Sequential(_layer(w3, w4, pool=reading.pool4), _residual_pair(w4))
+        self.layer2 = _layer(w2, w3, padding=padding3, pool=pool3)
+        self.layer3 = nn.Sequential(_layer(w3, w4, pool=pool4), _residual_pair(w4))
         self.pool = GlobalMaxPool()
         self.linear = nn.Linear(w4, config.num_classes)
 

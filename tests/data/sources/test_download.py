@@ -55,9 +55,13 @@ def test_a_download_arrives_complete_and_reports_its_progress(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("whole", "gave a file with sha256"), ("short", "broke off"), ("stall", "no answer within 0.5 s|timed out"),
-     ("gone", "404")],
-)  # fmt: skip
+    [
+        ("whole", "gave a file with sha256"),
+        ("short", "broke off"),
+        ("stall", "no answer within 0.5 s|timed out"),
+        ("gone", "404"),
+    ],
+)
 def test_a_failed_download_says_why_and_leaves_nothing(server, tmp_path, path, words):
     with pytest.raises(UserError, match=words) as caught:
         download(tmp_path / "file", f"{server}/{path}", "0" * 64, limit_s=0.5)

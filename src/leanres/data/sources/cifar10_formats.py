@@ -66,8 +66,8 @@ def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, S
 
 
 def _join(batches: list[CifarBatch], classes: tuple[str, ...]) -> Split:
-    images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*batches))
-    return Split(images, labels, classes)
+    images, labels = map(np.concatenate, zip(*batches, strict=True))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), classes)
 
 
 def _file_contents(files: CifarFiles) -> dict[str, bytes]:
