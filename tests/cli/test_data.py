@@ -21,6 +21,11 @@ def test_data_describes_the_digits_and_draws_two_pictures(leanres, tmp_path):
     assert facts["grids"] == [str(tmp_path / "samples.png"), str(tmp_path / "augmented.png")]
 
 
+def test_the_size_holds_for_the_digits_too(leanres, tmp_path):
+    facts = json.loads(leanres("data", "digits", "--size", 16, "--out", tmp_path, "--json").out)
+    assert facts["splits"]["train"]["size"] == [16, 16]
+
+
 def test_data_gives_the_known_statistics(leanres, tmp_path, digits):
     facts = json.loads(leanres("data", "digits", "--out", tmp_path, "--json").out)
     pixels = digits.train.images.numpy() / 255

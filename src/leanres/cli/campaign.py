@@ -24,7 +24,7 @@ def campaign(
     settings: list[str] = options.SETTINGS,
     minutes: float = typer.Option(0, min=0, help="Then save and stop; 0: run to the end."),
     data: str = options.DATA,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,

@@ -18,7 +18,7 @@ def compare(
     epochs: int | None = options.EPOCHS,
     seeds: str = typer.Option("0,1,2", help="Seeds to train each variant with."),
     data: str = options.DATA,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     measure: str = options.measurement_option(
         "val", help="The split to measure at the end: val, or test for a report."

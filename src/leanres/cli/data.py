@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def data(
     name: str = typer.Argument("cifar10", metavar="DATA", help=options.DATA_HELP),
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     out: Path = options.output_option(
         Path("runs/data"), help="Folder for samples.png and augmented.png."

@@ -28,7 +28,7 @@ def find_lr(
     seed: int | None = options.SEED,
     model: str | None = options.MODEL,
     data: str = options.DATA_OR_AUTO,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     lr_min: float | None = options.measurement_option(
         None, help="Lowest learning rate to test; default: 1e-06."

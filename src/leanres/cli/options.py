@@ -50,13 +50,15 @@ STEP_RECIPE = training_option(
 
 DATA = data_option("cifar10", help=DATA_HELP)
 DATA_OR_AUTO = data_option(
-    "cifar10", help=f"{DATA_HELP[:-1]}; auto: cifar10, or digits where CIFAR-10 cannot be had."
+    "cifar10", help=f"{DATA_HELP[:-1]}; auto: cifar10, or digits where CIFAR-10 is not found."
 )
 RUN_DATA = data_option(None, help=f"{DATA_HELP} Default: the run's own.")
 TARGET_DATA = data_option(
     None, help=f"{DATA_HELP} Default: the run's own; for a weights file cifar10."
 )
-SIZE = data_option(32, help="Side in pixels that a folder's images are resized to.")
+SIZE = data_option(
+    None, help="Side in pixels that digits and a folder's images are resized to. Default: 32."
+)
 STRICT = data_option(
     False, "--strict", help="Stop at the first image that cannot be read, instead of skipping it."
 )
@@ -85,7 +87,9 @@ OUT_JSON = output_option(None, help="Write the result to this JSON file too.")
 JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.")
 
 
-def load_dataset(name: str, size: int = 32, strict: bool = False, download: bool = True) -> Dataset:
+def load_dataset(
+    name: str, size: int | None = None, strict: bool = False, download: bool = True
+) -> Dataset:
     """The data set, with a progress bar for a download; its notes go to stderr."""
     from leanres.data.sources import load_data
 
@@ -95,7 +99,7 @@ def load_dataset(name: str, size: int = 32, strict: bool = False, download: bool
     return dataset
 
 
-def load_data_or_digits(name: str, size: int, strict: bool) -> tuple[Dataset, bool]:
+def load_data_or_digits(name: str, size: int | None, strict: bool) -> tuple[Dataset, bool]:
     """The data set, and whether "auto" had to fall back to the digits."""
     if name != "auto":
         return load_dataset(name, size, strict), False
@@ -103,7 +107,7 @@ def load_data_or_digits(name: str, size: int, strict: bool) -> tuple[Dataset, bo
         return load_dataset("cifar10", size, strict), False
     except NotFoundError:
         typer.echo(
-            "CIFAR-10 is not here and could not be downloaded: training on the embedded digits"
+            "CIFAR-10 was not found and could not be downloaded: training on the embedded digits"
             " instead (set LEANRES_DATA to a folder with CIFAR-10)",
             err=True,
         )

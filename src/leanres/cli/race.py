@@ -26,7 +26,7 @@ def race(
         help="Time the training alone, in one warmed-up process, as published records do.",
     ),
     data: str = options.DATA,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,

@@ -23,7 +23,7 @@ def scaling(
     shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 images repeat."),
     steps: int = typer.Option(5, min=1, help="Steps to measure of each batch size and network."),
     data: str = options.DATA,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,

@@ -32,7 +32,7 @@ def search(
     recipe: str = typer.Option("plain-sgd", help="The recipe that trains each network."),
     epochs: int = typer.Option(9, min=1, help="Epochs of a network that is not stopped early."),
     data: str = options.DATA,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,
@@ -78,7 +78,7 @@ def search(
         typer.echo(json.dumps([asdict(c) for c in found]))
         return
     _print(found, bounds)
-    words = [str(best), "--data", data, "--size", str(size)]
+    words = [str(best), "--data", data, *(["--size", str(size)] if size else [])]
     typer.echo(
         "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
         f" recipe's own epochs:\n{shlex.join(['leanres', 'train', *words])}"

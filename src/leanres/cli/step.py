@@ -23,7 +23,7 @@ def step(
         help="Side of the images as a share of the full side, as in progressive resizing.",
     ),
     data: str = options.DATA,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,

@@ -33,7 +33,7 @@ def train(
         help="auto: find the learning rate first, as find-lr does; a number: short for --set lr=.",
     ),
     data: str = options.DATA_OR_AUTO,
-    size: int = options.SIZE,
+    size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     tta: str = options.TTA_OPTION,
     measure: str = typer.Option(

@@ -58,8 +58,7 @@ class Description:
 
 def describe(dataset: Dataset) -> Description:
     """Statistics of every split, and the duplicates within and between them."""
-    named = (("train", dataset.train), ("val", dataset.val), ("test", dataset.test))
-    splits = {name: split for name, split in named if split is not None}
+    splits = dataset.splits
     compared = [*((name, name) for name in splits), *combinations(splits, 2)]
     return Description(
         dataset.name,

@@ -78,6 +78,12 @@ class Dataset:
     notes: tuple[str, ...] = ()  # one line each: "3 hidden files skipped"
     source: str = ""  # where the images came from, in words
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that it has, by name: train, val, test."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
     def with_val(self, count: int) -> Dataset:
         """The same with `count` training images held out as val, unless it has a val split."""
         if not count or self.val is not None:

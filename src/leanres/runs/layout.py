@@ -159,7 +159,7 @@ def load_data_of(
 ) -> Dataset:
     """The data that run.json's content names, or what is given in its place."""
     known = info["origin"]
-    size = known.get("size") or info.get("preprocess", {}).get("size", 32)
+    size = info.get("preprocess", {}).get("size") or known.get("size")
     path = None
     if name is None:
         name = known.get("data") or info["data"]["name"]

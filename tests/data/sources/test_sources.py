@@ -99,7 +99,7 @@ def test_a_path_in_place_of_a_name_is_loaded_by_the_source_that_recognises_it(tm
         assert found.name == name
         assert prints(found) == prints(load_data(name, path))
         assert prints(found) == prints(load_data(f"{name}:{path}"))
-        assert locate(str(path)) == {"data": name, "path": str(path), "size": 32}
+        assert locate(str(path)) == {"data": name, "path": str(path), "size": None}
 
 
 def test_a_located_data_set_is_found_from_any_working_directory(tmp_path, monkeypatch):
@@ -111,7 +111,7 @@ def test_a_located_data_set_is_found_from_any_working_directory(tmp_path, monkey
     for place in ("pictures", "./pictures", "~/pictures"):
         assert locate(place, size=16) == {"data": "folder", "path": path, "size": 16}
         assert locate("folder", place)["path"] == locate(f"folder:{place}")["path"] == path
-    assert locate("digits") == {"data": "digits", "path": None, "size": 32}
+    assert locate("digits") == {"data": "digits", "path": None, "size": None}
 
 
 def test_a_source_before_a_path_reads_it_whatever_it_looks_like(tmp_path):
@@ -154,6 +154,16 @@ def test_a_new_source_is_one_table_entry_and_comes_before_the_general_folder(tmp
     assert locate(str(tmp_path))["data"] == "arrays"
     with pytest.raises(UserError, match=r"a folder of arrays$"):
         load_data(str(tmp_path / "absent"))
+
+
+def test_a_size_that_a_source_does_not_resize_to_is_refused(monkeypatch):
+    pixels = torch.zeros(4, 3, 28, 28, dtype=torch.uint8)
+    made = Dataset("arrays", Split(pixels, torch.arange(4) % 2, ("a", "b")), None, None)
+    monkeypatch.setitem(SOURCES, "arrays", Source(lambda _: made))
+    assert load_data("arrays") is load_data("arrays", size=28) is made
+    for size in (16, 32):
+        with pytest.raises(UserError, match=f"not resized: they have 28 pixels, not {size}"):
+            load_data("arrays", size=size)
 
 
 @pytest.mark.parametrize(

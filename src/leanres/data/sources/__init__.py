@@ -30,7 +30,7 @@ def load_data(
     name: str = "cifar10",
     path: str | Path | None = None,
     *,
-    size: int = 32,
+    size: int | None = None,
     strict: bool = False,
     download: bool = True,
     cache: Path | None = None,
@@ -40,18 +40,22 @@ def load_data(
 
     A path is read by the source that recognises its layout, "SOURCE:PATH" by that source. CIFAR-10
     is looked for at `path`, `$LEANRES_DATA`, in the cache, and then downloaded; no other data is
-    ever substituted. `size` is the side in pixels of digits and of a folder's images; `strict`
-    makes an unreadable image an error; `progress` is called with (what, done, total). UserError for
-    data that is missing, damaged or of no known layout.
+    ever substituted. `size` is the side in pixels that digits and a folder's images are resized to,
+    by default 32; `strict` makes an unreadable image an error; `progress` is called with (what,
+    done, total). UserError for data that is missing, damaged, of no known layout or of another
+    size.
     """
     source, where = _identify(name, path)
-    if not 4 <= size <= 1024:
+    if size is not None and not 4 <= size <= 1024:
         raise UserError(f"images of {size} pixels; give a size from 4 to 1024")
-    options = LoadOptions(where, cache or cache_folder(), size, strict, download, progress)
-    return SOURCES[source].load(options)
+    options = LoadOptions(where, cache or cache_folder(), size or 32, strict, download, progress)
+    dataset = SOURCES[source].load(options)
+    if size not in (None, side := dataset.train.images.shape[-1]):
+        raise UserError(f"{source} images are not resized: they have {side} pixels, not {size}")
+    return dataset
 
 
-def locate(name: str, path: str | Path | None = None, size: int = 32) -> dict[str, Any]:
+def locate(name: str, path: str | Path | None = None, size: int | None = None) -> dict[str, Any]:
     """The arguments of `load_data` that run.json keeps, valid in any working directory."""
     source, where = _identify(name, path)
     return {"data": source, "path": where and str(where.resolve()), "size": size}
