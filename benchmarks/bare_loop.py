@@ -49,7 +49,7 @@ def losses(
     head_lr = r.head_lr / net.head.in_features
     adam = torch.optim.AdamW(
         [{"params": rest, "lr": r.bias_lr}, {"params": [net.head.weight], "lr": head_lr}],
-        betas=r.betas,
+        betas=(0.85, 0.95),
         weight_decay=r.adamw_weight_decay,
     )
     per_epoch = len(split) // batch

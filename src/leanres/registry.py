@@ -59,7 +59,7 @@ class Range:
 
     def admits(self, value: Any) -> bool:
         """Whether a number, or every number of a tuple, is within the bounds. NaN never is."""
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         within = all(self.low <= number <= self.high for number in numbers)
         return within and not (self.ordered and list(numbers) != sorted(numbers))
 

@@ -42,7 +42,9 @@ def fork(
         return Outcome(os.waitstatus_to_exitcode(status), file.read().decode(errors="replace"))
 
 
-def _child(function: Callable[[], Any], out: int, seconds: float | None, memory: int | None) -> None:
+def _child(
+    function: Callable[[], Any], out: int, seconds: float | None, memory: int | None
+) -> None:
     code = OK
     try:
         if seconds is not None:

@@ -38,7 +38,12 @@ class Command:
     same: list[str] = field(default_factory=list)  # patterns of files that must be identical
 
 
-RUN = ["model.safetensors", "metrics.jsonl", "predictions.parquet", "checkpoint/*/state.safetensors"]
+RUN = [
+    "model.safetensors",
+    "metrics.jsonl",
+    "predictions.parquet",
+    "checkpoint/*/state.safetensors",
+]
 COMMANDS = {
     "train": Command(
         ["train", "plain-sgd", *DIGITS, "--epochs", "3", "--out", "run"],
@@ -62,7 +67,17 @@ COMMANDS = {
         same=[f"runs/*/{name}" for name in RUN],
     ),
     "find-lr": Command(
-        ["find-lr", "plain-sgd", *DIGITS, "--steps", "20", "--out", "curve.png"],
+        [
+            "find-lr",
+            "plain-sgd",
+            *DIGITS,
+            "--steps",
+            "60",
+            "--lr-min",
+            "0.001",
+            "--out",
+            "curve.png",
+        ],
         same=["curve.png"],
     ),
 }
@@ -145,7 +160,9 @@ def main(kills: int, seed: int = 0, names: list[str] | None = None) -> dict[str,
                 made[name] += count
                 chains[name] += 1
                 found = content(folder, command.same)
-                differs = [file for file, digest in right[name][0].items() if found.get(file) != digest]
+                differs = [
+                    file for file, digest in right[name][0].items() if found.get(file) != digest
+                ]
                 if reason or differs:
                     wrong.append(f"{name}: {reason or f'other content: {differs}'}")
                 shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Two processes write, read and extend the same files: no torn read, no failed write, no lost row."""
+"""Two processes write, read and extend the same files: no torn read, no lost row."""
 
 from __future__ import annotations
 

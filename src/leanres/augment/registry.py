@@ -44,6 +44,15 @@ AUGMENTS: Table[Callable[..., Tensor]] = Table(
     },
 )
 
+# These change colours, or draw them: they need pixel values, not normalised ones.
+OF_PIXEL_VALUES = (
+    "random_erasing",
+    "color_jitter",
+    "auto_augment",
+    "rand_augment",
+    "trivial_augment",
+)
+
 
 def augment(images: Tensor, steps: Sequence[Spec], draw: Draw) -> Tensor:
     """Apply the named augmentations in order, with one generator. (N, C, H, W) -> same."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanres.augment.mix import MIXES
 from leanres.augment.registry import augment
@@ -44,14 +44,18 @@ def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
     return order.to(train.images.device)
 
 
-def batches(train: Split, counts: StepCounts, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    train: Split, counts: StepCounts, first: int = 0, normalize: nn.Module | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The images and targets of each step, from step `first` on.
 
     Images (N, C, H, W) are repeated, augmented, and mixed where the recipe says so: targets are
     then probabilities (N, K), and else the labels (N,). All follows from the seed and the step.
+    Images are uint8, or what `normalize` makes of them before they are augmented.
     """
     for epoch in range(first // counts.steps_per_epoch, counts.recipe.epochs):
-        yield from _of_epoch(train, counts, epoch, max(0, first - epoch * counts.steps_per_epoch))
+        skipped = max(0, first - epoch * counts.steps_per_epoch)
+        yield from _of_epoch(train, counts, epoch, skipped, normalize)
 
 
 def steps_augmented_together(train: Split, counts: StepCounts) -> int:
@@ -61,7 +65,7 @@ def steps_augmented_together(train: Split, counts: StepCounts) -> int:
 
 
 def _of_epoch(
-    train: Split, counts: StepCounts, epoch: int, first: int
+    train: Split, counts: StepCounts, epoch: int, first: int, normalize: nn.Module | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     recipe, size = counts.recipe, counts.batch_size
     order = epoch_order(train, recipe.seed, epoch)[: counts.steps_per_epoch * size]
@@ -71,7 +75,8 @@ def _of_epoch(
             recipe.augment_repeats
         )
         rng = generator(recipe.seed, epoch, begin + 1, device=train.images.device)
-        images = augment(train.images[part], recipe.augment, Draw(rng, part, epoch, recipe.seed))
+        images = train.images[part] if normalize is None else normalize(train.images[part])
+        images = augment(images, recipe.augment, Draw(rng, part, epoch, recipe.seed))
         pieces = (torch.split(x, counts.images_per_step) for x in (images, train.labels[part]))
         for step, (inputs, labels) in enumerate(zip(*pieces, strict=True), begin):
             if step >= first:

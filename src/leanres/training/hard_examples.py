@@ -13,7 +13,7 @@ from leanres.training.setup import Setup
 def hardest(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
     """The positions, rising, of the images with the selector's largest losses: int64.
 
-    As many as the recipe's `selected_per_step`. The selector's gradients of the whole batch are
+    As many as the recipe selects of a step. The selector's gradients of the whole batch are
     added on the way, so that it learns from all images. The speed records for 96 % select half of
     each batch so (arXiv:2404.00498, section 5).
     """
@@ -27,4 +27,4 @@ def hardest(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
         )
         (losses.sum() / whole).backward()  # type: ignore[no-untyped-call]
         found.append(losses.detach())
-    return torch.cat(found).topk(setup.counts.selected_per_step).indices.sort().values
+    return torch.cat(found).topk(setup.counts.selected(whole)).indices.sort().values

@@ -27,7 +27,7 @@ from leanres.training.cuda_graph import Replay
 from leanres.training.device import Device
 from leanres.training.distill import teacher_logits
 from leanres.training.hard_examples import hardest
-from leanres.training.optim import OPTIMIZERS, classifier, set_lr_
+from leanres.training.optim import OPTIMIZERS, classifier, set_lr_, set_momentum_
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
 from leanres.training.setup import Setup
@@ -159,15 +159,18 @@ def steps(
     for model in state.networks:
         model.train()
     function = _step_function(state, setup, mark)  # its networks keep the modes of these
-    for images, targets in batches(setup.train, counts, state.step):
+    before, after = setup.normalizers
+    for images, targets in batches(setup.train, counts, state.step, before):
         done("data and augmentation")
         epoch, position = divmod(state.step, counts.steps_per_epoch)
-        inputs = shrink(setup.normalize(images), counts.scale(state.step))
+        inputs = shrink(after(images), counts.scale(state.step))
         done("normalise and resize")
         if state.step >= counts.freeze_stem:
             for model in state.networks:
                 freeze_stem_(model)
         set_lr_(state.optimizers, lr_factor(state.step))
+        if (momentum := counts.momentum(state.step)) is not None:
+            set_momentum_(state.optimizers, momentum)
         with _seeded(random, device, recipe.seed, epoch, position):
             if function.select is not None:
                 kept = hardest(function.select, Batch(inputs, targets), setup)
@@ -216,7 +219,8 @@ def _compile_step(state: TrainState, setup: Setup, mark: Mark, capture: bool) ->
 
     if state.selector is not None:  # its gradients come from outside of the update: no capture
         return StepFunction(recipe, device, update, device.training_forward(state.selector))
-    if not (capture and device.compiled):
+    # A graph holds the momentum that it was captured with.
+    if not (capture and device.compiled) or setup.counts.momentum(0) is not None:
         return StepFunction(recipe, device, update, None)
     replay = Replay(update, state.model, state.optimizers)
     return StepFunction(recipe, device, lambda batch, _: replay(batch), None)
@@ -373,13 +377,12 @@ def check_finite(state: TrainState) -> None:
 
 def _row(state: TrainState, last: StepResult, setup: Setup, val: Split | None) -> MetricsRow:
     assert last.gradient_norm is not None, "an epoch's last step has a gradient norm"
-    seen = len(state.losses) * setup.counts.selected_per_step
     row: MetricsRow = {
         "epoch": state.step // setup.counts.steps_per_epoch,
         "step": state.step,
         "lr": state.optimizers[0].param_groups[0]["lr"],
         "train_loss": float(torch.stack(state.losses).mean()),
-        "train_accuracy": float(torch.stack(state.correct).sum()) / seen,
+        "train_accuracy": float(torch.stack(state.correct).sum()) / setup.counts.selected_per_epoch,
         "gradient_norm": float(last.gradient_norm),
     }
     state.losses, state.correct = [], []

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from leanres.training.recipe import Recipe
 
 Groups = dict[str, list[Tensor]]
+# Where a recipe gives none: PyTorch's own, and the speed records' for AdamW beside Muon.
+ADAM_BETAS, BESIDE_MUON_BETAS = (0.9, 0.999), (0.85, 0.95)
 
 
 def parameter_groups(model: nn.Module) -> Groups:
@@ -75,7 +77,8 @@ def _sgd(model: nn.Module, s: Recipe) -> list[Optimizer]:
 
 
 def _adam(model: nn.Module, s: Recipe) -> list[Optimizer]:
-    return [torch.optim.Adam(_decayed(model, s), s.lr, s.betas, **_kernels(model))]
+    betas = s.betas or ADAM_BETAS
+    return [torch.optim.Adam(_decayed(model, s), s.lr, betas, **_kernels(model))]
 
 
 def _adadelta(model: nn.Module, s: Recipe) -> list[Optimizer]:
@@ -83,7 +86,8 @@ def _adadelta(model: nn.Module, s: Recipe) -> list[Optimizer]:
 
 
 def _adamw(model: nn.Module, s: Recipe) -> list[Optimizer]:
-    return [torch.optim.AdamW(_decayed(model, s), s.lr, s.betas, **_kernels(model))]
+    betas = s.betas or ADAM_BETAS
+    return [torch.optim.AdamW(_decayed(model, s), s.lr, betas, **_kernels(model))]
 
 
 def _muon(model: nn.Module, s: Recipe) -> list[Optimizer]:
@@ -100,7 +104,8 @@ def _muon(model: nn.Module, s: Recipe) -> list[Optimizer]:
             for p in parts["matrices"]
         ),
     ]
-    others = torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, **_kernels(model))
+    betas = s.betas or BESIDE_MUON_BETAS
+    others = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, **_kernels(model))
     return [Muon(parts["filters"], s.lr, s.momentum), others]
 
 
@@ -115,3 +120,13 @@ def set_lr_(optimizers: list[Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+
+
+def set_momentum_(optimizers: list[Optimizer], momentum: float) -> None:
+    """Set every group's momentum; of Adam that is the first of its betas."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            elif "momentum" in group:
+                group["momentum"] = momentum

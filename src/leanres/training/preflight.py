@@ -23,17 +23,19 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
     a part of a batch.
     """
     recipe, counts = setup.recipe, setup.counts
+    before, after = setup.normalizers
     few = setup.train.subset([0, len(setup.train) - 1]).to("cpu")
-    per_step = {counts.images_per_step, counts.selected_per_step}
+    per_step = {n for images in counts.images_of_steps for n in (images, counts.selected(images))}
     alone = any(len(torch.arange(n).chunk(recipe.accumulate)[-1]) == 1 for n in per_step)
     try:
-        images = augment(few.images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
+        images = few.images if before is None else before(few.images)
+        images = augment(images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
     except RuntimeError as error:  # torch's own, for padding wider than the image
         raise UserError(f"augment = {recipe.augment}: {first_line(error)}") from None
     for scale in sorted({scale for _, scale in recipe.progressive_resizing} | {1.0}):
 
         def prepared(batch: Tensor, scale: float = scale) -> Tensor:
-            return shrink(setup.normalize(batch), scale)
+            return shrink(after(batch), scale)
 
         try:
             for network in state.networks:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from leanres.augment.mix import MIXES
-from leanres.augment.registry import AUGMENTS
+from leanres.augment.registry import AUGMENTS, OF_PIXEL_VALUES
 from leanres.errors import UserError
 from leanres.models.config import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
@@ -27,7 +27,7 @@ from leanres.registry import (
     unknown,
 )
 from leanres.training.optim import OPTIMIZERS
-from leanres.training.schedules import SCHEDULES, SchedulePoint, lr_factor
+from leanres.training.schedules import SCHEDULES, SchedulePoint, lr_factor, momentum_at
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,17 @@ class Recipe:
     model: Annotated[Network, "a name of `leanres models`, or {family = ..., ...}"] = "speednet"
     epochs: Annotated[int, Range(1, 100_000), "passes over the training images"] = 9
     batch_size: Annotated[int, Range(1, 65_536), "images of an optimizer step"] = 2000
+    drop_last: Annotated[
+        bool, "leave out an epoch's last batch where it is not full; false: train on it too"
+    ] = True
     accumulate: Annotated[int, Range(1, 65_536), "micro-batches per optimizer step"] = 4
     augment: Annotated[Augments, "in this order: a name, or [name, {setting = x}]"] = SPEED_AUGMENT
     augment_repeats: Annotated[
         int, Range(1, 256), "repeated augmentation: copies of an image in a batch; arXiv:1901.09335"
     ] = 1
+    normalize_first: Annotated[
+        bool, "normalise before augmenting: padding and holes then have the mean colour"
+    ] = False
     mix: Annotated[Mixes, "mixes of images and labels, one of them drawn for each batch"] = ()
     selector: Annotated[
         Network, 'selective backpropagation: small network that selects hard images; "": none'
@@ -144,8 +150,10 @@ class Recipe:
     momentum: Annotated[float, Range(0, 0.9999), "of sgd and muon"] = 0.6
     nesterov: Annotated[bool, "of sgd (muon always is)"] = True
     betas: Annotated[
-        tuple[float, float], Range(0, 0.999999), "of adam, adamw, and the AdamW beside muon"
-    ] = (0.85, 0.95)
+        tuple[float, float] | None,
+        Range(0, 0.999999),
+        "of adam and adamw, not given: 0.9, 0.999; of the AdamW beside muon, not given: 0.85, 0.95",
+    ] = None
     weight_decay: Annotated[float, Range(0, 10), "unused by muon, which resets norms"] = 0.0
     decay_all: Annotated[bool, "false: biases and norm scales are not decayed"] = True
     head_scale: Annotated[
@@ -177,10 +185,18 @@ class Recipe:
         check_fields(self)
         # One step of it refuses settings that do not fit each other.
         lr_factor(self.schedule, SchedulePoint(0, 100 * self.epochs, 100, self.lr))
+        if self.normalize_first:
+            self._check_normalize_first()
         if self.schedule[0] == "one-cycle" and self.warmup:
             raise UserError(
                 f"schedule one-cycle rises by itself: set warmup = 0, not {self.warmup}"
             )
+
+    def _check_normalize_first(self) -> None:
+        if self.teacher:
+            raise UserError("normalize_first: a teacher needs images that are not normalised yet")
+        for name in (name for name, _ in self.augment if name in OF_PIXEL_VALUES):
+            raise UserError(f"normalize_first: {name} needs pixel values: leave one of them out")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` takes it back."""
@@ -285,12 +301,13 @@ class StepCounts:
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
-        # A split smaller than a batch trains on one batch; else the last, partial one is left
-        # out, another part of the data each epoch.
+        # A split smaller than a batch trains on one batch. Where the last, partial one is left out,
+        # that is another part of the data each epoch.
         batch = min(self.recipe.batch_size, self.images)
+        per_epoch = (self.images if self.recipe.drop_last else self.images + batch - 1) // batch
         object.__setattr__(self, "batch_size", batch)
-        object.__setattr__(self, "steps_per_epoch", self.images // batch)
-        object.__setattr__(self, "total", self.recipe.epochs * (self.images // batch))
+        object.__setattr__(self, "steps_per_epoch", per_epoch)
+        object.__setattr__(self, "total", self.recipe.epochs * per_epoch)
 
     @property
     def images_per_step(self) -> int:
@@ -299,9 +316,27 @@ class StepCounts:
 
     @property
     def selected_per_step(self) -> int:
-        """Images that the network trains on in a step: all of them, or what the selector leaves."""
-        share = self.recipe.select_fraction if self.recipe.selector else 1.0
-        return max(1, round(share * self.images_per_step))
+        """Images that the network trains on in a full step: all, or what the selector leaves."""
+        return self.selected(self.images_per_step)
+
+    def selected(self, images: int) -> int:
+        """How many images of a step the network trains on."""
+        return (
+            max(1, round(self.recipe.select_fraction * images)) if self.recipe.selector else images
+        )
+
+    @property
+    def images_of_steps(self) -> list[int]:
+        """Images of each kind of step in an epoch: of a full one, and of the last if it differs."""
+        last = (self.images - 1) % self.batch_size + 1
+        partial = [] if self.recipe.drop_last or last == self.batch_size else [last]
+        return [n * self.recipe.augment_repeats for n in (self.batch_size, *partial)]
+
+    @property
+    def selected_per_epoch(self) -> int:
+        """Images that the network trains on in an epoch."""
+        full, *partial = (self.selected(n) for n in self.images_of_steps)
+        return full * (self.steps_per_epoch - len(partial)) + sum(partial)
 
     @property
     def warmup(self) -> int:
@@ -317,6 +352,11 @@ class StepCounts:
         """The share of the peak lr at `step`."""
         point = SchedulePoint(step, self.total, self.steps_per_epoch, self.recipe.lr)
         return lr_factor(self.recipe.schedule, point, self.warmup)
+
+    def momentum(self, step: int) -> float | None:
+        """The momentum at `step`, where the schedule cycles it; else None: the optimizer's own."""
+        point = SchedulePoint(step, self.total, self.steps_per_epoch, self.recipe.lr)
+        return momentum_at(self.recipe.schedule, point)
 
     def scale(self, step: int) -> float:
         """The share of an image's side that is trained on at `step`."""

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, NamedTuple
 from leanres.errors import UserError
 from leanres.registry import Range, Spec, Table
 
+PEAK_EPOCH = 5.0  # of one-cycle
+
 
 class SchedulePoint(NamedTuple):
     """Where in training a schedule is asked for its factor; steps count from 0."""
@@ -51,16 +53,23 @@ def _steps(
 def _one_cycle(
     point: SchedulePoint,
     *,
-    peak_epoch: Annotated[float, Range(0, 100_000)] = 5.0,
+    peak_epoch: Annotated[float, Range(0, 100_000)] = PEAK_EPOCH,
     lr_min: Annotated[float, Range(1e-12, 1e3)] | None = None,
     annihilation: bool = False,
     shape: Literal["linear", "cosine"] = "linear",
+    cycle_momentum: Annotated[tuple[float, ...], Range(0, 0.9999)] = (),
 ) -> float:
     """Rise from lr_min to the peak, reached `peak_epoch` epochs in, then fall to the last step.
 
     `lr_min` None: 1/25 of the peak. The fall ends at lr_min, or with `annihilation` at 1e-4 of
-    it. shape: "linear" or "cosine". arXiv:1708.07120; phases as in PyTorch's OneCycleLR.
+    it. shape: "linear" or "cosine". cycle_momentum: (most, least), as (0.95, 0.85); the momentum
+    is least at the peak. arXiv:1708.07120; phases as in PyTorch's OneCycleLR.
     """
+    if len(cycle_momentum) not in (0, 2):
+        raise UserError(
+            f"schedule one-cycle: cycle_momentum = {list(cycle_momentum)}: give the momentum at the"
+            " start and at the peak, as in [0.95, 0.85], or []"
+        )
     low = 1 / 25 if lr_min is None else lr_min / point.lr
     if low > 1:
         raise UserError(f"schedule one-cycle: lr_min = {lr_min} is above lr = {point.lr:g}")
@@ -69,11 +78,18 @@ def _one_cycle(
             f"schedule one-cycle: peak_epoch = {peak_epoch:g} is not within the"
             f" {point.total / point.epoch_steps:g} epochs"
         )
+    rising, share = _phase(point, peak_epoch)
+    if rising:
+        return _between(low, 1.0, share, shape)
+    return _between(1.0, low * 1e-4 if annihilation else low, share, shape)
+
+
+def _phase(point: SchedulePoint, peak_epoch: float) -> tuple[bool, float]:
+    """Whether a cycle still rises, and the share of the rise or fall that is done."""
     peak = peak_epoch * point.epoch_steps - 1
     if point.step <= peak:
-        return _between(low, 1.0, point.step / peak if peak > 0 else 1.0, shape)
-    end = low * 1e-4 if annihilation else low
-    return _between(1.0, end, (point.step - peak) / max(1, point.total - 1 - peak), shape)
+        return True, point.step / peak if peak > 0 else 1.0
+    return False, (point.step - peak) / max(1, point.total - 1 - peak)
 
 
 def _between(start: float, end: float, share: float, shape: str) -> float:
@@ -103,3 +119,14 @@ def lr_factor(schedule: Spec, point: SchedulePoint, warmup: int = 0) -> float:
     name, settings = schedule
     late = point._replace(step=point.step - warmup, total=point.total - warmup)
     return SCHEDULES[name](late, **settings)
+
+
+def momentum_at(schedule: Spec, point: SchedulePoint) -> float | None:
+    """The momentum at a step, where the schedule cycles it against the lr; else None."""
+    name, settings = schedule
+    if name != "one-cycle" or not settings.get("cycle_momentum"):
+        return None
+    most, least = settings["cycle_momentum"]
+    rising, share = _phase(point, settings.get("peak_epoch", PEAK_EPOCH))
+    start, end = (most, least) if rising else (least, most)
+    return _between(start, end, share, settings.get("shape", "linear"))
