@@ -61,6 +61,10 @@ def _print_recipes() -> None:
         left=("network", "optimizer", "source"),
         drop=("source", "reported %", "optimizer", "batch"),
     )
+    changed = [(n, e.measured.changed) for n, e in NAMED_RECIPES.items() if e.measured]
+    for name, settings in changed:
+        if settings:
+            typer.echo(f"* {name} was measured with another {', '.join(settings)}: docs/systems.md")
     typer.echo(
         "\nPFLOP: arithmetic of a training on 50,000 images; at 1 TFLOP/s each takes 1,000 s"
         "\nleanres recipes NAME prints one in full; leanres train NAME trains with it"
