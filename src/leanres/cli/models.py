@@ -70,14 +70,10 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
 
 
 def accuracies(reported: float | None, measured: MeasuredResult | None) -> tuple[str, str]:
-    """The cells of `reported %` and `measured %`: "91.25" and "93.23 (n=10)", empty for None.
-
-    A star marks what was measured before a setting of the recipe changed.
-    """
-    star = "*" if measured and measured.changed else ""
+    """The cells of `reported %` and `measured %`: "91.25" and "93.23 (n=10)", empty for None."""
     return (
         "" if reported is None else f"{reported:.2f}",
-        "" if measured is None else f"{measured.accuracy:.2f} (n={measured.n}){star}",
+        "" if measured is None else f"{measured.accuracy:.2f} (n={measured.n})",
     )
 
 

@@ -42,7 +42,7 @@ def _print_recipes() -> None:
     heads = ["recipe", "network", "epochs", "batch", "optimizer", "PFLOP"]
     rows = []
     for name, entry in NAMED_RECIPES.items():
-        recipe = entry.recipe
+        recipe, (reported, measured) = entry.recipe, accuracies(entry.reported, entry.measured)
         rows.append(
             [
                 name,
@@ -51,7 +51,8 @@ def _print_recipes() -> None:
                 f"{recipe.batch_size:,}",
                 f"{recipe.optimizer} {recipe.lr:g}, {recipe.schedule[0]}",
                 f"{cost(recipe) / 1e15:.3g}",
-                *accuracies(entry.reported, entry.measured),
+                reported,
+                measured + "*" * bool(entry.measured and entry.measured.changed),
                 entry.source,
             ]
         )
