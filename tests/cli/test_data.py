@@ -36,7 +36,7 @@ def test_data_gives_the_known_statistics(leanres, tmp_path, digits):
 
 def test_data_gives_cifar10s_known_statistics(leanres, cifar_path, tmp_path):
     if cifar_path is None:
-        pytest.skip("the figures are of CIFAR-10, which is not here: set LEANRES_DATA")
+        pytest.skip("the figures are of CIFAR-10, which is missing: set LEANRES_DATA")
     done = leanres("data", cifar_path, "--out", tmp_path)
     assert "mean 0.4914 0.4822 0.4465, std 0.2470 0.2435 0.2616" in done.out
     assert "50,000" in done.out

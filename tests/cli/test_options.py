@@ -19,7 +19,9 @@ def test_settings_come_from_set_and_from_the_options_short_for_it():
 def test_numbers_are_different_whole_ones():
     assert options.numbers("--seeds", "2,0,10") == [2, 0, 10]
     for text in ("", "1,x", "1,1", "1.5"):
-        with pytest.raises(UserError, match=r"--seeds .*: give different whole numbers .* 0,1,2"):
+        with pytest.raises(
+            UserError, match=r"--seeds .*: give different whole numbers, such as 0,1,2"
+        ):
             options.numbers("--seeds", text)
 
 

@@ -18,7 +18,7 @@ def test_a_step_is_printed_in_parts_beside_the_machines_rates(leanres, keep_thre
     assert done.code == 0, done.err
     r = json.loads(out.read_text())
     lines = done.out.splitlines()
-    assert lines[0] == "own network at 32 px, batch 100, float32"
+    assert lines[0] == "custom speednet at 32 px, batch 100, float32"
     assert lines[1].endswith(f", 1 thread; kernels: {r['hardware']['kernels']}")
     assert lines[2].startswith(f"{r['images_per_s']:,.0f} images/s, ")
     rows = [line.rsplit(maxsplit=3)[0] for line in lines if line.endswith(" %")]

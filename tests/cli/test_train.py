@@ -34,7 +34,7 @@ def test_the_first_line_of_a_run_says_where_and_by_which_kernels_it_computes(
         hardware = json.loads((folder / "run.json").read_text())["hardware"]
         assert hardware["kernels"] == (kernels or hardware["kernels"]) != ""
         assert f"cpu {hardware['precision']}, kernels: {hardware['kernels']}, seed 0" in first
-        assert first.startswith("own network (0.0")
+        assert first.startswith("custom speednet (0.0")
         assert first.endswith(f" -> {folder}")
 
 

@@ -11,7 +11,14 @@ import torch
 from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
-from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
+from leanres.models.zoo import (
+    FAMILIES,
+    MODELS,
+    config_from_dict,
+    config_to_dict,
+    network_name,
+    resolve,
+)
 
 GOLDEN = {  # counts of the documents and of common implementations of the papers
     "modified-resnet-1": 2_777_674,
@@ -133,6 +140,12 @@ def test_a_name_and_a_config_resolve_to_a_config():
     config = ResNetConfig((4,), (1,))
     assert resolve(config) is config
     assert resolve("resnet20") is MODELS["resnet20"].config
+
+
+def test_a_network_without_a_name_is_called_after_its_family():
+    config = ResNetConfig((4,), (1,))
+    assert network_name("resnet20") == "resnet20"
+    assert network_name(config) == network_name(config_to_dict(config)) == "custom resnet"
 
 
 def test_an_unknown_model_is_answered_with_the_nearest():

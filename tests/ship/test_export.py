@@ -99,7 +99,7 @@ def test_a_wrong_suffix_or_size_of_images_is_a_mistake(run, tmp_path, images):
 def real(cifar_path):
     """Where CIFAR-10 is: figures of shipped weights are of it and of nothing else."""
     if cifar_path is None:
-        pytest.skip("the figure is of CIFAR-10, which is not here: set LEANRES_DATA")
+        pytest.skip("the figure is of CIFAR-10, which is missing: set LEANRES_DATA")
     return cifar_path
 
 

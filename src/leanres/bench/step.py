@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanres.data.split import Dataset
 from leanres.models.cost import summarize
+from leanres.models.zoo import network_name
 from leanres.runs import run as runs
 from leanres.runs.layout import commit
 from leanres.training.batch import shrink, steps_augmented_together
@@ -75,7 +76,7 @@ def measure_step(
     return {
         "hardware": hardware(device),
         "commit": commit(),
-        "model": recipe.model if isinstance(recipe.model, str) else "own network",
+        "model": network_name(recipe.model),
         "macs_per_image": summarize(run.config, (3, side, side)).macs,
         "side": side,
         "batch_size": counts.images_per_step,

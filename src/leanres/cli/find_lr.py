@@ -63,9 +63,8 @@ def find_lr(
     changed = options.changes(settings, seed=seed, model=model)
     chosen = from_dict(changed, load_recipe(recipe))
     device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
-    dataset, is_fallback = options.load_data_or_digits(data, size, strict)
-    if is_fallback and recipe == "speed":
-        chosen = from_dict(changed, load_recipe("digits"))
+    dataset, _, recipe = options.load_data_or_digits(data, size, strict, recipe)
+    chosen = from_dict(changed, load_recipe(recipe))
     with console(stderr=True).status("testing learning rates"):
         result = run_range_test(chosen, dataset, device, **sweep)
     if out is not None:

@@ -74,7 +74,7 @@ DEVICE = machine_option(
 )
 THREADS = machine_option(0, min=0, help="CPU threads; 0: one per core.")
 DEVICES = machine_option(
-    "auto", help="Devices to deal the trainings to, with commas: cuda:0,cuda:1."
+    "auto", help="Devices to deal the trainings to, comma-separated: cuda:0,cuda:1."
 )
 AT_ONCE = machine_option(0, min=0, help="Trainings that run at once; 0: one per device.")
 THREADS_EACH = machine_option(
@@ -82,7 +82,7 @@ THREADS_EACH = machine_option(
 )
 
 NO_REPORT = output_option(False, "--no-report", help="Write no report.html at the end.")
-TRACK = output_option("", help="Log metrics live: tensorboard, mlflow, or both with a comma.")
+TRACK = output_option("", help="Log metrics live: tensorboard, mlflow, or both, comma-separated.")
 OUT_JSON = output_option(None, help="Write the result to this JSON file too.")
 JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.")
 
@@ -99,19 +99,25 @@ def load_dataset(
     return dataset
 
 
-def load_data_or_digits(name: str, size: int | None, strict: bool) -> tuple[Dataset, bool]:
-    """The data set, and whether "auto" had to fall back to the digits."""
+def load_data_or_digits(
+    name: str, size: int | None, strict: bool, recipe: str
+) -> tuple[Dataset, str, str]:
+    """The data set, its name, and the recipe for it.
+
+    "auto" is CIFAR-10. Where that is not found, it is the digits, and the recipe digits replaces
+    speed.
+    """
     if name != "auto":
-        return load_dataset(name, size, strict), False
+        return load_dataset(name, size, strict), name, recipe
     try:
-        return load_dataset("cifar10", size, strict), False
+        return load_dataset("cifar10", size, strict), "cifar10", recipe
     except NotFoundError:
         typer.echo(
             "CIFAR-10 was not found and could not be downloaded: training on the embedded digits"
             " instead (set LEANRES_DATA to a folder with CIFAR-10)",
             err=True,
         )
-        return load_dataset("digits", size), True
+        return load_dataset("digits", size), "digits", "digits" if recipe == "speed" else recipe
 
 
 def load_run_data(info: dict[str, Any], name: str | None = None, download: bool = True) -> Dataset:
@@ -223,13 +229,13 @@ def check_val(measure: str, has_val: bool) -> None:
 
 
 def numbers(option: str, text: str, example: str = "0,1,2") -> list[int]:
-    """Different whole numbers with commas: "0,1,2" -> [0, 1, 2]. UserError that names `option`."""
+    """Different whole numbers: "0,1,2" -> [0, 1, 2]. UserError that names `option`."""
     try:
         found = [int(word) for word in text.split(",")]
     except ValueError:
         found = []
     if not found or len(set(found)) < len(found):
-        raise UserError(f"{option} {text}: give different whole numbers with commas: {example}")
+        raise UserError(f"{option} {text}: give different whole numbers, such as {example}")
     return found
 
 

@@ -147,10 +147,11 @@ def _write_report(run: Run, as_json: bool) -> None:
 def _headline(run: Run) -> str:
     """The first line of a run: network, data, length, where and by which kernels it computes."""
     from leanres.models.cost import count_params
+    from leanres.models.zoo import network_name
 
     params = count_params(run.state.model)
     device, recipe = run.device, run.recipe
-    name = recipe.model if isinstance(recipe.model, str) else "own network"
+    name = network_name(recipe.model)
     val = f" + {len(run.val):,} val" if run.val is not None else ""
     epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
     return (

@@ -37,7 +37,7 @@ def runs(
         rich_help_panel="Rows and columns",
     ),
     sort: str = typer.Option("", help="Column to sort by; -accuracy: largest first."),
-    show: str = typer.Option("", help="Columns to print, with commas."),
+    show: str = typer.Option("", help="Columns to print, comma-separated."),
     runs: Path = RUNS,
     results: Path = RESULTS,
     as_csv: Path | None = options.output_option(

@@ -18,7 +18,9 @@ def scaling(
     model: str | None = options.STEP_MODEL,
     recipe: str = options.STEP_RECIPE,
     settings: list[str] = options.SETTINGS,
-    batches: str = options.measurement_option("32,125,500,2000", help="Batch sizes, with commas."),
+    batches: str = options.measurement_option(
+        "32,125,500,2000", help="Batch sizes, comma-separated."
+    ),
     params: str = typer.Option("0.5,1,2,5", help="Millions of parameters to widen to."),
     shares: str = typer.Option("0.1,0.5,1,2", help="Shares of the images; above 1 images repeat."),
     steps: int = typer.Option(5, min=1, help="Steps to measure of each batch size and network."),
@@ -79,7 +81,7 @@ def scaling(
 
 
 def _rising_numbers(option: str, text: str, whole: bool = False) -> list[float]:
-    """At least two different numbers above 0, from text with commas, sorted."""
+    """At least two different numbers above 0, comma-separated in the text, sorted."""
     try:
         found = sorted({float(word) for word in text.split(",")})
     except ValueError:

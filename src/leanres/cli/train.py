@@ -64,9 +64,8 @@ def train(
     chosen = from_dict(changed, load_recipe(recipe))
     device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
     clock = time.perf_counter()
-    dataset, is_fallback = options.load_data_or_digits(data, size, strict)
-    if is_fallback and recipe == "speed":
-        recipe, chosen = "digits", from_dict(changed, load_recipe("digits"))
+    dataset, data, recipe = options.load_data_or_digits(data, size, strict, recipe)
+    chosen = from_dict(changed, load_recipe(recipe))
     options.check_val(measure, bool(chosen.val or dataset.val))
     typer.echo(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
     folder = out or _next_folder(Path(recipe).stem)
@@ -74,9 +73,8 @@ def train(
     found: dict[str, Any] = {}
     if lr_max == "auto":
         chosen, found = _with_found_lr(chosen, dataset, device, as_json)
-    source = "digits" if is_fallback else "cifar10" if data == "auto" else data
     origin = {"command": options.current_command(), "measure": measure, "tta": tta}
-    run = create(folder, chosen, dataset, device, origin | locate(source, size=size) | found)
+    run = create(folder, chosen, dataset, device, origin | locate(data, size=size) | found)
     counts = run.counts
     if counts.steps_per_epoch < FEW_STEPS and counts.total < 10 * FEW_STEPS:
         options.print_notes(

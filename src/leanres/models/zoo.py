@@ -149,6 +149,14 @@ def resolve(name_or_config: str | ModelConfig) -> ModelConfig:
     return name_or_config
 
 
+def network_name(model: str | ModelConfig | Mapping[str, Any]) -> str:
+    """The name of a named model, else its family: "custom resnet"."""
+    if isinstance(model, str):
+        return model
+    values = model if isinstance(model, Mapping) else config_to_dict(model)
+    return f"custom {values['family']}"
+
+
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     """`config` as JSON-able values: its family and every field, tuples as lists."""
     for family, kind in FAMILIES.items():

@@ -15,7 +15,7 @@ from leanres.metrics.reported import METRICS
 from leanres.metrics.statistics import Comparison, holm, mcnemar, paired_seeds
 from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, summarize
-from leanres.models.zoo import config_from_dict
+from leanres.models.zoo import config_from_dict, network_name
 from leanres.report.record import Record
 from leanres.runs.ledger import differences, shown
 
@@ -81,7 +81,7 @@ def table_row(record: Record) -> dict[str, Any]:
         del result["accuracy_tta"]  # the same as without
     return {
         "run": record.name,
-        "network": model if isinstance(model, str) else f"custom {model['family']}",
+        "network": network_name(model),
         "parameters": summary.params,
         **{metric.label: result.get(key) for key, metric in METRICS.items()},
         "blocks": _joined(getattr(config, "depths", None)),
