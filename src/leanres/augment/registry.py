@@ -12,35 +12,25 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from leanres.augment.color import color_jitter
-from leanres.augment.erase import cutout, random_erasing
-from leanres.augment.geometry import (
-    alternating_flip,
-    crop,
-    flip,
-    perspective,
-    rotation,
-    vertical_flip,
-)
-from leanres.augment.policies import auto_augment, rand_augment, trivial_augment
+from leanres.augment import color, erase, geometry, policies
 from leanres.augment.rng import Draw
 from leanres.registry import Spec, Table
 
 AUGMENTS: Table[Callable[..., Tensor]] = Table(
     "augmentation",
     {
-        "crop": crop,
-        "flip": flip,
-        "alternating_flip": alternating_flip,
-        "vertical_flip": vertical_flip,
-        "rotation": rotation,
-        "perspective": perspective,
-        "cutout": cutout,
-        "random_erasing": random_erasing,
-        "color_jitter": color_jitter,
-        "auto_augment": auto_augment,
-        "rand_augment": rand_augment,
-        "trivial_augment": trivial_augment,
+        "crop": geometry.crop,
+        "flip": geometry.flip,
+        "alternating_flip": geometry.alternating_flip,
+        "vertical_flip": geometry.vertical_flip,
+        "rotation": geometry.rotation,
+        "perspective": geometry.perspective,
+        "cutout": erase.cutout,
+        "random_erasing": erase.random_erasing,
+        "color_jitter": color.color_jitter,
+        "auto_augment": policies.auto_augment,
+        "rand_augment": policies.rand_augment,
+        "trivial_augment": policies.trivial_augment,
     },
 )
 

@@ -33,16 +33,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from leanres.errors import UserError, first_line
+from leanres.models import receptive
 from leanres.models.config import ModelConfig
-from leanres.models.receptive import (
-    PIXEL,
-    Field,
-    OperatorCall,
-    field_size,
-    is_global_pool,
-    propagate,
-    slide,
-)
 
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -106,9 +98,9 @@ def summarize(
         rows=tuple(trace.rows),
         params=count_params(model),
         macs=sum(row.macs for row in trace.rows),
-        receptive_field=field_size(trace.before_pool or field),
-        global_receptive_field=field_size(field),
-        chained_receptive_field=field_size(trace.chained),
+        receptive_field=receptive.field_size(trace.before_pool or field),
+        global_receptive_field=receptive.field_size(field),
+        chained_receptive_field=receptive.field_size(trace.chained),
     )
 
 
@@ -163,18 +155,18 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[LayerCost] = []
-        self.chained: Field = PIXEL
-        self.before_pool: Field | None = None
+        self.chained: receptive.Field = receptive.PIXEL
+        self.before_pool: receptive.Field | None = None
         self._uncounted = {id(p): p.numel() for p in model.parameters()}
         # By id. The tensors are kept too, so that no id is reused for another one.
-        self._fields: dict[int, tuple[Tensor, Field]] = {}
+        self._fields: dict[int, tuple[Tensor, receptive.Field]] = {}
         self._running = [_RunningLayer()]
         for name, module in model.named_modules(remove_duplicate=True):
             self._add_hooks(name or "(network)", module)
 
-    def run(self, model: nn.Module, images: Tensor) -> Field:
+    def run(self, model: nn.Module, images: Tensor) -> receptive.Field:
         """The receptive field of the output of `model(images)`; fills the rows."""
-        self._fields[id(images)] = (images, PIXEL)
+        self._fields[id(images)] = (images, receptive.PIXEL)
         with torch.no_grad(), self:
             out = model(images)
         if unused := sum(self._uncounted.values()):
@@ -191,15 +183,18 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             layer = self._running.pop()
             if is_leaf or layer.params or layer.macs or layer.windowed:
                 shape = tuple(out.shape[1:]) if isinstance(out, Tensor) else ()
-                fields = (field_size(self._field_of(out)), field_size(self.chained))
+                fields = (
+                    receptive.field_size(self._field_of(out)),
+                    receptive.field_size(self.chained),
+                )
                 kind = type(module).__name__
                 self.rows.append(LayerCost(name, kind, shape, layer.params, layer.macs, *fields))
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
 
-    def _field_of(self, out: object) -> Field:
-        return self._fields[id(out)][1] if id(out) in self._fields else PIXEL
+    def _field_of(self, out: object) -> receptive.Field:
+        return self._fields[id(out)][1] if id(out) in self._fields else receptive.PIXEL
 
     def __torch_dispatch__(
         self,
@@ -216,15 +211,15 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             layer.macs += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) // 2
         inputs = [self._fields[id(leaf)] for leaf in leaves if id(leaf) in self._fields]
         if inputs:
-            self._propagate(OperatorCall(func, _by_name(func, args, kwargs), inputs, out))
+            self._propagate(receptive.OperatorCall(func, _by_name(func, args, kwargs), inputs, out))
         return out
 
-    def _propagate(self, call: OperatorCall) -> None:
-        field = propagate(call)
-        if is_global_pool(call, field):
+    def _propagate(self, call: receptive.OperatorCall) -> None:
+        field = receptive.propagate(call)
+        if receptive.is_global_pool(call, field):
             self.before_pool = call.inputs[0][1]
         elif call.windowed:
-            self.chained = slide(call, self.chained)
+            self.chained = receptive.slide(call, self.chained)
         self._running[-1].windowed |= call.windowed
         for result in tree_leaves(call.out):
             if isinstance(result, Tensor):

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from leanres.models.config import Classes, Width
 from leanres.registry import Range, Table, check_fields
@@ -78,13 +77,6 @@ class Residual(nn.Module):
         return out
 
 
-class GlobalMaxPool(nn.Module):
-    """The maximum of each channel: (N, C, H, W) -> (N, C, 1, 1)."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.max_pool2d(images, (images.shape[-2], images.shape[-1]))
-
-
 class DavidNet(nn.Module):
     """The network of a `DavidNetConfig`, after D. Page, "How to Train Your ResNet", 2018."""
 
@@ -96,7 +88,7 @@ class DavidNet(nn.Module):
         self.layer1 = nn.Sequential(_layer(w1, w2, pool=2), _residual_pair(w2))
         self.layer2 = _layer(w2, w3, padding=padding3, pool=pool3)
         self.layer3 = nn.Sequential(_layer(w3, w4, pool=pool4), _residual_pair(w4))
-        self.pool = GlobalMaxPool()
+        self.pool = nn.AdaptiveMaxPool2d(1)
         self.linear = nn.Linear(w4, config.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ SOURCES: Table[Source] = Table(
     {
         "folder": Source(folder.load_folder, Path.is_dir, folder.LAYOUT),
         "digits": Source(digits.load_embedded_digits),
-        "cifar10": Source(cifar10.load_cifar10, cifar10.recognises, cifar10.LAYOUT),
+        "cifar10": Source(cifar10.load_cifar10, cifar10.find_files, cifar10.LAYOUT),
     },
 )
 

@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,38 @@ _FORMAT = 2  # of the cache files: raise it when decoding changes, and all files
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
-@dataclass(frozen=True)
-class CacheKey:
-    """What the decoded images depend on: the source's files and the options of decoding."""
+def cached(
+    source: str,
+    root: Path,
+    files: Iterable[Path],
+    options: list[Any],
+    cache: Path,
+    decode: Callable[[], Dataset],
+) -> Dataset:
+    """The data set from its cache file, else decoded and then cached.
 
-    source: str
-    root: Path
-    files: tuple[Path, ...]
-    options: list[Any]
-
-    def digest(self) -> str:
-        """Of the format, the options, and the name, size and modification time of each file."""
-        stats = [(str(path.relative_to(self.root)), *_size_and_mtime(path)) for path in self.files]
-        text = json.dumps([_FORMAT, self.source, self.options, stats])
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-    def prefix(self) -> str:
-        """The start of the names of all cache files of this folder, current or outdated."""
-        root = os.fsencode(self.root.resolve())
-        return f"{self.source}-{hashlib.sha256(root).hexdigest()[:8]}-"
+    The cache file's name depends on what the decoded images depend on: the options of decoding, and
+    the name, size and modification time of each file of the source. A damaged cache file, or one
+    that cannot be written, is no error: a note of the data set says so.
+    """
+    stats = [(str(path.relative_to(root)), *_size_and_mtime(path)) for path in files]
+    prefix = f"{source}-{_sha256(os.fsencode(root.resolve()))[:8]}-"  # of all files for this root
+    key = json.dumps([_FORMAT, source, options, stats])
+    file, notes = cache / f"{prefix}{_sha256(key.encode())[:24]}.safetensors", []
+    try:
+        return _read_file(file)
+    except FileNotFoundError:
+        pass
+    except _READ_ERRORS as error:
+        notes.append(f"the cache file {file} was damaged ({first_line(error)}) and is rebuilt")
+    dataset = decode()
+    try:
+        _write_file(file, dataset)
+        for outdated in {*cache.glob(f"{prefix}*.safetensors")} - {file}:
+            outdated.unlink(missing_ok=True)
+    except (OSError, UserError, SafetensorError) as error:
+        notes.append(f"the decoded images could not be cached in {cache} ({first_line(error)})")
+    return replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def _size_and_mtime(path: Path) -> tuple[int, int]:
@@ -58,27 +71,8 @@ def _size_and_mtime(path: Path) -> tuple[int, int]:
     return (stat.st_size, stat.st_mtime_ns)
 
 
-def cached(key: CacheKey, cache: Path, decode: Callable[[], Dataset]) -> Dataset:
-    """The data set from its cache file, else decoded and then cached.
-
-    A damaged cache file, or one that cannot be written, is no error: a note of the data set says
-    so.
-    """
-    file, notes = cache / f"{key.prefix()}{key.digest()}.safetensors", []
-    try:
-        return _read_file(file)
-    except FileNotFoundError:
-        pass
-    except _READ_ERRORS as error:
-        notes.append(f"the cache file {file} was damaged ({first_line(error)}) and is rebuilt")
-    dataset = decode()
-    try:
-        _write_file(file, dataset)
-        for outdated in {*cache.glob(f"{key.prefix()}*.safetensors")} - {file}:
-            outdated.unlink(missing_ok=True)
-    except (OSError, UserError, SafetensorError) as error:
-        notes.append(f"the decoded images could not be cached in {cache} ({first_line(error)})")
-    return replace(dataset, notes=(*dataset.notes, *notes))
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def all_cached(source: str, cache: Path) -> Iterator[tuple[Path, Dataset]]:

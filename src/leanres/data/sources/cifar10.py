@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from leanres.data.sources.cache import CacheKey, all_cached, cached
+from leanres.data.sources.cache import all_cached, cached
 from leanres.data.sources.cifar10_formats import (
     BINARY_FILES,
     PYTHON_FILES,
@@ -51,11 +51,6 @@ def load_cifar10(options: LoadOptions) -> Dataset:
     unused = f"$LEANRES_DATA ({set_by_user} does not exist)" if set_by_user else "$LEANRES_DATA"
     dataset = _from_cache(options) or _downloaded(options, unused)
     return replace(dataset, notes=(*dataset.notes, *([f"{unused}: not used"] * bool(set_by_user))))
-
-
-def recognises(path: Path) -> bool:
-    """Whether a folder or archive has the files of CIFAR-10."""
-    return find_files(path) is not None
 
 
 def find_files(path: Path) -> CifarFiles | None:
@@ -100,7 +95,7 @@ def _decoded(files: CifarFiles, options: LoadOptions) -> Dataset:
         where = f"{files.root} ({files.kind})"
         return Dataset("cifar10", train, None, test, () if complete else (note,), where)
 
-    return cached(CacheKey("cifar10", files.root, files.paths, [files.kind]), options.cache, decode)
+    return cached("cifar10", files.root, files.paths, [files.kind], options.cache, decode)
 
 
 def _from_cache(options: LoadOptions) -> Dataset | None:

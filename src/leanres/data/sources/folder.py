@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from leanres.data.image_files import image_files, natural_key, printable, read_image_or_reason
-from leanres.data.sources.cache import CacheKey, cached
+from leanres.data.sources.cache import cached
 from leanres.data.sources.source import LoadOptions
 from leanres.data.split import Dataset, Split, stratified_split
 from leanres.errors import UserError
@@ -44,11 +45,8 @@ def load_folder(options: LoadOptions) -> Dataset:
     listing = list_folder(options.path)
     paths = (path for classes in listing.files.values() for own in classes.values() for path in own)
     settings = [options.size, options.strict, sorted(listing.skipped.items())]
-    return cached(
-        CacheKey("folder", options.path, tuple(paths), settings),
-        options.cache,
-        lambda: read_folder(listing, options.size, strict=options.strict),
-    )
+    decode = partial(read_folder, listing, options.size, strict=options.strict)
+    return cached("folder", options.path, paths, settings, options.cache, decode)
 
 
 def list_folder(root: Path) -> FolderListing:

@@ -23,18 +23,14 @@ class LoadOptions:
     progress: Progress = None
 
 
-def _never(path: Path) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Source:
     """How to load one layout of images, and how to recognise it on disk.
 
-    `layout` describes in words what lies at a path that `recognises` accepts. A source without
-    files has neither.
+    `recognises` returns something true for a path that it can load; `layout` describes in words
+    what lies there. A source without files has neither.
     """
 
     load: Callable[[LoadOptions], Dataset]
-    recognises: Callable[[Path], bool] = _never
+    recognises: Callable[[Path], object] = lambda _: False
     layout: str = ""
