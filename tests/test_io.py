@@ -80,9 +80,9 @@ def holder(tmp_path):
 
 def test_a_folder_that_another_process_holds_is_refused_in_one_line(tmp_path, holder):
     with pytest.raises(UserError) as caught:
-        Lock(tmp_path, use="searching")
+        Lock(tmp_path, wait_s=0.01)
     assert str(caught.value) == (
-        f"{tmp_path} is in use: another process is searching there; wait for it or stop it"
+        f"{tmp_path} is in use: another process is training there; wait for it or stop it"
     )
 
 
@@ -140,11 +140,10 @@ def test_two_processes_that_change_one_file_lose_nothing(tmp_path):
     assert json.loads(file.read_text()) == {"a": 20, "b": 20, "total": 40}
 
 
-def test_a_file_that_stays_locked_is_given_up_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "LOCK_WAIT_S", 0.05)
+def test_a_file_that_stays_locked_is_given_up_in_one_line(tmp_path):
     file = tmp_path / "ledger.json"
     start = time.monotonic()
-    with locked(file), pytest.raises(UserError) as caught, locked(file):
+    with locked(file), pytest.raises(UserError) as caught, locked(file, wait_s=0.05):
         pass
     assert time.monotonic() - start < 5
     assert str(caught.value) == f"{file} is in use by another process: wait for it or stop it"

@@ -14,7 +14,7 @@ from platformdirs import user_cache_path
 from leanres.errors import UserError
 
 LOCK = ".lock"  # the file in a folder that `Lock` holds
-LOCK_WAIT_S = 30.0  # for `locked`, whose holders take milliseconds
+LOCK_WAIT_S = 30.0  # longer than what is locked usually takes
 
 
 class CheckpointError(UserError):
@@ -36,20 +36,24 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-class Lock:
-    """Locks a folder against other processes until it is released or the process ends.
+class InUseError(UserError):
+    """Another process holds the lock of a folder or file."""
 
-    `use` says in the error message what the folder is used for. UserError if it is locked already.
-    Where files cannot be locked (a read-only folder, a file system without locks) it has no effect.
+
+class Lock:
+    """Locks a run folder against other processes until it is released or the process ends.
+
+    InUseError if another process still holds it after `wait_s` seconds. Where files cannot be
+    locked (a read-only folder, a file system without locks) it has no effect.
     """
 
-    def __init__(self, folder: Path, use: str = "training") -> None:
-        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+    def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
+        self._lock = FileLock(folder / LOCK, timeout=wait_s, thread_local=False)
         try:
             self._lock.acquire()
         except Timeout:
-            raise UserError(
-                f"{folder} is in use: another process is {use} there; wait for it or stop it"
+            raise InUseError(
+                f"{folder} is in use: another process is training there; wait for it or stop it"
             ) from None
         except (OSError, NotImplementedError):
             pass
@@ -60,17 +64,22 @@ class Lock:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Lock one file against other processes while it is read, changed and written.
 
-    UserError if another process holds it for more than 30 seconds.
+    InUseError if another process still holds it after `wait_s` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_WAIT_S):
+        with FileLock(lock_file(path), timeout=wait_s):
             yield
     except Timeout:
-        raise UserError(f"{path} is in use by another process: wait for it or stop it") from None
+        raise InUseError(f"{path} is in use by another process: wait for it or stop it") from None
+
+
+def lock_file(path: Path) -> Path:
+    """The file beside `path` that `locked` locks."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def cache_folder() -> Path:

@@ -75,7 +75,10 @@ def test_evaluating_on_data_with_other_classes_is_refused(leanres, mistake, run_
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(["--split", "all"], "give test, val or train"), (["--tta", "flop"], "did you mean 'flip'")],
+    [
+        (["--split", "all"], "not one of 'test', 'val', 'train'"),
+        (["--tta", "flop"], "did you mean 'flip'"),
+    ],
 )
 def test_other_mistakes_are_one_line(leanres, mistake, run_folder, words, part):
     mistake(leanres("evaluate", run_folder, *words), part)

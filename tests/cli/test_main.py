@@ -152,7 +152,7 @@ def test_the_version_is_printed(leanres):
         (["train", "--set", "lr"], ["give key=value"]),
         (["train", "--set", "lr=-1"], ["lr = -1"]),
         (["train", "--set", "model=resnet21"], ["did you mean 'resnet"]),
-        (["train", "--measure", "train"], ["give test or val"]),
+        (["train", "--measure", "train"], ["--measure", "'train' is not one of 'test', 'val'"]),
         (["train", "--tta", "flop"], ["did you mean 'flip'"]),
         (["train", "--device", "gpu"], ["'gpu' is not usable here"]),
         (["train", "--data", "mnist"], ["no data source 'mnist'"]),

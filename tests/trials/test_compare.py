@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leanres.cli import main
 from leanres.data.sources import locate
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
+from leanres.runs.layout import read_info
 from leanres.training.device import CPU
 from leanres.trials import compare as library
 from leanres.trials.compare import COMPARISONS, Comparison, recipes, to_rows
@@ -126,9 +126,9 @@ CHANGES = TINY | {"augment": [], "precision": "float32"}
 def test_a_comparison_trains_once_and_continues_where_it_stopped(tmp_path, digits):
     begun: list[str] = []
 
-    def watch(place, variant, seed, done):
-        if not done:
-            begun.append(f"{variant} {seed}")
+    def watch(event):
+        if event.kind == "started":
+            begun.append(event.job.folder.name)
 
     def rows(seeds, **more):
         changes = CHANGES | more
@@ -138,7 +138,7 @@ def test_a_comparison_trains_once_and_continues_where_it_stopped(tmp_path, digit
 
     first = rows([0])
     both = rows([0, 1])
-    assert begun == ["low 0", "high 0", "low 1", "high 1"]
+    assert begun == ["low-0", "high-0", "low-1", "high-1"]
     assert both[0]["accuracies"][0] == first[0]["accuracies"][0]
     assert both[0]["reported"] == 1.0
     assert both[1]["difference"]["mean"] == pytest.approx(both[1]["mean"] - both[0]["mean"])
@@ -155,8 +155,8 @@ def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(
     beside, after = tmp_path / "a" / "beside", tmp_path / "b" / "after"
     processes, begun = LocalProcesses(2, ["cpu", "cpu"], threads=1), []
 
-    def kill_the_first(place, variant, seed, done):
-        begun.append(variant)
+    def kill_the_first(event):
+        begun.append(event)
         if len(begun) == 2:
             assert [job.folder.name for job in processes.running] == ["low-0", "high-0"]
             metrics = beside / "low-0" / "metrics.jsonl"
@@ -172,21 +172,20 @@ def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(
     assert [row["accuracies"] for row in both] == [row["accuracies"] for row in one]
     for name in ("low-0", "high-0"):
         assert digest(beside / name) == digest(after / name)
-    first, second = (json.loads((beside / f"{n}-0" / "run.json").read_text()) for n in begun)
-    assert first["resumed"][0]["step"] > 0
-    assert "resumed" not in second
+    assert read_info(beside / "low-0")["resumed"][0]["step"] > 0
+    assert "resumed" not in read_info(beside / "high-0")
     assert (beside / "high-0.log").read_text().startswith("epoch 1  step 6  lr")
 
 
 def test_a_training_that_diverges_is_named_after_the_others_have_ended(tmp_path, digits):
     pair = replace(PAIR, variants={"wild": {"lr": 1e3, "warmup": 0.0}, "calm": {"lr": 0.1}})
-    with pytest.raises(UserError, match=r"1 of 2 trainings have no result; .*wild-0 diverged"):
+    with pytest.raises(UserError, match=r"1 of 2 are without a result; .*wild-0 diverged"):
         library.compare(pair, digits, in_process(digits), tmp_path, [0], CHANGES)
     assert "result" in json.loads((tmp_path / "calm-0" / "run.json").read_text())
 
 
 def test_a_run_that_another_comparison_has_trained_is_taken_from_there(tmp_path, digits):
-    begun: list[str] = []
+    seen: list[str] = []
 
     def rows(rates, folder, data):
         variants = {str(lr): {"lr": lr, "augment": []} for lr in rates}
@@ -197,57 +196,16 @@ def test_a_run_that_another_comparison_has_trained_is_taken_from_there(tmp_path,
             tmp_path / folder,
             [0],
             TINY | {"epochs": 1},
-            watch=lambda place, variant, seed, done: begun.append(f"{place.parent.name} {done}"),
+            watch=lambda event: seen.append(f"{event.kind} {event.job.folder.parent.name}"),
         )
 
     first = rows([0.1, 0.01], "compare-a", digits)
     second = rows([0.1, 0.001], "compare-b", digits)
-    assert begun[2:] == ["compare-a True", "compare-b False"]
+    assert seen[4:] == ["finished compare-a", "started compare-b", "finished compare-b"]
     assert second[0]["runs"] == first[0]["runs"]
     assert {"commit", "hardware", "train_seconds", "recipe"} <= first[0]["runs"][0].keys()
     fewer = Dataset("digits", digits.train.subset(range(900)), None, digits.test)
     rows([0.1], "compare-c", fewer)  # other images are another run
-    assert begun[4:] == ["compare-c False"]
+    assert seen[7:] == ["started compare-c", "finished compare-c"]
     with pytest.raises(UserError, match="was trained on other data"):
         rows([0.1], "compare-c", digits)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [(["--measure", "train"], "give test or val"), (["--set", "val=0"], "measure val: there are")],
-)
-def test_what_cannot_be_measured_is_refused_before_any_training(leanres, tmp_path, more, message):
-    words = ["compare", "schedules", "--data", "digits", "--out", tmp_path, "--epochs", 1, *more]
-    done = leanres(*words)
-    assert done.code == 2
-    assert message in done.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_command_prints_a_table_and_json(tmp_path, capsys):
-    words = ["compare", "schedules", "--data", "digits", "--seeds", "0", "--out", str(tmp_path)]
-    model = "model={family='resnet', widths=[8, 8, 8, 8], depths=[1, 1, 1, 1]}"
-    words += ["--set", model, "--set", "val=200", "--epochs", "1", "--set", "augment=[]"]
-    words += ["--devices", "cpu"]
-    for extra in ([], ["--json"]):
-        with pytest.raises(SystemExit) as end:
-            main([*words, *extra])
-        assert not end.value.code
-        out = capsys.readouterr().out
-        if extra:
-            rows = json.loads(out)["rows"]
-            assert [row["variant"] for row in rows] == ["cosine", "step"]
-        else:
-            assert "n = 1: no spread known" in out
-            assert "the baseline" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [(["optimisers"], "did you mean 'optimizers'"), (["depths", "--seeds", "a"], "whole numbers")],
-)
-def test_mistakes_are_one_line(words, part, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["compare", *words])
-    assert end.value.code == 2
-    assert part in capsys.readouterr().err

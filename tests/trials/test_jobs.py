@@ -13,6 +13,7 @@ import pytest
 
 from leanres.data.sources import locate
 from leanres.errors import UserError
+from leanres.io import Lock
 from leanres.models.resnet import ResNetConfig
 from leanres.runs.checkpoint import saved
 from leanres.runs.layout import CHECKPOINTS, read_info
@@ -63,8 +64,7 @@ def test_a_job_is_queued_then_finished_and_another_recipe_is_refused(
     assert not ensure(job)  # it waits to be trained
     assert told(run_jobs([job], InProcess(digits, device))) == ["started run", "finished run"]
     assert ensure(job)
-    (event,) = run_jobs([job], Instant())
-    assert (event.kind, event.result) == ("finished", read_info(job.folder)["result"])
+    assert told(run_jobs([job], Instant())) == ["finished run"]
     with pytest.raises(UserError, match="run holds a run of another recipe: name another folder"):
         ensure(replace(job, recipe=tiny))
     with pytest.raises(UserError, match="was trained on other data"):
@@ -87,12 +87,6 @@ def test_jobs_run_in_order_as_many_at_once_as_there_are_slots(jobs):
     assert one.most == 1
     assert told(run_jobs(jobs, two))[:3] == ["started run-0", "started run-1", "finished run-0"]
     assert two.most == 2
-
-
-def test_nothing_runs_beside_an_exclusive_job(jobs):
-    first, second, third = jobs
-    kinds = told(run_jobs([first, replace(second, exclusive=True), third], Instant(3)))
-    assert kinds == [f"{kind} run-{i}" for i in range(3) for kind in ("started", "finished")]
 
 
 def test_a_failed_job_stops_no_other_and_leaves_no_empty_folder(jobs):
@@ -127,7 +121,8 @@ def test_a_job_in_parts_equals_the_uninterrupted_run(tmp_path, small, digits, de
     job = Job(replace(small, precision="float32"), tmp_path / "parts", DIGITS, until_epoch=1)
     executor = InProcess(digits, device)
     *_, event = run_jobs([job], executor)
-    assert (event.kind, event.result) == ("finished", {})
+    assert event.kind == "finished"
+    assert "result" not in read_info(job.folder)
     *_, event = run_jobs([replace(job, until_epoch=None)], executor)
     fit(tmp_path / "whole", job.recipe, digits, device)
     assert digest(job.folder) == digest(tmp_path / "whole")
@@ -207,6 +202,50 @@ def test_jobs_are_dealt_over_the_devices(jobs, processes):
     assert [(own["device"], own["threads"]) for own in options] == [("cuda:0", 3), ("cuda:1", 3)]
     assert told(events)[-1] == "failed run-2"
     assert json.loads(processes.commands[2][-1])["origin"]["device"] in ("cuda:0", "cuda:1")
+
+
+def test_a_folder_that_another_process_trains_in_is_left_to_it(
+    jobs, digits, device, processes, monkeypatch
+):
+    """Neither executor calls that a failure, and the run is not touched."""
+    monkeypatch.setattr(worker, "LOCK_WAIT_S", 0.05)
+    job = jobs[0]
+    ensure(job)
+    before = (job.folder / "run.json").read_bytes()
+    lock = Lock(job.folder)
+    here = list(run_jobs([job], InProcess(digits, device)))
+    processes.codes += [worker.EXIT_CODES["in use"]]
+    job.folder.with_name("run-0.log").write_text(f"leanres: {job.folder} is in use\n")
+    there = list(run_jobs([job], LocalProcesses()))
+    lock.release()
+    assert told(here) == told(there) == ["started run-0", "in use run-0"]
+    for events in (here, there):
+        assert f"{job.folder} is in use" in events[-1].detail
+    assert (job.folder / "run.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_two_that_run_one_job_at_once_train_it_once_and_read_test_once(tmp_path, tiny):
+    job = Job(tiny, tmp_path / "run", DIGITS)
+    first, second = (run_jobs([job], LocalProcesses(1, ["cpu"], threads=1)) for _ in range(2))
+    assert told([next(first), next(second)]) == ["started run"] * 2
+    assert told([*second, *first]) == ["finished run"] * 2
+    info = read_info(job.folder)
+    assert info["test_reads"] == 1
+    assert "resumed" not in info
+
+
+def test_a_folder_that_another_process_has_just_made_is_taken(jobs, monkeypatch):
+    def quicker(*given):
+        enqueue(*given)
+        enqueue(*given)  # refuses what is there
+
+    monkeypatch.setattr("leanres.trials.jobs.enqueue", quicker)
+    assert not ensure(jobs[0])
+    jobs[1].folder.mkdir()
+    (jobs[1].folder / "notes.txt").touch()
+    with pytest.raises(UserError, match="exists already"):
+        ensure(jobs[1])
 
 
 def test_a_lost_process_is_tried_once_more_and_no_more(jobs, processes):

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
-import time
 import tomllib
 from dataclasses import replace
+from itertools import count
 
 import optuna
 import pytest
-from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend
 
 from leanres.data.sources import load_data
 from leanres.data.split import Split
 from leanres.errors import UserError
+from leanres.io import locked
 from leanres.models.cost import count_params, summarize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
 from leanres.runs import run as runs
+from leanres.runs.stop import Stopped
 from leanres.training.device import CPU
 from leanres.training.recipe import from_dict
 from leanres.training.recipes import RECIPES, load_recipe
+from leanres.trials import executors
 from leanres.trials.executors import InProcess
 from leanres.trials.proposals import Bounds, fit_widths
 from leanres.trials.search import (
@@ -162,13 +163,36 @@ def test_an_interrupted_candidate_continues_from_its_checkpoint(
     assert [r["step"] for r in resumed] == [(1437 - 400) // 80]  # after its first epoch
 
 
+def test_sigterm_saves_the_network_that_trains_and_the_same_call_continues(
+    found, digits, tmp_path, monkeypatch
+):
+    real, calls = executors.train, count()
+
+    def train(job, load, device, halted):
+        def terminated():
+            if next(calls) == 4:  # the first call comes before the first step
+                os.kill(os.getpid(), signal.SIGTERM)
+            return halted()
+
+        return real(job, load, device, terminated)
+
+    monkeypatch.setattr(executors, "train", train)
+    with pytest.raises(Stopped) as stop:
+        run_search(BOUNDS, RECIPE, digits, tmp_path, trials=1)
+    assert stop.value.number == signal.SIGTERM
+    (again,) = run_search(BOUNDS, RECIPE, digits, tmp_path, trials=1)
+    assert again == found[2][0]
+    resumed = json.loads((tmp_path / again.name / "run.json").read_text())["resumed"]
+    assert resumed[0]["step"] == 4
+
+
 def test_a_live_process_keeps_its_networks_and_a_dead_ones_are_taken_over(digits, tmp_path):
     def share(name, trials):
-        return _Searcher(tmp_path, BOUNDS, RECIPE, digits, {}, trials, 0, f".{name}.lock")
+        return _Searcher(tmp_path, BOUNDS, RECIPE, digits, {}, trials, 0, name)
 
     first, second = share("first", 2), share("second", 3)
-    with FileLock(tmp_path / ".second.lock"):
-        with FileLock(tmp_path / ".first.lock"):
+    with locked(tmp_path / "second"):
+        with locked(tmp_path / "first"):
             job = first.next_job()
             others = [second.next_job(), second.next_job()]
             assert second.next_job() is None  # three are being trained
@@ -179,45 +203,11 @@ def test_a_live_process_keeps_its_networks_and_a_dead_ones_are_taken_over(digits
         assert second.next_job() is None
     third = share("third", 4)
     third.study.ask()  # and a kill before anything is proposed
-    with FileLock(tmp_path / ".third.lock"):
+    with locked(tmp_path / "third"):
         taken = [third.next_job() for _ in range(4)]
         assert {one.folder.name for one in taken} > names
         assert third.next_job() is None
     assert [trial.state.name for trial in read_trials(tmp_path)].count("RUNNING") == 4
-
-
-WORDS = ["search", "--budget", "20k", "--multiple", "1", "--epochs", "2", "--data", "digits"]
-WORDS += ["--set", "val=400", "--set", "batch_size=200", "--set", "augment=[]", "--size", "8"]
-WORDS += ["--devices", "cpu", "--threads", "1"]
-
-
-def test_two_processes_share_a_search_and_a_third_takes_over_what_a_killed_one_left(
-    tmp_path, leanres
-):
-    folder = tmp_path / "s"
-    command = [sys.executable, "-m", "leanres", *WORDS, "--trials", "5", "--out", str(folder)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    killed = subprocess.Popen([*command, "--at-once", "2"], **pipes)
-    while not list(folder.glob("*/checkpoint/0*")):
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    both = [subprocess.Popen([*command, "--json"], **pipes) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    first, second = (json.loads(out) for out, _ in outputs)
-    assert first == second
-    assert len({c["name"] for c in first}) == 5
-    ended = [
-        line.split(":")[0] for _, err in outputs for line in err.splitlines() if "val " in line
-    ]
-    assert sorted(ended) == sorted(c["name"] for c in first)
-    states = {t.state.name for t in read_trials(folder) if "candidate" in t.user_attrs}
-    assert states <= {"COMPLETE", "PRUNED"}
-    assert not [t for t in read_trials(folder) if t.state.name == "RUNNING"]
-    assert [p.name for p in folder.glob(".*.lock")] == [".study.log.lock"]
-    assert len(list(folder.glob("*/run.json"))) == 5
 
 
 def test_bounds_on_macs_and_field_are_kept(digits, tmp_path):
@@ -271,21 +261,6 @@ def test_the_pareto_front_is_the_slow_definition():
     assert pareto_front(tried) == sorted((c for c in done if not beaten(c)), key=lambda c: c.macs)
 
 
-def test_the_command_line_searches_and_writes_the_best_as_a_recipe(leanres, tmp_path):
-    folder = tmp_path / "s"
-    words = [*WORDS, "--epochs", "1", "--trials", "2", "--at-once", "2", "--out", folder]
-    done = leanres(*words)
-    assert done.code == 0, done.err
-    assert "Pareto" in done.out
-    told = f"leanres train {folder / 'best.toml'} --data digits --size 8"
-    assert done.out.splitlines()[-1] == told
-    again = leanres(*words, "--json")
-    first, _ = json.loads(again.out)
-    best = load_recipe(str(folder / "best.toml"))
-    plain = from_dict({"val": 400, "batch_size": 200, "augment": []}, RECIPES["plain-sgd"])
-    assert best == replace(plain, model=config_from_dict(first["model"]))
-
-
 def test_the_best_network_changes_nothing_but_what_was_set(tmp_path):
     model = ResNetConfig((16, 24, 40), (1, 2, 1), block="wide", num_classes=3)
     made = from_dict({"lr": 0.5, "mix": ["cutmix"], "schedule": "step"}, RECIPES["plain-sgd"])
@@ -309,12 +284,6 @@ def test_a_damaged_study_is_one_line(digits, tmp_path):
     (tmp_path / "study.log").write_text("garbage\n")
     with pytest.raises(UserError, match="is damaged"):
         run_search(BOUNDS, RECIPE, digits, tmp_path)
-
-
-def test_a_field_that_is_no_pair_is_one_line(leanres):
-    done = leanres("search", "--field", "16")
-    assert done.code == 2
-    assert "give least and most in pixels" in done.err
 
 
 def test_without_optuna_it_says_what_to_install(digits, tmp_path, monkeypatch):

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from leanres.cli import options
 from leanres.cli.console import print_table
+from leanres.errors import UserError
+
+if TYPE_CHECKING:
+    from leanres.trials.jobs import Event
 
 
 def compare(
     name: str = typer.Argument(help="optimizers, schedules, augmentations, depths or elements."),
     settings: list[str] = options.SETTINGS,
     epochs: int | None = options.EPOCHS,
-    seeds: str = typer.Option("0,1,2", help="Seeds to train each variant with."),
+    seeds: str = typer.Option("0,1,2", help="Comma-separated seeds to train each variant with."),
     data: str = options.DATA,
     size: int | None = options.SIZE,
     strict: bool = options.STRICT,
-    measure: str = options.measurement_option(
+    measure: options.Measure = options.measurement_option(
         "val", help="The split to measure at the end: val, or test for a report."
     ),
     at_once: int = options.AT_ONCE,
@@ -39,21 +43,20 @@ def compare(
     from leanres.trials import compare as library
     from leanres.trials.executors import local_executor
 
-    options.check_measure(measure)
     comparison, command = library.COMPARISONS[name], options.current_command()
-    changed, seed_list = options.changes(settings, epochs=epochs), options.numbers("--seeds", seeds)
+    changed, numbers = options.changes(settings, epochs=epochs), parse_seeds(seeds)
     first = next(iter(library.recipes(comparison, changed).values()))
     dataset = options.load_dataset(data, size, strict)
 
-    def watch(place: Path, variant: str, seed: int, done: bool) -> None:
-        typer.echo(f"{variant}, seed {seed} {'is in' if done else '->'} {place}", err=True)
+    def watch(event: Event) -> None:
+        typer.echo(options.event_line(event), err=True)
 
     rows = library.compare(
         comparison,
         dataset,
         local_executor(dataset, first, devices.split(","), at_once, threads),
         out or Path("runs", f"{library.PREFIX}{name}"),
-        seed_list,
+        numbers,
         changed,
         measure=measure,
         origin={"command": command} | locate(data, size=size),
@@ -65,6 +68,17 @@ def compare(
     else:
         typer.echo(comparison.question)
         print_rows(rows, "variant", measure)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Different comma-separated integers: "0,1,2" -> [0, 1, 2]. UserError for anything else."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"--seeds {text}: give different whole numbers, such as 0,1,2")
+    return found
 
 
 def print_rows(rows: list[dict[str, Any]], kind: str, measure: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -19,7 +19,9 @@ def evaluate(
     target: Path = options.TARGET,
     data: str | None = options.TARGET_DATA,
     strict: bool = options.STRICT,
-    split: str = options.measurement_option("test", help="test, val or train."),
+    split: Literal["test", "val", "train"] = options.measurement_option(
+        "test", help="The split to measure."
+    ),
     tta: str = options.TTA_OPTION,
     int8: bool = typer.Option(
         False, "--int8", help="Round the weights to int8 first, with a scale per output channel."
@@ -40,10 +42,7 @@ def evaluate(
     if int8:
         round_to_int8_(predictor.model)
     dataset = options.load_target_data(target, predictor.preprocess.size, data, strict)
-    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    if split not in splits:
-        raise UserError(f"split {split!r}: give test, val or train")
-    images = splits[split]
+    images = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
     if images is None:
         raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
     result = predictor.evaluate(images, tta) | {

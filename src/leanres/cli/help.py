@@ -61,7 +61,7 @@ def _option_sections(command: Any, ctx: Any) -> Sections:
             name, heading = parameter.metavar or parameter.name.upper(), "Arguments"
         elif heading == "Arguments" or parameter.rich_help_panel:
             heading = parameter.rich_help_panel or "Options"
-        name = TYPE.sub(lambda match: TYPES.get(match[1].lower(), match[0]), name)
+        name = TYPE.sub(lambda match: TYPES.get(match[1].lower(), match[0][1:-1]), name)
         sections.setdefault(heading, []).append((name, explanation))
     return sections
 

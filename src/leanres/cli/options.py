@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from leanres.data.split import Dataset
     from leanres.runs.predictor import Predictor
     from leanres.training.device import Device
+    from leanres.trials.jobs import Event
+
+Measure = Literal["test", "val"]
 
 # Options under the headings of the help pages, in the order in which a command lists them.
 training_option = partial(typer.Option, rich_help_panel="Training")
@@ -74,15 +77,15 @@ DEVICE = machine_option(
 )
 THREADS = machine_option(0, min=0, help="CPU threads; 0: one per core.")
 DEVICES = machine_option(
-    "auto", help="Devices to deal the trainings to, comma-separated: cuda:0,cuda:1."
+    "auto", help="Comma-separated devices to spread the trainings over: cuda:0,cuda:1."
 )
-AT_ONCE = machine_option(0, min=0, help="Trainings that run at once; 0: one per device.")
+AT_ONCE = machine_option(0, min=0, help="Number of trainings at a time; 0: one per device.")
 THREADS_EACH = machine_option(
     0, min=0, help="CPU threads of each training; 0: its share of the cores."
 )
 
 NO_REPORT = output_option(False, "--no-report", help="Write no report.html at the end.")
-TRACK = output_option("", help="Log metrics live: tensorboard, mlflow, or both, comma-separated.")
+TRACK = output_option("", help="Log metrics live: tensorboard, mlflow, or tensorboard,mlflow.")
 OUT_JSON = output_option(None, help="Write the result to this JSON file too.")
 JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.")
 
@@ -208,35 +211,10 @@ def current_command() -> str:
     return shlex.join(["leanres", *sys.argv[1:]])
 
 
-def check_measure(measure: str) -> None:
-    """UserError for anything but test and val."""
-    if measure not in ("test", "val"):
-        raise UserError(f"--measure {measure}: give test or val")
-
-
-def check_measurement(tta: str, measure: str) -> None:
-    """UserError for an unknown test-time augmentation or split: before the training, not after."""
-    from leanres.metrics.inference import TTA
-
-    TTA[tta]
-    check_measure(measure)
-
-
 def check_val(measure: str, has_val: bool) -> None:
     """UserError where val is to be measured and there is none."""
     if measure == "val" and not has_val:
         raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
-
-
-def numbers(option: str, text: str, example: str = "0,1,2") -> list[int]:
-    """Different whole numbers: "0,1,2" -> [0, 1, 2]. UserError that names `option`."""
-    try:
-        found = [int(word) for word in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"{option} {text}: give different whole numbers, such as {example}")
-    return found
 
 
 def with_tta(result: dict[str, Any]) -> str:
@@ -246,3 +224,16 @@ def with_tta(result: dict[str, Any]) -> str:
     if result["tta"] == "none":
         return ""
     return f", {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
+
+
+def event_line(event: Event) -> str:
+    """What happened to one of many trainings: "finished runs/a-0: 93.12 %, 14 s"."""
+    from leanres.metrics.reported import percent
+    from leanres.runs.layout import read_info
+
+    detail = event.detail
+    if event.kind == "finished":
+        result = read_info(event.job.folder)["result"]
+        detail = f"{percent(result['accuracy'])}{with_tta(result)}"
+        detail += f", {result['train_seconds']:,.0f} s"
+    return f"{event.kind:8} {event.job.folder}{detail and f': {detail}'}"

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 def resume(
     folder: Path = typer.Argument(metavar="RUN", help="The run folder."),
     epochs: int | None = options.training_option(
-        None, min=1, help="Train until this many epochs are done in all."
+        None, min=1, help="Total number of epochs to train to."
     ),
     data: str | None = options.RUN_DATA,
     tta: str | None = options.measurement_option(
         None, help="Test-time augmentation, as in train. Default: the run's own."
     ),
-    measure: str | None = typer.Option(None, help="test or val. Default: the run's own."),
+    measure: options.Measure | None = typer.Option(
+        None, help="The split to measure. Default: the run's own."
+    ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
     no_report: bool = options.NO_REPORT,
@@ -39,9 +41,10 @@ def resume(
 
     Example: leanres resume runs/first --epochs 20
     """
+    from leanres.metrics.inference import TTA
     from leanres.runs.run import device_of, reopen
 
-    options.check_measurement(tta or "none", measure or "test")
+    TTA[tta or "none"]  # refuses a mistake before the training
     trackers = check_trackers(track)
 
     def device(info: dict[str, Any]) -> Device:

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def search(
     budget: str = typer.Option(
-        "5M", help="Parameters: each network uses 99 to 100 % of it.", rich_help_panel="Search"
+        "5M", help="Parameters; each network uses 99 to 100 % of them.", rich_help_panel="Search"
     ),
-    max_macs: str = typer.Option("", help="Most MACs for one image, such as 1.2G."),
-    field: str = typer.Option("", help="Receptive field in pixels, least and most: 16,64."),
+    max_macs: str = typer.Option("", help="Maximum MACs per image, such as 1.2G."),
+    field: str = typer.Option("", help="Smallest and largest receptive field in pixels: 16,64."),
     multiple: int = typer.Option(8, min=1, help="Channels are multiples of this."),
-    trials: int = typer.Option(20, min=1, help="Networks to try, those stopped early included."),
+    trials: int = typer.Option(20, min=1, help="Networks to try, including those stopped early."),
     seed: int = typer.Option(0, min=0, help="Seed of the proposals."),
     settings: list[str] = options.SETTINGS,
     recipe: str = typer.Option("plain-sgd", help="The recipe that trains each network."),
@@ -38,7 +38,7 @@ def search(
     devices: str = options.DEVICES,
     threads: int = options.THREADS_EACH,
     as_json: bool = options.JSON,
-    out: Path = typer.Option(Path("runs/search"), help="Folder of the search."),
+    out: Path = typer.Option(Path("runs/search"), help="Output folder."),
 ) -> None:
     """Find a residual network under a budget: exact counts, successive halving on val.
 
@@ -89,7 +89,7 @@ def _field(text: str) -> tuple[int, int]:
     try:
         least, most = (int(word) for word in text.split(","))
     except ValueError:
-        raise UserError(f"--field {text}: give least and most in pixels, as in 16,64") from None
+        raise UserError(f"--field {text}: give two sizes in pixels, such as 16,64") from None
     return least, most
 
 

@@ -36,7 +36,7 @@ def train(
     size: int | None = options.SIZE,
     strict: bool = options.STRICT,
     tta: str = options.TTA_OPTION,
-    measure: str = typer.Option(
+    measure: options.Measure = typer.Option(
         "test", help="The split to measure at the end: test, or val while you are still choosing."
     ),
     device_name: str = options.DEVICE,
@@ -53,12 +53,13 @@ def train(
     Example: leanres train digits --data digits --out runs/first
     """
     from leanres.data.sources import locate
+    from leanres.metrics.inference import TTA
     from leanres.runs.layout import check_free
     from leanres.runs.run import create
     from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
-    options.check_measurement(tta, measure)
+    TTA[tta]  # refuses a mistake before the training
     trackers = check_trackers(track)
     changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
     chosen = from_dict(changed, load_recipe(recipe))

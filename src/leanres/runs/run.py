@@ -157,15 +157,18 @@ def reopen(
     load: Callable[[dict[str, Any]], Dataset],
     device: Callable[[dict[str, Any]], Device],
     epochs: int | None = None,
+    wait_s: float = 0.0,
 ) -> Run:
     """A run as its newest intact checkpoint left it; `epochs` extends (or shortens) its recipe.
 
     A queued one begins. Nothing is written before it continues. `load` and `device` get run.json's
-    content and give data and device. UserError where the data is not what the run was trained on.
+    content and give data and device. UserError where the data is not what the run was trained on;
+    InUseError where another process trains in the folder and has not ended after `wait_s` seconds.
     """
-    info = read_info(folder, queued=True)
-    lock = Lock(folder)
+    read_info(folder, queued=True)  # UserError where there is no run to lock
+    lock = Lock(folder, wait_s)
     try:
+        info = read_info(folder, queued=True)  # a process that held the lock may have changed it
         recipe, notes = recipe_as_started(info)
         if epochs is not None:
             recipe = replace(recipe, epochs=epochs)

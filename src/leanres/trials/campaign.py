@@ -15,9 +15,8 @@ from leanres.registry import unknown
 from leanres.training.recipe import Recipe, from_dict, parse_setting
 from leanres.training.recipes import load_recipe
 from leanres.trials.compare import to_rows
-from leanres.trials.entry import add_run, read_entry, read_run
-from leanres.trials.executors import Executor
-from leanres.trials.jobs import Event, Job, is_finished, run_jobs
+from leanres.trials.jobs import Event, Executor, Job, is_finished, run_jobs
+from leanres.trials.ledger_entry import add_run, read_entry, read_run
 
 COUNTED = "campaign: other trainings ran beside it, and it may have been resumed"
 KEYS = ["recipe", "seeds", "set", "measure"]
@@ -95,18 +94,16 @@ def campaign(
     command: str,
     deadline: float = math.inf,
 ) -> Iterator[Event]:
-    """Train the jobs that are not finished, as `run_jobs` does; yield what happens.
+    """Run the jobs as `run_jobs` does; yield what happens.
 
     A finished job is in `results`/ROW.json at once, whose header names `command`. UserError, before
     anything runs, where a run folder or a ledger entry holds something else.
     """
     entries = {job.folder: _entry(row, results, command) for row, job in planned}
-    for out, header in entries.values():
-        read_entry(out, header)
-    left = [job for _, job in planned if not is_finished(job)]
-    for folder in entries.keys() - {job.folder for job in left}:
-        add_run(*entries[folder], read_run(folder))
-    for event in run_jobs(left, executor, deadline):
+    for _, job in planned:
+        read_entry(*entries[job.folder])
+        is_finished(job)
+    for event in run_jobs([job for _, job in planned], executor, deadline):
         if event.kind == "finished":
             add_run(*entries[event.job.folder], read_run(event.job.folder))
         yield event

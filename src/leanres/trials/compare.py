@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from leanres.metrics.statistics import mean_sd, paired_seeds
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import resolve
 from leanres.registry import Table
-from leanres.runs.layout import INFO, read_info
+from leanres.runs.layout import INFO
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, CUTOUT, RECIPES
-from leanres.trials.executors import Executor
-from leanres.trials.jobs import Job, is_finished, run_jobs
+from leanres.trials.jobs import Event, Executor, Job, is_finished, run_jobs
+from leanres.trials.ledger_entry import read_run
 
 PREFIX = "compare-"  # of the folders that comparisons train into by default
 
@@ -158,65 +159,47 @@ def compare(
     dataset: Dataset,
     executor: Executor,
     folder: Path,
-    seeds: list[int],
+    seeds: Sequence[int],
     changes: dict[str, Any],
     *,
     measure: str = "val",
-    origin: dict[str, Any] | None = None,
-    watch: Callable[[Path, str, int, bool], None] = lambda place, variant, seed, done: None,
+    origin: Mapping[str, Any] = {},
+    watch: Callable[[Event], None] = lambda event: None,
 ) -> list[dict[str, Any]]:
     """Train each variant with each seed into `folder`/VARIANT-SEED; their rows, as `to_rows`.
 
     Finished runs are kept, also those of a comparison beside `folder`; interrupted ones continue.
-    `origin` says where processes find the data (`data.sources.locate`). `watch` is called with
-    the run folder, the variant, the seed, and whether the run is finished already. Stopped where a
-    signal came; UserError where there are no images to measure on, before any training, and
-    where a training failed, after the others.
+    `origin` says where processes find the data (`data.sources.locate`); `watch` is called with each
+    event. Stopped where a signal came; UserError where there are no images to measure on, before
+    any training, and where a training failed, after the others.
     """
     # Only the final accuracy counts, so val is not measured after every epoch.
-    own = (origin or {}) | {"measure": measure, "tta": "none", "validate": False}
-    jobs = {  # seed by seed: complete pairs exist early
-        (name, seed): Job(replace(recipe, seed=seed), folder / f"{_slug(name)}-{seed}", own)
-        for seed in seeds
-        for name, recipe in recipes(comparison, changes).items()
-    }
-    finished = {key: _finished_folder(job, dataset) for key, job in jobs.items()}
-    for key, place in finished.items():
-        if place:
-            watch(place, *key, True)
-    keys = {jobs[key].folder: key for key, place in finished.items() if not place}
+    own = {**origin, "measure": measure, "tta": "none", "validate": False}
+    variants = recipes(comparison, changes)
+    jobs = {}
+    for seed, (name, recipe) in product(seeds, variants.items()):  # complete pairs exist early
+        job = Job(replace(recipe, seed=seed), folder / f"{_slug(name)}-{seed}", own)
+        jobs[name, seed] = _where_finished(job, dataset)
     lost = []
-    for event in run_jobs([jobs[key] for key in keys.values()], executor):
-        if event.kind in ("started", "resumed"):
-            watch(event.job.folder, *keys[event.job.folder], False)
-        elif event.is_loss:
+    for event in run_jobs(jobs.values(), executor):
+        watch(event)
+        if event.is_loss:
             lost.append(f"{event.job.folder} {event.kind}: {event.detail}")
     if lost:
-        raise UserError(f"{len(lost)} of {len(keys)} trainings have no result; {lost[0]}")
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for key, job in jobs.items():
-        runs.setdefault(key[0], []).append(_facts(read_info(finished[key] or job.folder)))
+        raise UserError(f"{len(lost)} of {len(jobs)} are without a result; {lost[0]}")
+    runs = {name: [read_run(jobs[name, seed].folder) for seed in seeds] for name in variants}
     return to_rows(runs, comparison.reported)
 
 
-def _finished_folder(job: Job, dataset: Dataset) -> Path | None:
-    """Where the job's run is finished already: its own folder, or another comparison's."""
-    if is_finished(job, dataset):
-        return job.folder
-    if (job.folder / INFO).exists():
-        return None
+def _where_finished(job: Job, dataset: Dataset) -> Job:
+    """The job in the folder of another comparison that has finished it; else the job as it is."""
+    if is_finished(job, dataset) or (job.folder / INFO).exists():
+        return job
     for other in sorted(job.folder.parent.parent.glob(f"{PREFIX}*/*/{INFO}")):
         with contextlib.suppress(UserError):  # another recipe, or other data
-            if is_finished(replace(job, folder=other.parent), dataset):
-                return other.parent
-    return None
-
-
-def _facts(info: dict[str, Any]) -> dict[str, Any]:
-    """What a claim that rests on this run must state."""
-    result = {key: info["result"][key] for key in ("split", "accuracy", "n", "train_seconds")}
-    about = {key: info[key] for key in ("commit", "started", "hardware", "recipe")}
-    return {"seed": info["recipe"]["seed"]} | result | about
+            if is_finished(there := replace(job, folder=other.parent), dataset):
+                return there
+    return job
 
 
 def _slug(name: str) -> str:

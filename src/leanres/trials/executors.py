@@ -11,43 +11,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from leanres.data.split import Dataset
-from leanres.errors import UserError
-from leanres.runs.layout import read_info
-from leanres.runs.run import DivergedError
 from leanres.runs.stop import Stopped
 from leanres.training.device import Device, detect
 from leanres.training.recipe import Recipe
-from leanres.trials.jobs import Event, Job, stopped, train
-from leanres.trials.worker import DIVERGED
+from leanres.trials.jobs import Event, Executor, Job, stopped
+from leanres.trials.worker import EXIT_CODES, train
 
 POLL_S = 0.2
-
-
-class Executor(Protocol):
-    """Runs jobs whose run folders exist, up to `slots` at once, for `run_jobs`."""
-
-    slots: int
-
-    @property
-    def running(self) -> Sequence[Job]:
-        """The jobs that were submitted and whose end has not been yielded."""
-
-    def submit(self, job: Job) -> None:
-        """Start a job."""
-
-    def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
-        """Retries and ends since the last call, after a wait for the first of them.
-
-        An executor that cannot return before a job has ended stops the job once `halted`.
-        """
-
-    def stop(self) -> None:
-        """Tell the running jobs to save and stop; their ends are events."""
 
 
 class InProcess:
@@ -58,33 +32,22 @@ class InProcess:
     def __init__(self, dataset: Dataset, device: Device) -> None:
         self.dataset, self.device = dataset, device
         self.running: list[Job] = []
-        self._told = False
 
     def submit(self, job: Job) -> None:
         self.running.append(job)
 
     def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
-        event = self._train(self.running[0], halted)
-        self.running.clear()
+        job = self.running.pop()
+        try:
+            event = train(job, lambda _: self.dataset, lambda _: self.device, halted)
+        except Stopped as error:
+            if not halted():
+                signal.raise_signal(error.number)  # it came from outside: for run_jobs too
+            event = stopped(job)
         yield event
 
-    def _train(self, job: Job, halted: Callable[[], bool]) -> Event:
-        def told() -> bool:
-            return self._told or halted()
-
-        try:
-            result = train(job, lambda _: self.dataset, lambda _: self.device, told)
-            return Event("finished", job, result=result)
-        except Stopped as error:
-            if not told():
-                signal.raise_signal(error.number)  # it came from outside: for run_jobs too
-            return stopped(job)
-        except UserError as error:
-            diverged = isinstance(error, DivergedError)
-            return Event("diverged" if diverged else "failed", job, str(error))
-
     def stop(self) -> None:
-        self._told = bool(self.running)  # a signal that comes later reaches the training itself
+        """Nothing to tell: `events` stops a job that is halted."""
 
 
 @dataclass
@@ -153,15 +116,16 @@ class LocalProcesses:
 
 def _ended(child: _Child) -> Event:
     job, code = child.job, child.process.returncode
-    if code == 0:
-        return Event("finished", job, result=read_info(job.folder).get("result", {}))
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (child.told and code < 0):
         return stopped(job)
-    if code == DIVERGED:
-        return Event("diverged", job, _last_line(job))
     if code < 0 and not child.retried:
         return Event("retried", job, f"signal {-code} killed its process")
-    return Event("failed", job, f"it ended with {code}: {_last_line(job)}")
+    kinds = {number: kind for kind, number in EXIT_CODES.items()}
+    kind = kinds.get(code, "failed")
+    if kind == "finished":
+        return Event(kind, job)
+    ended = f"it ended with {code}: " if kind == "failed" else ""
+    return Event(kind, job, ended + _last_line(job))
 
 
 def log_file(job: Job) -> Path:

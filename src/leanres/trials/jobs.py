@@ -5,30 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import signal
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from filelock import FileLock, Timeout
+from typing import Any, Literal, Protocol
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import LOCK, LOCK_WAIT_S, Lock
+from leanres.io import Lock
 from leanres.runs.layout import INFO, METRICS, check_data, is_queued, read_info
-from leanres.runs.run import complete, enqueue, reopen
-from leanres.runs.stop import Stop, Stopped
-from leanres.training.device import Device
-from leanres.training.loop import TrainState
+from leanres.runs.run import enqueue
+from leanres.runs.stop import Stop
 from leanres.training.recipe import Recipe, matches_run
 
-if TYPE_CHECKING:
-    from leanres.trials.executors import Executor
-
-Kind = Literal["started", "resumed", "retried", "finished", "stopped", "diverged", "failed"]
+Kind = Literal[
+    "started", "resumed", "retried", "finished", "stopped", "diverged", "failed", "in use"
+]
 
 
 @dataclass(frozen=True)
@@ -36,30 +30,49 @@ class Job:
     """One training. Its run folder is the truth: it says how far the training is.
 
     `origin` says where the data is and how to measure, as `runs.run.enqueue` documents it. With
-    `until_epoch` the job ends there, and another job may continue the run. While an `exclusive` job
-    runs, because it is timed, no other does.
+    `until_epoch` the job ends there, and another job may continue the run.
     """
 
     recipe: Recipe
     folder: Path
     origin: dict[str, Any] = field(default_factory=dict)
     until_epoch: int | None = None
-    exclusive: bool = False
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job; `result` is run.json's, empty where `until_epoch` came first."""
+    """What happened to a job. "in use": another process trains in its folder."""
 
     kind: Kind
     job: Job
     detail: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_loss(self) -> bool:
         """Whether the job ended without a result."""
-        return self.kind in ("stopped", "diverged", "failed")
+        return self.kind in ("stopped", "diverged", "failed", "in use")
+
+
+class Executor(Protocol):
+    """Runs jobs whose run folders exist, up to `slots` at once, for `run_jobs`."""
+
+    slots: int
+
+    @property
+    def running(self) -> Sequence[Job]:
+        """The jobs that were submitted and whose end has not been yielded."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job."""
+
+    def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
+        """Retries and ends since the last call, after a wait for the first of them.
+
+        An executor that cannot return before a job has ended stops the job once `halted`.
+        """
+
+    def stop(self) -> None:
+        """Tell the running jobs to save and stop; their ends are events."""
 
 
 def is_finished(job: Job, dataset: Dataset | None = None) -> bool:
@@ -85,43 +98,13 @@ def is_finished(job: Job, dataset: Dataset | None = None) -> bool:
 
 def ensure(job: Job) -> bool:
     """Whether the job's run is finished already; its folder is created where there is none."""
-    finished = is_finished(job)
     if not (job.folder / INFO).exists():
-        enqueue(job.folder, job.recipe, job.origin)
-    return finished
-
-
-def train(
-    job: Job,
-    load: Callable[[dict[str, Any]], Dataset],
-    device: Callable[[dict[str, Any]], Device],
-    halted: Callable[[], bool],
-    log: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Train a job whose run folder exists in this process; its result.
-
-    Once `halted`, called after each step, is true, the run is saved and Stopped is raised, as by
-    SIGTERM. `load` and `device` are `reopen`'s; `log` receives notes and a line per epoch.
-    """
-    # A process whose parent was killed holds the folder until its next step.
-    lock = FileLock(job.folder / LOCK, timeout=LOCK_WAIT_S)
-    with contextlib.suppress(Timeout, OSError, NotImplementedError), lock:
-        pass
-    if halted():
-        raise Stopped(signal.SIGTERM)
-    run = reopen(job.folder, load, device)
-    run.info["origin"] |= job.origin
-    for note in run.notes:
-        log(f"note: {note}")
-
-    def watch(state: TrainState) -> None:
-        if halted():
-            signal.raise_signal(signal.SIGTERM)
-
-    def on_epoch(row: dict[str, Any]) -> None:
-        log("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
-
-    return complete(run, watch, on_epoch, job.until_epoch)
+        try:
+            enqueue(job.folder, job.recipe, job.origin)
+        except UserError:
+            if not (job.folder / INFO).exists():  # no other process was quicker
+                raise
+    return is_finished(job)
 
 
 def run_jobs(
@@ -135,7 +118,6 @@ def run_jobs(
     stop; a signal then raises Stopped. A job that fails does not stop the others.
     """
     take = jobs if callable(jobs) else partial(next, iter(jobs), None)
-    job: Job | None = None
     with Stop() as stop:
 
         def halted() -> bool:
@@ -143,11 +125,8 @@ def run_jobs(
 
         try:
             while True:
-                while not halted() and _has_slot(executor) and (job := job or take()):
-                    if job.exclusive and executor.running:
-                        break
+                while len(executor.running) < executor.slots and not halted() and (job := take()):
                     yield _begin(job, executor)
-                    job = None
                 if not executor.running:
                     break
                 if halted():
@@ -160,14 +139,9 @@ def run_jobs(
     stop.check()
 
 
-def _has_slot(executor: Executor) -> bool:
-    exclusive = any(job.exclusive for job in executor.running)
-    return len(executor.running) < executor.slots and not exclusive
-
-
 def _begin(job: Job, executor: Executor) -> Event:
     if ensure(job):
-        return Event("finished", job, result=read_info(job.folder)["result"])
+        return Event("finished", job)
     event = Event("started" if _is_queued(job) else "resumed", job)
     executor.submit(job)
     return event
@@ -175,8 +149,8 @@ def _begin(job: Job, executor: Executor) -> Event:
 
 def _clean(event: Event) -> None:
     """Remove the folder of a job that was lost before it began: it holds nothing but the recipe."""
-    if event.is_loss and _is_queued(event.job):
-        with contextlib.suppress(UserError):  # another process holds it
+    with contextlib.suppress(UserError):  # another process holds it, or has removed it
+        if event.is_loss and _is_queued(event.job):
             lock = Lock(event.job.folder)
             shutil.rmtree(event.job.folder, ignore_errors=True)
             lock.release()

@@ -20,10 +20,10 @@ from leanres.training.cuda_graph import WARM_UP
 from leanres.training.device import Device, Stopwatch, hardware, matrix_rate
 from leanres.training.loop import restart_, steps
 from leanres.training.recipe import Recipe, StepCounts
-from leanres.trials.entry import EntryRun, add_run, read_entry, read_run, summary
-from leanres.trials.executors import Executor
-from leanres.trials.jobs import Job, run_jobs
+from leanres.trials.jobs import Executor, Job, run_jobs
+from leanres.trials.ledger_entry import EntryRun, add_run, read_entry, read_run, summary
 
+TTA = "flip-shift"  # of warm runs, as of `complete`
 NO_TEST = "a race is decided on test images, and this data set has none"
 
 
@@ -57,7 +57,7 @@ def cold_run(job: Job, executor: Executor, device: Device) -> EntryRun:
     has saved. UserError where the training fails or the job's folder holds another run.
     """
     rates, start, seconds = matrix_rates(device), None, None
-    for event in run_jobs([replace(job, exclusive=True)], executor):
+    for event in run_jobs([job], executor):
         if event.kind in ("started", "retried"):
             start = time.perf_counter() if event.kind == "started" else None
         elif start is not None:
@@ -71,7 +71,7 @@ def cold_run(job: Job, executor: Executor, device: Device) -> EntryRun:
 
 
 def warm_runs(
-    recipe: Recipe, seeds: Iterable[int], dataset: Dataset, device: Device, tta: str = "flip-shift"
+    recipe: Recipe, seeds: Iterable[int], dataset: Dataset, device: Device
 ) -> Iterator[EntryRun]:
     """As the published records are timed: in one process, compiled and warmed up beforehand.
 
@@ -100,7 +100,7 @@ def warm_runs(
             state.averaged,
             test.images,
             normalize=ready.setup.normalize,
-            tta=tta,
+            tta=TTA,
             autocast=device.autocast(),
         )
         watch("evaluate")
@@ -108,7 +108,7 @@ def warm_runs(
             "seed": seed,
             "accuracy": accuracy(plain, test.labels),
             "accuracy_tta": accuracy(augmented, test.labels),
-            "tta": tta,
+            "tta": TTA,
             "n": len(test),
             "train_seconds": watch.parts["train"],
             "evaluate_seconds": watch.parts["evaluate"],

@@ -25,18 +25,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import locked, toml_value, write_bytes
+from leanres.io import InUseError, lock_file, locked, toml_value, write_bytes
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_to_dict
 from leanres.runs.layout import CHECKPOINTS, METRICS
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
-from leanres.trials.executors import Executor
-from leanres.trials.jobs import Event, Job, run_jobs
+from leanres.trials.jobs import Event, Executor, Job, run_jobs
 from leanres.trials.proposals import Bounds, propose
 
 if TYPE_CHECKING:
@@ -85,12 +82,11 @@ def search(
         raise UserError("search needs Optuna: pip install 'leanres[search]'")
     if not recipe.val and dataset.val is None:
         raise UserError("a search chooses on val images, and there are none: --set val=5000")
-    folder.mkdir(parents=True, exist_ok=True)
     own = (origin or {}) | {"measure": "val", "tta": "none"}
-    owner = folder / f".{uuid.uuid4().hex}.lock"
+    owner = folder / uuid.uuid4().hex
     searcher = _Searcher(folder, bounds, recipe, dataset, own, trials, seed, owner.name)
     try:
-        with FileLock(owner):
+        with locked(owner):
             while len(searcher.candidates()) < trials:
                 with contextlib.closing(run_jobs(searcher.next_job, executor)) as events:
                     for candidate in filter(None, map(searcher.end, events)):
@@ -98,7 +94,7 @@ def search(
                 if len(searcher.candidates()) < trials:
                     time.sleep(POLL_S)  # other processes train the rest
     finally:
-        owner.unlink(missing_ok=True)
+        lock_file(owner).unlink(missing_ok=True)
     return searcher.candidates()
 
 
@@ -188,7 +184,7 @@ class _Searcher:
         job = event.job
         if event.kind == "failed":
             raise UserError(f"{job.folder}: {event.detail}")
-        if event.kind == "stopped":
+        if event.kind in ("stopped", "in use"):
             self.waiting.append(job)
         if event.kind not in ("finished", "diverged"):
             return None
@@ -293,13 +289,12 @@ def _name(config: ResNetConfig) -> str:
     )
 
 
-def _is_free(lock: Path) -> bool:
-    """Whether no live process holds the lock; a dead process's file is removed."""
-    if not lock.exists():
-        return True
+def _is_free(owner: Path) -> bool:
+    """Whether the process that held this lock has ended; its lock file is then removed."""
     try:
-        with FileLock(lock, timeout=0):
-            lock.unlink(missing_ok=True)
-    except Timeout:
+        with locked(owner, wait_s=0):
+            pass
+    except InUseError:
         return False
+    lock_file(owner).unlink()
     return True

@@ -1,14 +1,16 @@
 """`python -m leanres.trials.worker FOLDER OPTIONS`: run one job, for LocalProcesses.
 
 OPTIONS is JSON: `origin` and `until_epoch` of the Job, and `parent`, the number of the process that
-waits for it. Exit codes: 0 done, 2 the user's mistake, 4 diverged, 130 and 143 stopped and saved.
+waits for it. Exit codes: those of EXIT_CODES, and 130 and 143 stopped and saved.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,57 @@ import torch
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.io import LOCK_WAIT_S, InUseError
 from leanres.runs.layout import load_data_of, read_info
-from leanres.runs.run import DivergedError, device_of
+from leanres.runs.run import DivergedError, complete, device_of, reopen
 from leanres.runs.stop import Stopped
 from leanres.training.device import Device
+from leanres.training.loop import TrainState
 from leanres.training.recipe import from_dict
-from leanres.trials.jobs import Job, train
+from leanres.trials.jobs import Event, Job, Kind, is_finished
 
-DIVERGED = 4
+EXIT_CODES: dict[Kind, int] = {"finished": 0, "failed": 2, "diverged": 4, "in use": 5}
+
+
+def train(
+    job: Job,
+    load: Callable[[dict[str, Any]], Dataset],
+    device: Callable[[dict[str, Any]], Device],
+    halted: Callable[[], bool],
+    log: Callable[[str], None] = lambda line: None,
+) -> Event:
+    """Train a job whose run folder exists in this process; how it ended.
+
+    Once `halted`, called after each step, is true, the run is saved and Stopped is raised, as by
+    SIGTERM. `load` and `device` are `reopen`'s; `log` receives notes and a line per epoch.
+    """
+
+    def watch(state: TrainState) -> None:
+        if halted():
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        log("  ".join(f"{key} {value:.6g}" for key, value in row.items()))
+
+    try:
+        if halted():
+            raise Stopped(signal.SIGTERM)
+        # A process whose parent was killed holds the folder until its next step.
+        run = reopen(job.folder, load, device, wait_s=LOCK_WAIT_S)
+        if is_finished(job):  # by the process that held the folder: test is not read again
+            run.release()
+            return Event("finished", job)
+        run.info["origin"] |= job.origin
+        for note in run.notes:
+            log(f"note: {note}")
+        complete(run, watch, on_epoch, job.until_epoch)
+    except InUseError as error:
+        return Event("in use", job, str(error))
+    except DivergedError as error:
+        return Event("diverged", job, str(error))
+    except UserError as error:
+        return Event("failed", job, str(error))
+    return Event("finished", job)
 
 
 def main(folder: Path, options: dict[str, Any]) -> int:
@@ -43,15 +88,15 @@ def main(folder: Path, options: dict[str, Any]) -> int:
     def orphaned() -> bool:
         return os.getppid() != parent
 
+    recipe = from_dict(read_info(folder, queued=True)["recipe"])
     try:
-        recipe = from_dict(read_info(folder, queued=True)["recipe"])
-        train(Job(recipe, folder, origin, options["until_epoch"]), load, device, orphaned, _log)
-    except UserError as error:
-        _log("leanres: " + " ".join(str(error).split()))
-        return DIVERGED if isinstance(error, DivergedError) else 2
+        job = Job(recipe, folder, origin, options["until_epoch"])
+        event = train(job, load, device, orphaned, _log)
     except Stopped as stopped:
         return 128 + stopped.number
-    return 0
+    if event.detail:
+        _log("leanres: " + " ".join(event.detail.split()))
+    return EXIT_CODES[event.kind]
 
 
 def _log(line: str) -> None:

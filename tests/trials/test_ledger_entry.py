@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from leanres.errors import UserError
-from leanres.trials.entry import add_run, read_entry, summary
+from leanres.trials.ledger_entry import add_run, read_entry, summary
 
 HEADER = {"command": "leanres", "recipe": {"lr": 1.0, "seed": 0}, "counted": "warm"}
 
@@ -23,7 +23,8 @@ def made(seed, accuracy=0.95, seconds=2.0, **more):
 def test_two_processes_that_write_one_entry_lose_nothing(tmp_path):
     out = tmp_path / "entry.json"
     code = (
-        "import sys; from pathlib import Path; from test_entry import HEADER, add_run, made\n"
+        "import sys; from pathlib import Path\n"
+        "from test_ledger_entry import HEADER, add_run, made\n"
         "print(flush=True); sys.stdin.readline()\n"
         f"for seed in range(1, 40, 2): add_run(Path({str(out)!r}), HEADER, made(seed))\n"
     )
