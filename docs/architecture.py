@@ -8,16 +8,18 @@ from pathlib import Path
 
 PAGE = Path(__file__).with_suffix(".md")
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "leanres"
-ROOMS = "data augment models metrics kernels training runs trials lr_finder report ship bench cli"
+SUBPACKAGES = (
+    "data augment models metrics kernels training runs trials lr_finder report ship bench cli"
+)
 LIST = re.compile(r"(?<=<!-- files -->\n).*(?=<!-- end of files -->)", re.DOTALL)
 
 
 def page() -> str:
-    """The page with the first line of each file's docstring, room by room."""
+    """The page with the first line of each file's docstring, subpackage by subpackage."""
     lines = table(PACKAGE.glob("*.py"))
-    for room in ROOMS.split():
-        own = PACKAGE / room / "__init__.py"
-        lines += [f"\n### {room}/\n\n{purpose(own)}\n", *table({*own.parent.rglob("*.py")} - {own})]
+    for name in SUBPACKAGES.split():
+        own = PACKAGE / name / "__init__.py"
+        lines += [f"\n### {name}/\n\n{purpose(own)}\n", *table({*own.parent.rglob("*.py")} - {own})]
     listed = "\n".join(["", *lines, "", ""])
     return LIST.sub(lambda _: listed, PAGE.read_text(encoding="utf-8"))
 

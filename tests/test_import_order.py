@@ -1,4 +1,4 @@
-"""The tree is the pipeline: imports go one way, no room has a circle, help needs no torch."""
+"""The tree is the pipeline: imports go one way, no subpackage has a circle, help needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-ROWS = (  # bottom to top: a file imports from its own room and from the rows below
+ROWS = (  # bottom to top: a file imports from its own subpackage and from the rows below
     "errors version",
     "registry",
     "io",
@@ -25,11 +25,11 @@ ROWS = (  # bottom to top: a file imports from its own room and from the rows be
     "cli",
     "leanres __main__",
 )
-HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row.split()}
+HEIGHT = {subpackage: height for height, row in enumerate(ROWS) for subpackage in row.split()}
 
 
-def room(module: str) -> str:
-    """The room of a module: "leanres.data.split" -> "data", the package's own -> "leanres"."""
+def subpackage(module: str) -> str:
+    """A module's subpackage: "leanres.data.split" -> "data", the package's own -> "leanres"."""
     parts = module.removeprefix("leanres").strip(".").split(".")
     return parts[0] or "leanres"
 
@@ -59,10 +59,10 @@ def _nodes(node: ast.AST, runtime: bool) -> Iterator[ast.AST]:
 
 
 def violations(module: str, source: str, is_package: bool = False) -> list[str]:
-    """The rooms that `module` imports from, and may not."""
+    """The subpackages that `module` imports from, and may not."""
     name = f"leanres.{module}" if module != "leanres" else module
     package = name if is_package else name.rpartition(".")[0]
-    own, targets = room(module), {room(name) for name in imports(source, package)}
+    own, targets = subpackage(module), {subpackage(name) for name in imports(source, package)}
     return sorted(t for t in targets if t != own and HEIGHT.get(t, 99) >= HEIGHT[own])
 
 
@@ -75,9 +75,9 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def graph(room_name: str) -> dict[str, set[str]]:
-    """Each module of a room -> the modules of the room that it imports when it runs."""
-    own = {name: path for name, path in modules().items() if room(name) == room_name}
+def graph(subpackage_name: str) -> dict[str, set[str]]:
+    """Each module of a subpackage -> the modules of the subpackage that it imports when it runs."""
+    own = {name: path for name, path in modules().items() if subpackage(name) == subpackage_name}
     edges: dict[str, set[str]] = {}
     for name, path in own.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -92,12 +92,14 @@ def graph(room_name: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize(("module", "path"), modules().items(), ids=modules())
 def test_every_file_imports_only_from_its_room_and_from_below(module, path):
     short = module.removeprefix("leanres.")
-    assert room(module) in HEIGHT, f"{module} has no place in the order: give its room one in ROWS"
+    assert subpackage(module) in HEIGHT, (
+        f"{module} has no place in the order: give its subpackage one in ROWS"
+    )
     assert violations(short, path.read_text(), path.name == "__init__.py") == []
 
 
 def test_the_order_has_no_room_that_does_not_exist():
-    assert set(HEIGHT) == {room(module) for module in modules()}
+    assert set(HEIGHT) == {subpackage(module) for module in modules()}
 
 
 @pytest.mark.parametrize("name", HEIGHT)
@@ -146,7 +148,7 @@ def test_only_one_function_knows_the_kernels():
     users = {
         module
         for module, path in modules().items()
-        if room(module) != "kernels" and "leanres.kernels" in path.read_text()
+        if subpackage(module) != "kernels" and "leanres.kernels" in path.read_text()
     }
     assert users == {"leanres.training.device"}
 
