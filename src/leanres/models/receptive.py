@@ -96,12 +96,13 @@ class OperatorCall:
 
 def propagate(call: OperatorCall) -> Field:
     """The receptive field of the result of `call`. UserError naming an operator without a rule."""
+    rule = SPAN_RULES.get(call.packet)
     constant = all(_is_constant(field) for _, field in call.inputs)
-    if call.packet in FIELD_RULES and not constant:
-        return FIELD_RULES[call.packet](call)
-    if constant or torch.Tag.pointwise in call.func.tags:
-        return _union(call)
-    raise call.unsupported("it has no rule")
+    if constant or (rule is None and torch.Tag.pointwise in call.func.tags):
+        rule = _union
+    if rule is None:
+        raise call.unsupported("it has no rule")
+    return rule(call, 0), rule(call, 1)
 
 
 def _is_constant(field: Field) -> bool:
@@ -122,50 +123,44 @@ def is_global_pool(call: OperatorCall, field: Field) -> bool:
     return result.shape[-2:].numel() == 1 if result.ndim == 4 else _is_constant(field)
 
 
-def _window(call: OperatorCall) -> Field:
-    if call.named.get("transposed") or call.inputs[0][0].ndim != 4:
-        raise call.unsupported("not a plain two-dimensional window")
-    return slide(call, call.inputs[0][1])
-
-
 def slide(call: OperatorCall, field: Field) -> Field:
     """The receptive field after a convolution or pool whose input has `field`."""
-    named, packet = call.named, call.packet
-    if packet in ADAPTIVE:
-        kernel = stride = _adaptive_kernel(call)
+    return _slide_along(call, 0, field[0]), _slide_along(call, 1, field[1])
+
+
+def _slide_along(call: OperatorCall, axis: int, span: Span) -> Span:
+    named = call.named
+    if call.packet in ADAPTIVE:
+        length, outputs = call.inputs[0][0].shape[axis - 2], call.result.shape[axis - 2]
+        if length % outputs:
+            raise call.unsupported(f"windows of several sizes, from {length} to {outputs} pixels")
+        kernel = stride = length // outputs
     else:
-        kernel = _pair(named["weight"].shape[2:] if "weight" in named else named["kernel_size"])
-        stride = _pair(named["stride"]) if named["stride"] else kernel
-    padding, dilation = _pair(named.get("padding", 0)), _pair(named.get("dilation", 1))
-    rows, columns = (
-        span.window(*sizes)
-        for span, *sizes in zip(field, kernel, stride, padding, dilation, strict=True)
-    )
-    return rows, columns
+        sizes = named["weight"].shape[2:] if "weight" in named else named["kernel_size"]
+        kernel = _along(axis, sizes)
+        stride = _along(axis, named["stride"] or sizes)
+    padding = _along(axis, named.get("padding", 0))
+    return span.window(kernel, stride, padding, _along(axis, named.get("dilation", 1)))
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values[0], values[-1]
+def _along(axis: int, value: int | Sequence[int]) -> int:
+    """An argument of an operator, which is one number or one per axis, for this axis."""
+    return value if isinstance(value, int) else value[axis % len(value)]
 
 
-def _adaptive_kernel(call: OperatorCall) -> tuple[int, int]:
-    lengths, outputs = call.inputs[0][0].shape[-2:], call.result.shape[-2:]
-    if any(length % output for length, output in zip(lengths, outputs, strict=True)):
-        sizes = f"from {tuple(lengths)} to {tuple(outputs)}"
-        raise call.unsupported(f"windows of several sizes {sizes}")
-    return lengths[0] // outputs[0], lengths[1] // outputs[1]
+# Rules: the span of a call's result along an axis, 0 for rows and 1 for columns.
 
 
-def _union(call: OperatorCall) -> Field:
-    """The union of the fields of all inputs, axis by axis."""
+def _window(call: OperatorCall, axis: int) -> Span:
+    if call.named.get("transposed") or call.inputs[0][0].ndim != 4:
+        raise call.unsupported("not a plain two-dimensional window")
+    return _slide_along(call, axis, call.inputs[0][1][axis])
+
+
+def _union(call: OperatorCall, axis: int) -> Span:
+    """The union of the spans of all inputs."""
     if call.packet in CHANNELS and call.named["dim"] not in (1, 1 - call.result.ndim):
         raise call.unsupported("along another axis than the channels")
-    rows, columns = (_union_axis(call, axis) for axis in (0, 1))
-    return rows, columns
-
-
-def _union_axis(call: OperatorCall, axis: int) -> Span:
     spans = [field[axis] for _, field in call.inputs]
     if len({span.jump for span in spans}) > 1:
         lengths = [source.shape[axis - 2] for source, _ in call.inputs]
@@ -177,44 +172,38 @@ def _union_axis(call: OperatorCall, axis: int) -> Span:
     return Span(min(s.low for s in spans), max(s.high for s in spans), spans[0].jump)
 
 
-def _reduce(call: OperatorCall) -> Field:
-    source, (rows, columns) = call.inputs[0]
+def _reduce(call: OperatorCall, axis: int) -> Span:
+    source, field = call.inputs[0]
     dims = call.named.get("dim") or list(range(source.ndim))
     given = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims)}
     reduced = [source.ndim - 2 in given, source.ndim - 1 in given]
     if any(reduced) and not all(reduced) and not call.named.get("keepdim"):
         raise call.unsupported("it drops one side of a map")
-    height, width = source.shape[-2:]
-    rows = rows.whole(height) if reduced[0] else rows
-    return rows, columns.whole(width) if reduced[1] else columns
+    return field[axis].whole(source.shape[axis - 2]) if reduced[axis] else field[axis]
 
 
-def _reshape(call: OperatorCall) -> Field:
-    source, (rows, columns) = call.inputs[0]
-    if call.result.ndim > 2 and call.result.shape[-2:] == source.shape[-2:]:
-        return rows, columns
-    height, width = source.shape[-2:]
-    if call.result.ndim > 3 and height * width > 1:
-        raise call.unsupported(f"from {tuple(source.shape)} to {tuple(call.result.shape)}")
-    return rows.whole(height), columns.whole(width)
-
-
-def _slice(call: OperatorCall) -> Field:
+def _reshape(call: OperatorCall, axis: int) -> Span:
     source, field = call.inputs[0]
-    axis = call.named["dim"] % source.ndim - (source.ndim - 2)
-    start, step = call.named["start"] or 0, call.named["step"]
+    if call.result.ndim > 2 and call.result.shape[-2:] == source.shape[-2:]:
+        return field[axis]
+    if call.result.ndim > 3 and source.shape[-2:].numel() > 1:
+        raise call.unsupported(f"from {tuple(source.shape)} to {tuple(call.result.shape)}")
+    return field[axis].whole(source.shape[axis - 2])
+
+
+def _slice(call: OperatorCall, axis: int) -> Span:
+    source, field = call.inputs[0]
+    if call.named["dim"] % source.ndim != source.ndim - 2 + axis:
+        return field[axis]
+    start = call.named["start"] or 0
     start += source.shape[axis - 2] if start < 0 else 0
     # A slice is a 1x1 window with stride `step` and a padding of -start.
-    rows, columns = (
-        span.window(1, step, -start) if i == axis else span for i, span in enumerate(field)
-    )
-    return rows, columns
+    return field[axis].window(1, call.named["step"], -start)
 
 
-def _pad(call: OperatorCall) -> Field:
-    rows, columns = call.inputs[0][1]
-    pad = [*call.named["pad"], 0, 0, 0]
-    return rows.window(1, 1, pad[2]), columns.window(1, 1, pad[0])
+def _pad(call: OperatorCall, axis: int) -> Span:
+    before = [*call.named["pad"], 0, 0, 0][2 - 2 * axis]  # PyTorch lists columns first
+    return call.inputs[0][1][axis].window(1, 1, before)
 
 
 ADAPTIVE = {aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d}
@@ -235,7 +224,7 @@ POINTWISE = {
     aten.hardswish,
     aten.hardswish_,
 }
-FIELD_RULES: dict[object, Callable[[OperatorCall], Field]] = {
+SPAN_RULES: dict[object, Callable[[OperatorCall, int], Span]] = {
     **dict.fromkeys(WINDOWED, _window),
     **dict.fromkeys(REDUCE, _reduce),
     **dict.fromkeys(RESHAPE, _reshape),
