@@ -18,8 +18,8 @@ mpl.use("Agg")
 
 from leanres import report
 from leanres.data.sources import load_data
-from leanres.metrics.accuracy import ece, measure, nll
 from leanres.metrics.calibration import brier, fit_temperature, log_probs, reliability
+from leanres.metrics.classification import ece, measure, nll
 from leanres.metrics.mistakes import confused_pairs, label_suspects
 
 SHOWN = 24

@@ -18,7 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from leanres.data.sources import load_data
-from leanres.metrics.accuracy import worst_errors
+from leanres.metrics.mistakes import worst_errors
 
 
 def main(run: Path, out: Path) -> None:

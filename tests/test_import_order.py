@@ -119,7 +119,7 @@ def test_a_circle_would_be_found():
         ("registry", "from leanres import __version__", ["__version__"]),
         ("data.split", "from leanres.models import resnet", ["models"]),
         ("data.split", "import leanres.training", ["training"]),
-        ("metrics.accuracy", "from leanres.data.split import Split", ["data"]),
+        ("metrics.classification", "from leanres.data.split import Split", ["data"]),
         ("models.cost", "from ..metrics import accuracy", ["metrics"]),
         ("training.loop", "def f():\n  import leanres.runs.checkpoint", ["runs"]),
         ("trials.search", "if 0:\n  from leanres.report.page import render", ["report"]),

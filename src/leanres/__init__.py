@@ -31,7 +31,7 @@ _MODULES = {  # public name -> its module, in the order in which one needs them
     "load_predictor": "leanres.runs.predictor",
     "Predictor": "leanres.runs.predictor",
     "Prediction": "leanres.runs.predictor",
-    "write_report": "leanres.report",
+    "write_report": "leanres.report.page",
     "export": "leanres.ship.export",
 }
 

@@ -15,8 +15,8 @@ def test_a_card_gives_the_figures_of_the_file(run_folder, tmp_path, leanres):
     assert f"model card: {tmp_path / 'digits.md'}" in done.out
     card = out.with_suffix(".md").read_text()
     found = json.loads(leanres("evaluate", out, "--data", "digits", "--json").out)
-    assert f"| test accuracy | {100 * found['accuracy']:.2f} % (" in card
-    assert f"{100 * found['accuracy_tta']:.2f} % with flip-shift) of 360 (95 %" in card
+    assert f"| test accuracy | {100 * found['accuracy']:.2f} % of 360 images (95 %" in card
+    assert f", {100 * found['accuracy_tta']:.2f} % with flip-shift augmentation |" in card
     assert f"NLL {found['nll']:.4f}" in card.replace("| NLL, ECE | ", "| NLL ")
     assert "| trained on | 1,257 images of digits (fingerprint" in card
     assert "leanres predict digits.safetensors IMAGES" in card
@@ -26,7 +26,7 @@ def test_a_card_of_a_run_measured_on_val_measures_the_file_there(tmp_path, leanr
     words = ["--data", "digits", "--epochs", 1, "--set", "model={family='speednet', widths=[8]}"]
     leanres("train", "digits", *words, "--measure", "val", "--no-report", "--out", tmp_path / "r")
     assert leanres("export", tmp_path / "r", tmp_path / "w.safetensors", "--card").code == 0
-    assert " of 180 (95 %" in (tmp_path / "w.md").read_text()
+    assert " of 180 images (95 %" in (tmp_path / "w.md").read_text()
 
 
 def test_export_speaks_json(run_folder, tmp_path, leanres):

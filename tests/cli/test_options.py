@@ -21,12 +21,6 @@ def test_the_current_command_is_quoted_for_a_shell(monkeypatch):
     assert options.current_command() == """leanres train --set 'mix=['"'"'ricap'"'"']'"""
 
 
-def test_the_accuracy_with_augmentation_is_named_where_there_was_one():
-    result = {"tta": "flip", "accuracy_tta": 0.91234}
-    assert options.with_tta(result) == ", 91.23 % with flip augmentation"
-    assert options.with_tta({"tta": "none", "accuracy_tta": 0.9}) == ""
-
-
 def test_val_can_be_measured_where_there_are_val_images():
     options.check_val("val", has_val=True)
     options.check_val("test", has_val=False)

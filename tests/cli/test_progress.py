@@ -52,5 +52,8 @@ def test_the_result_names_what_was_measured(capsys, split):
     measured = {"n": 8, "accuracy": 0.5, "accuracy_tta": 0.625, "tta": "flip", "nll": 1, "ece": 0.1}
     progress._print_result(Run, {"split": split, **measured, "train_seconds": 12.3})
     out = capsys.readouterr().out
-    assert ("test accuracy 50.00 % (4 of 8), 62.50 % with flip augmentation" in out) == bool(split)
+    assert (
+        "test accuracy 50.00 % of 8 images (95 % interval 21.52 to 78.48 %), 62.50 % with flip"
+        in out
+    ) == bool(split)
     assert "leanres resume runs/x --epochs 8" in out

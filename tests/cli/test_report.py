@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from leanres.runs.layout import METRICS, PREDICTIONS
+from leanres.runs.layout import HISTORY, PREDICTIONS
 from leanres.runs.weights import WEIGHTS
 
 
@@ -118,12 +118,12 @@ def test_an_unfinished_run_is_reported_as_far_as_it_is_written(leanres, copied):
 
 def test_a_damaged_line_of_metrics_is_skipped_and_counted(leanres, copied):
     folder = copied()
-    with (folder / METRICS).open("a") as file:
+    with (folder / HISTORY).open("a") as file:
         file.write('{"epoch": 4, "tra\n')
     code, _, err = leanres("report", folder)
     assert (code, err) == (
         0,
-        f"note: 1 line of {folder / METRICS} could not be read and are left out",
+        f"note: 1 line of {folder / HISTORY} could not be read: left out",
     )
     assert "1 line of" in (folder / "report.html").read_text()
 

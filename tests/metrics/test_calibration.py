@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss
 
-from leanres.metrics.accuracy import ece, nll
 from leanres.metrics.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -16,6 +15,7 @@ from leanres.metrics.calibration import (
     log_probs,
     reliability,
 )
+from leanres.metrics.classification import ece, nll
 
 
 @pytest.fixture

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from leanres.metrics.mistakes import confused_pairs, label_suspects, least_confident_correct
+from leanres.metrics.mistakes import (
+    confused_pairs,
+    label_suspects,
+    least_confident_correct,
+    worst_errors,
+)
 
 
 @pytest.fixture
@@ -18,6 +23,19 @@ def scored() -> tuple[torch.Tensor, torch.Tensor]:
         torch.randint(4, (300,), generator=rng),
     )
     return probs, labels
+
+
+def test_the_worst_errors_are_the_most_confident_ones(scored):
+    probs, labels = scored
+    rows = zip(range(300), probs.tolist(), labels.tolist(), strict=True)
+    wrong = [(max(row), i) for i, row, label in rows if row.index(max(row)) != label]
+    expected = [i for _, i in sorted(wrong, reverse=True)]
+    assert worst_errors(probs, labels, 5).tolist() == expected[:5]
+    assert worst_errors(probs, labels, 300).tolist() == expected
+
+
+def test_a_network_without_errors_has_no_worst_ones():
+    assert worst_errors(torch.eye(3), torch.arange(3), 9).shape == (0,)
 
 
 def test_the_least_confident_correct_images_equal_a_plain_loop(scored):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leanres.report import write_report
+from leanres.report.page import write_report
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from leanres.errors import UserError
-from leanres.metrics.accuracy import wilson_interval
+from leanres.metrics.classification import accuracy_text
 from leanres.report.card import model_card, portable_command
 from leanres.runs.predictor import load_predictor
 from leanres.runs.weights import WEIGHTS, load_weights, save_weights
@@ -33,12 +33,8 @@ def test_the_card_says_what_was_measured_on_the_file_and_how_it_was_trained(
     found = load_predictor(out, "cpu", "float32").evaluate(digits.test, "flip-shift")
     facts, run = rows(card), info["result"]
     assert found["accuracy"] < run["accuracy"]
-    low, high = wilson_interval(round(360 * found["accuracy"]), 360)
-    assert facts["test accuracy"] == (
-        f"{100 * found['accuracy']:.2f} % ({100 * found['accuracy_tta']:.2f} % with flip-shift) of"
-        f" 360 (95 % interval without augmentation {100 * low:.2f} to {100 * high:.2f})"
-    )
-    assert facts["before export"].startswith(f"{100 * run['accuracy']:.2f} %")
+    assert facts["test accuracy"] == accuracy_text(found)
+    assert facts["before export"] == accuracy_text(run)
     assert facts["other metrics"] == f"NLL {found['nll']:.4f}, ECE {100 * found['ece']:.2f} %"
     assert facts["network"].startswith(f"{found['params']:,} parameters, ")
     assert facts["classes"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
@@ -46,6 +42,8 @@ def test_the_card_says_what_was_measured_on_the_file_and_how_it_was_trained(
     assert f"kernels: {info['hardware']['kernels']}" in facts["training took"]
     assert "batch_size = 200" in facts["recipe"]
     assert "predicted as" in facts["most confused"]
+    params = f"{found['params'] / 1e6:.3g} M parameters"
+    assert card.splitlines()[0] == f"# custom speednet, {params}"
     assert card.count("`small.safetensors`") == 1
     assert "\nleanres train digits --seed 0   # trains it again\n" in card
     assert "\nleanres evaluate small.safetensors\n" in card

@@ -12,17 +12,16 @@ from leanres.report.compare import (
     cell_text,
     check_comparable,
     groups,
-    network_cost,
     table_row,
     verdicts,
 )
-from leanres.report.record import Predictions, Record, read_run
+from leanres.report.record import Predictions, Record, read_record
 
 
 @pytest.fixture
 def run(three_runs):
     """Records with made-up results: (name, seed, correct images of 1,000, lr) -> Record."""
-    base = read_run(three_runs / "plain")
+    base = read_record(three_runs / "plain")
 
     def make(name: str, seed: int, right: int, lr: float = 0.1) -> Record:
         labels = torch.zeros(1000, dtype=torch.int64)
@@ -116,13 +115,13 @@ def test_neither_val_and_test_nor_different_val_images_are_compared(run):
 
 
 def test_the_table_describes_a_run(three_runs):
-    record = read_run(three_runs / "plain")
+    record = read_record(three_runs / "plain")
     row = table_row(record)
     assert row["run"] == "plain"
     assert row["network"] == "custom speednet"
     assert row["channels"] == "8-16"
     assert row["augmentation"] == "crop(padding=2)"
-    assert (row["parameters"], row["lr"], row["epochs"]) == (network_cost(record).params, 0.01, 3)
+    assert (row["parameters"], row["lr"], row["epochs"]) == (record.cost.params, 0.01, 3)
     assert row["parameters"] == record.result["params"]
     assert row["accuracy"] == record.result["accuracy"]
     assert row["with TTA"] == record.result["accuracy_tta"]

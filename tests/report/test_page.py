@@ -17,12 +17,11 @@ import torch
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.metrics.accuracy import ece
-from leanres.report import write_report
-from leanres.report.page import gather
-from leanres.report.record import read_run
-from leanres.report.text import text_report
-from leanres.runs.layout import METRICS, PREDICTIONS, fingerprints, write_predictions
+from leanres.metrics.classification import accuracy_interval, accuracy_text, ece
+from leanres.report.page import write_report
+from leanres.report.record import read_record
+from leanres.report.text import text_report, text_table
+from leanres.runs.layout import HISTORY, PREDICTIONS, fingerprints, write_predictions
 from leanres.runs.weights import WEIGHTS
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -123,8 +122,8 @@ def test_the_page_is_small(html, compared):
 
 
 def test_the_page_describes_the_run_and_its_result(html, three_runs):
-    record, words = read_run(three_runs / "a"), Page(html).words
-    low, high = record.interval
+    record, words = read_record(three_runs / "a"), Page(html).words
+    low, high = accuracy_interval(record.result)
     assert f"{100 * record.result['accuracy']:.2f} % of 360 test images correct" in words
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in words
     assert f"With it (flip-shift): {100 * record.result['accuracy_tta']:.2f}" in words
@@ -144,7 +143,7 @@ def test_the_page_describes_the_run_and_its_result(html, three_runs):
 
 
 def test_calibration_is_measured_on_predictions_and_fitted_on_val(html, three_runs):
-    found, words = read_run(three_runs / "a").predictions, Page(html).words
+    found, words = read_record(three_runs / "a").predictions, Page(html).words
     value = 100 * ece(found.probs.double(), found.labels)
     assert f"as trained {value:.2f} %" in words
     assert "fitted on 200 val images" in words
@@ -195,7 +194,7 @@ def test_the_page_of_an_unfinished_run_says_so(copied, digits):
     assert "no result yet" in words
     assert "3 of 3 epochs" in words
     assert "Learning rate" in words
-    (folder / METRICS).unlink()
+    (folder / HISTORY).unlink()
     assert "0 of 3 epochs" in Page(write_report(folder, digits).read_text()).words
     with pytest.raises(UserError, match="no layer can be explained yet"):
         write_report(folder, digits, layers=["stem"])
@@ -247,28 +246,22 @@ def test_several_runs_are_one_table_and_a_verdict(compared, three_runs):
 
 
 def test_the_text_report_has_the_essentials(three_runs):
-    records = gather([three_runs / "a"])
-    text = text_report(records, 5_000_000)
-    result = records[0].result
-    assert f"test accuracy {100 * result['accuracy']:.2f} % of 360 (95 % interval" in text
+    record = read_record(three_runs / "a")
+    text = text_report(record, 5_000_000)
+    assert f"\ntest accuracy {accuracy_text(record.result)}\n" in text
     assert "hardest classes: " in text
     assert "most confused: " in text
     assert "recipe: " in text
-    assert f"kernels: {records[0].info['hardware']['kernels']}" in text
-    both = text_report(gather([three_runs / "a", three_runs / "plain"]), 5_000_000)
-    assert both.splitlines()[0].split() == [
-        "run",
-        "network",
-        "parameters",
-        "epochs",
-        "seed",
-        "accuracy",
-        "with",
-        "TTA",
-        "NLL",
-        "ECE",
-    ]
-    assert "McNemar" in both
+    assert f"kernels: {record.info['hardware']['kernels']}" in text
+
+
+def test_the_text_table_has_a_row_per_run(three_runs):
+    records = [read_record(three_runs / name) for name in ("a", "plain")]
+    heads, rows = text_table(records)
+    metrics = ["accuracy", "with TTA", "NLL", "ECE"]
+    assert heads == ["run", "network", "parameters", "epochs", "seed", *metrics]
+    assert [row[:2] for row in rows] == [["a", "custom speednet"], ["plain", "custom speednet"]]
+    assert [row[5] for row in rows] == [f"{100 * r.result['accuracy']:.2f} %" for r in records]
 
 
 def test_ten_thousand_images_take_a_few_seconds_and_little_space(copied, tmp_path):

@@ -7,20 +7,18 @@ import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.metrics.accuracy import wilson_interval
-from leanres.report.record import read_rows, read_run
-from leanres.runs.layout import METRICS, PREDICTIONS
+from leanres.report.record import read_record
+from leanres.runs.layout import HISTORY, PREDICTIONS, TIMES
 
 
 def test_a_run_is_read_as_it_was_written(three_runs):
-    record = read_run(three_runs / "a")
+    record = read_record(three_runs / "a")
     assert record.notes == ()
     assert record.name == "a"
     assert record.classes == tuple("0123456789")
     assert (record.split, record.epochs, len(record.rows)) == ("test", 3, 3)
     result = json.loads((three_runs / "a" / "run.json").read_text())["result"]
     assert float(record.predictions.correct.double().mean()) == result["accuracy"]
-    assert record.interval == wilson_interval(round(360 * result["accuracy"]), 360)
     epochs, losses = record.column("train_loss")
     assert epochs == [1, 2, 3]
     assert losses[0] > losses[-1]
@@ -39,14 +37,22 @@ def test_a_run_is_read_as_it_was_written(three_runs):
 
 def test_damaged_lines_are_skipped_counted_and_noted(copied):
     folder = copied()
-    good = (folder / METRICS).read_bytes().splitlines()
+    good = (folder / HISTORY).read_bytes().splitlines()
     bad = [b"{", b"\xff\xfe", b"[1]", b'{"epoch": "one"}', b'{"epoch": NaN}', b""]
-    (folder / METRICS).write_bytes(b"\n".join([good[0], *bad, *good[1:]]))
-    rows, skipped = read_rows(folder / METRICS)
-    assert (len(rows), skipped) == (3, 5)
-    (note,) = read_run(folder).notes
-    assert note == f"5 lines of {folder / METRICS} could not be read and are left out"
-    assert read_rows(folder / "none.jsonl") == ([], 0)
+    (folder / HISTORY).write_bytes(b"\n".join([good[0], *bad, *good[1:]]))
+    record = read_record(folder)
+    assert len(record.rows) == 3
+    assert record.notes == (f"5 lines of {folder / HISTORY} could not be read: left out",)
+
+
+def test_times_are_optional_and_damaged_ones_are_left_out(copied):
+    folder = copied()
+    whole = (folder / TIMES).read_bytes().splitlines()
+    (folder / TIMES).write_bytes(b"\n".join([b'{"epoch": 1}', *whole[1:], b"{"]))
+    assert read_record(folder).column("seconds")[0] == [2, 3]
+    (folder / TIMES).unlink()
+    record = read_record(folder)
+    assert (len(record.rows), record.column("seconds"), record.notes) == (3, ([], []), ())
 
 
 def test_an_unfinished_run_is_read_as_far_as_it_is_written(copied):
@@ -54,13 +60,11 @@ def test_an_unfinished_run_is_read_as_far_as_it_is_written(copied):
     info = json.loads((folder / "run.json").read_text())
     del info["result"]
     (folder / "run.json").write_text(json.dumps(info))
-    (folder / METRICS).write_bytes((folder / METRICS).read_bytes()[:-20])  # cut in a line
-    record = read_run(folder)
+    (folder / HISTORY).write_bytes((folder / HISTORY).read_bytes()[:-20])  # cut in a line
+    record = read_record(folder)
     assert record.result is None
     assert len(record.rows) == 2
     assert record.notes[-1] == f"{folder} has no result yet: 2 of 3 epochs are done"
-    with pytest.raises(ValueError, match="has no result"):
-        _ = record.interval
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "foreign", "short", "nan"])
@@ -81,7 +85,7 @@ def test_unusable_predictions_become_a_note(copied, how):
         probs[3] = float("nan")
         place = table.column_names.index("p_0")
         pq.write_table(table.set_column(place, "p_0", [probs]), path)
-    record = read_run(folder)
+    record = read_record(folder)
     assert record.predictions is None
     assert record.result is not None
     assert len(record.notes) == 1
@@ -90,17 +94,17 @@ def test_unusable_predictions_become_a_note(copied, how):
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path, copied):
     with pytest.raises(UserError, match="is no run folder"):
-        read_run(tmp_path)
+        read_record(tmp_path)
     folder = copied()
     info = json.loads((folder / "run.json").read_text())
     del info["preprocess"]["classes"]
     (folder / "run.json").write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"lacks preprocess\.classes"):
-        read_run(folder)
+        read_record(folder)
 
 
 def test_probabilities_equal_those_of_the_file(three_runs):
-    found = read_run(three_runs / "a").predictions
+    found = read_record(three_runs / "a").predictions
     table = pq.read_table(three_runs / "a" / PREDICTIONS)
     assert found.probs[:, 7].tolist() == table["p_7"].to_pylist()
     assert found.labels.tolist() == table["label"].to_pylist()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from leanres.errors import UserError
-from leanres.metrics.reported import METRICS, ReportedMetric
+from leanres.metrics.classification import METRICS, Metric
 from leanres.runs.ledger import (
     columns,
     diff_rows,
@@ -176,7 +176,7 @@ def test_a_difference_names_what_is_on_either_side(folders):
 
 
 def test_a_metric_that_is_added_is_a_column_and_part_of_the_outcome(folders, monkeypatch):
-    monkeypatch.setitem(METRICS, "top5", ReportedMetric("top 5", str))
+    monkeypatch.setitem(METRICS, "top5", Metric("top 5", str))
     runs, _ = folders
     for name, share in (("a", 0.99), ("b", 0.98)):
         info = json.loads((runs / name / "run.json").read_text())

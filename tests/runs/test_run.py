@@ -30,7 +30,7 @@ from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import MODELS
 from leanres.runs import run as runs
 from leanres.runs.checkpoint import saved
-from leanres.runs.layout import CHECKPOINTS, METRICS, PREDICTIONS, read_info
+from leanres.runs.layout import CHECKPOINTS, HISTORY, PREDICTIONS, read_info
 from leanres.runs.stop import Stop
 from leanres.runs.weights import WEIGHTS
 from leanres.training.loop import TrainState
@@ -62,7 +62,7 @@ def command(words: list[str | Path]) -> list[str]:
 
 def digest(folder: Path) -> dict[str, str]:
     """sha256 of what a run's outcome is: weights, metric rows, and the whole last state."""
-    files = [folder / WEIGHTS, folder / METRICS, folder / PREDICTIONS]
+    files = [folder / WEIGHTS, folder / HISTORY, folder / PREDICTIONS]
     files += [saved(folder / CHECKPOINTS)[0] / "state.safetensors"]
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 

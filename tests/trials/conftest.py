@@ -9,7 +9,7 @@ import torch
 from leanres.data.sources import locate
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.checkpoint import saved
-from leanres.runs.layout import CHECKPOINTS, METRICS
+from leanres.runs.layout import CHECKPOINTS, HISTORY
 from leanres.runs.weights import WEIGHTS
 from leanres.training.recipe import Recipe
 
@@ -43,7 +43,7 @@ def digest():
 
     def read(folder: Path) -> list[str]:
         state = saved(folder / CHECKPOINTS)[0] / "state.safetensors"
-        files = [folder / WEIGHTS, folder / METRICS, state]
+        files = [folder / WEIGHTS, folder / HISTORY, state]
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
     return read

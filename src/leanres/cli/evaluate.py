@@ -58,23 +58,19 @@ def evaluate(
 
 
 def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
-    from leanres.metrics.accuracy import wilson_interval
-    from leanres.metrics.reported import other_metrics, percent
+    from leanres.metrics.classification import accuracy_text, other_metrics
 
-    n = result["n"]
-    low, high = wilson_interval(round(result["accuracy"] * n), n)
     rounded = ", weights as int8" if result["int8"] else ""
     typer.echo(
-        f"{result['split']} accuracy {percent(result['accuracy'])} of {n:,} images"
-        f" (95 % interval {100 * low:.2f} to {100 * high:.2f} %){options.with_tta(result)}\n"
+        f"{result['split']} accuracy {accuracy_text(result)}\n"
         f"{other_metrics(result)}, {result['params']:,} params{rounded};"
         f" {result['precision']} on {result['device']}"
     )
     shares = ["-" if share is None else f"{100 * share:.2f}" for share in result["per_class"]]
     heads = [name[:HEAD_WIDTH] for name in classes]
     counts = [[str(count) if count else "." for count in row] for row in result["confusion"]]
-    name_width = max(map(len, classes))
-    if name_width + 9 + sum(max(HEAD_WIDTH, len(str(n))) + 2 for _ in classes) > console().width:
+    column = max(HEAD_WIDTH, len(str(result["n"]))) + 2
+    if max(map(len, classes)) + 9 + len(classes) * column > console().width:
         heads, counts = [], [[] for _ in classes]
         typer.echo("the confusion matrix is wider than the terminal: --json has it")
     else:

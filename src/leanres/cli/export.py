@@ -33,10 +33,10 @@ def export(
     from leanres.report.card import model_card
     from leanres.runs.layout import INFO
     from leanres.runs.weights import load_weights, weights_file
-    from leanres.ship.export import CHECKED_IMAGES, TARGETS
+    from leanres.ship.export import CHECKED_IMAGES, target_of
     from leanres.ship.export import export as write_checked
 
-    TARGETS[out.suffix]
+    target_of(out)
     if card and not ((target / INFO).exists() and out.suffix == ".safetensors"):
         raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
     preprocess = load_weights(weights_file(target))[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,16 @@ import typer
 
 from leanres.cli import options
 from leanres.cli.console import check_picture, console, print_table, save_picture
+from leanres.runs.command import without_options
 
 if TYPE_CHECKING:
     from leanres.lr_finder.analysis import LRRange
     from leanres.training.recipe import Recipe
 
-# Options that `train` lacks, or that mean something else there. All but --json take a value.
-OWN_OPTIONS = ("--lr-min", "--lr-max", "--steps", "--mode", "--out", "--json")
+# Options that `train` lacks, or that are written anew -> whether they take a value.
+OWN_OPTIONS = {"--json": False} | dict.fromkeys(
+    ("--lr-min", "--lr-max", "--steps", "--mode", "--out", "--set"), True
+)
 
 
 def find_lr(
@@ -75,37 +78,24 @@ def find_lr(
         typer.echo(json.dumps(result.to_dict()))
         return
     _print_range(result, out)
-    typer.echo(f"train with it: {train_command(sys.argv[1:], result, chosen)}")
+    typer.echo(f"train with it: {train_command(sys.argv[2:], settings, result, chosen)}")
 
 
-def train_command(typed: Sequence[str], result: LRRange, recipe: Recipe) -> str:
-    """The typed `find-lr ...` as a `leanres train` command with the learning rates that it found.
+def train_command(
+    words: Sequence[str], settings: Sequence[str], result: LRRange, recipe: Recipe
+) -> str:
+    """`find-lr WORDS` as a `leanres train` command with the learning rates that were found.
+
+    `settings` are those that WORDS change.
 
     The main group gets lr_max, the other parameter groups keep their share of it; a one-cycle
     schedule gets lr_min too.
     """
     found = result.settings(recipe)
-    kept = _shared_words(typed[1:], found)
-    added = [word for key, value in found.items() for word in ("--set", f"{key}={_toml(value)}")]
-    return shlex.join(["leanres", "train", *kept, *added])
-
-
-def _shared_words(words: Sequence[str], found: Collection[str]) -> list[str]:
-    """The words without find-lr's own options, and without the settings that it has found."""
-    kept: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        option, has_value, value = word.partition("=")
-        if option in OWN_OPTIONS:
-            if option != "--json" and not has_value:
-                next(remaining)
-        elif option == "--set":
-            setting = value if has_value else next(remaining)
-            if setting.partition("=")[0].strip() not in found:
-                kept += ["--set", setting]
-        else:
-            kept.append(word)
-    return kept
+    kept = [text for text in settings if text.partition("=")[0].strip() not in found]
+    kept += [f"{key}={_toml(value)}" for key, value in found.items()]
+    changed = [word for text in kept for word in ("--set", text)]
+    return shlex.join(["leanres", "train", *without_options(words, OWN_OPTIONS), *changed])
 
 
 def _toml(value: Any) -> str:
@@ -120,10 +110,12 @@ def _toml(value: Any) -> str:
 
 def _print_range(result: LRRange, picture: Path | None) -> None:
     from leanres.lr_finder.analysis import RULES
-    from leanres.lr_finder.plot import ASCII, UNICODE, chart
+    from leanres.lr_finder.plot import ASCII, chart
 
-    terminal = console()
-    terminal.print(chart(result, glyphs=UNICODE if terminal.encoding.startswith("utf") else ASCII))
+    terminal, drawn = console(), chart(result)
+    if not terminal.encoding.startswith("utf"):
+        drawn.plain = drawn.plain.translate(ASCII)
+    terminal.print(drawn)
     rows = []
     for rule, lr in result.suggestions.items():
         names = [name for name, by in result.rules.items() if by == rule]

@@ -217,23 +217,13 @@ def check_val(measure: str, has_val: bool) -> None:
         raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
 
 
-def with_tta(result: dict[str, Any]) -> str:
-    """The accuracy with test-time augmentation, in words; nothing where there was none."""
-    from leanres.metrics.reported import percent
-
-    if result["tta"] == "none":
-        return ""
-    return f", {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
-
-
 def event_line(event: Event) -> str:
-    """What happened to one of many trainings: "finished runs/a-0: 93.12 %, 14 s"."""
-    from leanres.metrics.reported import percent
+    """What happened to one of many trainings: "finished runs/a-0: 93.12 % of 10,000 ..., 14 s"."""
+    from leanres.metrics.classification import accuracy_text
     from leanres.runs.layout import read_info
 
     detail = event.detail
     if event.kind == "finished":
         result = read_info(event.job.folder)["result"]
-        detail = f"{percent(result['accuracy'])}{with_tta(result)}"
-        detail += f", {result['train_seconds']:,.0f} s"
+        detail = f"{accuracy_text(result)}, {result['train_seconds']:,.0f} s"
     return f"{event.kind:8} {event.job.folder}{detail and f': {detail}'}"

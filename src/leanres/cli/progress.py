@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli.console import console
-from leanres.cli.options import print_notes, with_tta
+from leanres.cli.options import print_notes
 from leanres.errors import UserError
 from leanres.runs.tracking import open_trackers
 
@@ -93,12 +93,14 @@ def _last_step(state: TrainState, batch: int) -> str:
 
 def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) -> None:
     """Train to the end, measure, report. Exits with 128 + the signal where one stopped it."""
+    from leanres.runs.layout import with_times
     from leanres.runs.run import complete
     from leanres.runs.stop import Stopped
 
     typer.echo(_headline(run), err=as_json)
+    history = with_times(run.state.history, run.times)
     with open_trackers(
-        trackers, run.folder, run.info, _history(run), lambda note: print_notes([note])
+        trackers, run.folder, run.info, history, lambda note: print_notes([note])
     ) as track:
         with Live(run, stderr=as_json) as live:
 
@@ -126,15 +128,9 @@ def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) 
         _write_report(run, as_json)
 
 
-def _history(run: Run) -> list[dict[str, Any]]:
-    """The finished epochs with their times, as the training yielded them."""
-    times = {time["epoch"]: time for time in run.times}
-    return [row | times.get(row["epoch"], {}) for row in run.state.history]
-
-
 def _write_report(run: Run, as_json: bool) -> None:
     """Write the run's page; a failure is a note, for the run itself is complete."""
-    from leanres.report import write_report
+    from leanres.report.page import write_report
 
     try:
         page = write_report(run.folder, run.dataset)
@@ -163,19 +159,18 @@ def _headline(run: Run) -> str:
 
 
 def _print_result(run: Run, result: dict[str, Any]) -> None:
-    from leanres.metrics.reported import other_metrics, percent
+    from leanres.metrics.classification import accuracy_text, other_metrics
 
     folder = run.folder
     if result["split"]:
-        n, rate = result["n"], ""
+        rate = ""
         if "matrix_tflops" in result:
             rate = (
                 f" (a large {run.device.precision} product on this machine:"
                 f" {result['matrix_tflops']:.2f} TFLOP/s)"
             )
         typer.echo(
-            f"{result['split']} accuracy {percent(result['accuracy'])}"
-            f" ({round(n * result['accuracy']):,} of {n:,}){with_tta(result)}\n"
+            f"{result['split']} accuracy {accuracy_text(result)}\n"
             f"{other_metrics(result)}; trained in {result['train_seconds']:.0f} s{rate}"
         )
     typer.echo(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli import options
+from leanres.cli.console import print_table
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,12 +33,13 @@ def report(
     Example: leanres report runs/first --text
     """
     from leanres.models.cost import parse_count
+    from leanres.report.compare import verdicts
     from leanres.report.page import gather, write_report
-    from leanres.report.record import read_run
-    from leanres.report.text import text_report
+    from leanres.report.record import read_record
+    from leanres.report.text import text_report, text_table
 
     limit = parse_count(budget)
-    records = [read_run(run) for run in runs]
+    records = [read_record(run) for run in runs]
     lacks_predictions = any(record.result and record.predictions is None for record in records)
     has_pictures = len(runs) == 1 and not text
     dataset: Dataset | None = None
@@ -46,11 +48,16 @@ def report(
         dataset, notes = _load_if_here(records[0].info, data)
     if text:
         records = gather(runs, dataset)
-        shown = text_report(records, limit)
     else:
-        shown = str(write_report(runs, dataset, out=out, budget=limit, layers=layer))
+        page = write_report(runs, dataset, out=out, budget=limit, layers=layer)
     options.print_notes([*notes, *(note for record in records for note in record.notes)])
-    typer.echo(shown)
+    if not text:
+        typer.echo(page)
+    elif len(records) == 1:
+        typer.echo(text_report(records[0], limit))
+    else:
+        print_table(*text_table(records), left=("network",))
+        typer.echo("\n".join(["", *verdicts(records)]))
 
 
 def _load_if_here(info: dict[str, Any], data: str | None) -> tuple[Dataset | None, list[str]]:

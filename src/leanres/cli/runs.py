@@ -85,13 +85,13 @@ def _print_rows(rows: list[dict[str, Any]], chosen: list[str]) -> None:
 
 
 def _cell(key: str, value: Any) -> str:
-    from leanres.metrics.reported import METRICS
+    from leanres.metrics.classification import METRICS
     from leanres.runs.ledger import shown
 
     if value is None:
         return "-"
     if key in METRICS:
-        return METRICS[key].format(value)
+        return METRICS[key].text(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if key == "params" else shown(value)

@@ -14,7 +14,6 @@ Nothing here trains: the input is a list of losses.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -183,12 +182,6 @@ def _minimum(curve: LossCurve) -> float:
     return curve.lrs[-1] / LATE
 
 
-def _valley(curve: LossCurve) -> float:
-    falling = longest_descent(curve.loss)
-    low, high = curve.lrs[falling[0]], curve.lrs[falling[-1]]
-    return float(low * (high / low) ** (2 / 3))
-
-
 def _onset(curve: LossCurve) -> float:
     slopes, i = curve.slopes, curve.steepest
     threshold = ONSET_SLOPE * slopes[i]
@@ -208,30 +201,10 @@ RULES: Table[Rule] = Table(
     "rule",
     {
         "onset": Rule(_onset, f"where the loss begins to fall, at most steepest / {MIN_SPAN}"),
-        "valley": Rule(_valley, "two thirds along the longest descent"),
         "minimum": Rule(_minimum, "half the lr of the lowest loss"),
         "steepest": Rule(_steepest, "where the loss falls fastest"),
     },
 )
-
-
-def longest_descent(values: Sequence[float]) -> list[int]:
-    """The positions of a longest strictly decreasing subsequence.
-
-    Patience sorting: for each length, keep the largest value that a decreasing subsequence of that
-    length can end in; each value extends the longest one that it fits, found by bisection.
-    """
-    best: list[float] = []  # for each length the best last value, negated so that these increase
-    ends: list[int] = []  # for each length the position of that value
-    previous: list[int] = []  # the position before each one in its subsequence
-    for i, value in enumerate(values):
-        length = bisect_left(best, -value)
-        best[length : length + 1], ends[length : length + 1] = [-value], [i]
-        previous.append(ends[length - 1] if length else -1)
-    chain = [ends[-1]]
-    while previous[chain[-1]] >= 0:
-        chain.append(previous[chain[-1]])
-    return chain[::-1]
 
 
 def analyse(losses: Sequence[float], sweep: LRSweep) -> LRRange:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _BAND, _RAW, _SMOOTHED = "#F3EFD8", "#9FC5E8", "#0B3C5D"
 _MARKS = {
     "onset": ("#009E73", "^"),
-    "valley": ("#CC79A7", "D"),
     "minimum": ("#E69F00", "s"),
     "steepest": ("#D55E00", "o"),
 }
@@ -82,87 +81,69 @@ def _mark_rules(axes: Axes, result: LRRange) -> None:
         )
 
 
-# Characters of a text chart: raw loss, smoothed loss, side, corner, axis, axis in the range.
-UNICODE, ASCII = tuple("·•│└─━"), tuple(".o|+-=")
-_LEFT = 7  # characters left of the plot area: the loss and the axis
+LEFT = 7  # characters left of the plot area: the loss and the axis
+ASCII = str.maketrans("·•│└─━", ".o|+-=")  # for a terminal without Unicode
 
 
-def chart(
-    result: LRRange, width: int = 60, height: int = 15, glyphs: tuple[str, ...] = UNICODE
-) -> Text:
+def chart(result: LRRange, width: int = 60, height: int = 15) -> Text:
     """The curve in an area of `width` x `height` characters, with axes and initials of the rules.
 
-    The axis is bold from lr_min to lr_max; the initial of a rule is below its lr.
+    The axis is bold from lr_min to lr_max.
     """
-    rows = [*_plot_area(result, width, height, glyphs), *_axis(result, width, glyphs)]
-    return Text("\n").join([*rows, *_initials(result, width)])
+    drawn = _Chart(result, width, height)
+    drawn.draw_axes()
+    drawn.draw_curve()
+    return Text("\n").join(Text.assemble(*line) for line in drawn.lines)
 
 
-def _ends(result: LRRange) -> tuple[float, float]:
-    """The lowest and the highest lr of the chart."""
-    lrs = (*result.lrs, *result.suggestions.values())
-    return min(lrs), max(lrs)
+class _Chart:
+    """Lines of styled characters: the plot area, and below it the axis of the lr and its ticks."""
 
+    def __init__(self, result: LRRange, width: int, height: int) -> None:
+        self.result, self.width, self.height = result, width, height
+        self.bottom, self.top = loss_window(result)
+        lrs = (*result.lrs, *result.suggestions.values())
+        self.low, self.high = math.log10(min(lrs)), math.log10(max(lrs))
+        self.lines = [[(" ", "")] * (LEFT + width + 3) for _ in range(height + 2)]
 
-def _column_of(result: LRRange, lr: float, width: int) -> int:
-    low, high = map(math.log, _ends(result))
-    return round((math.log(lr) - low) / (high - low) * (width - 1))
+    def write(self, row: int, column: int, text: str, style: str = "") -> None:
+        self.lines[row][column : column + len(text)] = [(char, style) for char in text]
 
+    def column(self, lr: float) -> int:
+        share = (math.log10(lr) - self.low) / (self.high - self.low)
+        return LEFT + round(share * (self.width - 1))
 
-def _plot_area(result: LRRange, width: int, height: int, glyphs: tuple[str, ...]) -> list[Text]:
-    (raw, mean, side, *_), (bottom, top) = glyphs, loss_window(result)
-    cells = [[(" ", "")] * width for _ in range(height)]
+    def point(self, column: int, loss: float, char: str, style: str) -> None:
+        if self.bottom <= loss <= self.top:
+            share = (self.top - loss) / (self.top - self.bottom)
+            self.write(round(share * (self.height - 1)), column, char, style)
 
-    def put(column: int, loss: float, glyph: str, style: str) -> None:
-        if bottom <= loss <= top:
-            cells[round((top - loss) / (top - bottom) * (height - 1))][column] = (glyph, style)
+    def draw_axes(self) -> None:
+        for row in range(self.height):
+            self.write(row, LEFT - 1, "│")
+        middle = (self.top + self.bottom) / 2
+        for row, loss in ((0, self.top), (self.height // 2, middle), (-3, self.bottom)):
+            self.write(row, 0, f"{loss:>{LEFT - 2}.3g}")
+        self.write(self.height, LEFT - 1, "└" + self.width * "─")
+        low, high = self.column(self.result.lr_min), self.column(self.result.lr_max)
+        self.write(self.height, low, (high - low + 1) * "━")
+        for lr in self.ticks():
+            text = f"{lr:g}"
+            self.write(self.height + 1, self.column(lr) - len(text) // 2, text)
 
-    columns = [_column_of(result, lr, width) for lr in result.lrs]
-    for column, loss in zip(columns, result.losses, strict=True):
-        put(column, loss, raw, "dim")
-    for column in range(columns[0], columns[-1] + 1):
-        loss = float(np.interp(column, columns, result.smoothed))
-        put(column, loss, mean, "bold blue")
-    named = {0: top, height // 2: (top + bottom) / 2, height - 1: bottom}
-    labels = (f"{named[i]:.3g}" if i in named else "" for i in range(height))
-    return [
-        Text.assemble(f"{label:>{_LEFT - 2}} {side}", *row)
-        for label, row in zip(labels, cells, strict=True)
-    ]
+    def ticks(self) -> list[float]:
+        """Up to 9 powers of ten; if there are fewer than two, both ends to two digits."""
+        first, last = math.ceil(self.low - 1e-9), math.floor(self.high + 1e-9)
+        powers = [float(f"1e{i}") for i in range(first, last + 1, 1 + (last - first) // 9)]
+        return powers if len(powers) > 1 else [float(f"{10**i:.2g}") for i in (self.low, self.high)]
 
-
-def _axis(result: LRRange, width: int, glyphs: tuple[str, ...]) -> list[Text]:
-    low, high = (_column_of(result, lr, width) for lr in (result.lr_min, result.lr_max))
-    *_, corner, thin, bold = glyphs
-    line = [bold if low <= i <= high else thin for i in range(width)]
-    names = [" "] * (width + _LEFT + 3)
-    for lr in _ticks(result):
-        text = f"{lr:g}"
-        start = max(0, _LEFT + _column_of(result, lr, width) - len(text) // 2)
-        if not "".join(names[max(0, start - 1) : start + len(text) + 1]).strip():
-            names[start : start + len(text)] = text
-    return [Text(f"{corner:>{_LEFT}}" + "".join(line)), Text("".join(names).rstrip())]
-
-
-def _ticks(result: LRRange) -> list[float]:
-    """The powers of ten in the range; if there are fewer than two, its ends to two digits."""
-    low, high = _ends(result)
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    powers = [float(f"1e{i}") for i in range(first, last + 1)]
-    return powers if len(powers) > 1 else [float(f"{end:.2g}") for end in (low, high)]
-
-
-def _initials(result: LRRange, width: int) -> list[Text]:
-    """The initial of each rule in its column, on a further line if the column is taken."""
-    lines: list[dict[int, tuple[str, str]]] = []
-    for rule, lr in result.suggestions.items():
-        column = _column_of(result, lr, width)
-        if not any(column not in line for line in lines):
-            lines.append({})
-        free = next(line for line in lines if column not in line)
-        free[column] = (rule[0].upper(), f"bold {_MARKS[rule][0]}")
-    left = " " * _LEFT
-    return [
-        Text.assemble(left, *(line.get(i, (" ", "")) for i in range(max(line) + 1)))
-        for line in lines
-    ]
+    def draw_curve(self) -> None:
+        columns = [self.column(lr) for lr in self.result.lrs]
+        for column, loss in zip(columns, self.result.losses, strict=True):
+            self.point(column, loss, "·", "dim")
+        for column in range(columns[0], columns[-1] + 1):
+            loss = float(np.interp(column, columns, self.result.smoothed))
+            self.point(column, loss, "•", "bold blue")
+        for rule, lr in self.result.suggestions.items():
+            style = f"bold {_MARKS[rule][0]}"
+            self.point(self.column(lr), loss_at(self.result, lr), rule[0].upper(), style)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanres.errors import UserError
-from leanres.metrics.accuracy import shape_and_dtype
+from leanres.metrics.classification import shape_and_dtype
 from leanres.registry import Table
 
 Views = Iterator[tuple[Tensor, float]]  # a view (N, C, H, W) of the batch, its weight in the mean

@@ -1,7 +1,6 @@
-"""Images worth looking at: least confident correct ones, likely label errors, confused classes.
+"""Images worth looking at: confident errors, uncertain correct ones, label errors, confusions.
 
-Functions of `probs` (N, K) float and `labels` (N,) int64. `metrics.accuracy.worst_errors` gives the
-most confident errors.
+Functions of `probs` (N, K) float and `labels` (N,) int64.
 """
 
 from __future__ import annotations
@@ -21,6 +20,13 @@ class ConfusedPair:
     count: int
     share: float  # of the images of class `true`
     images: Tensor  # (count,) int64 indices, most confident first
+
+
+def worst_errors(probs: Tensor, labels: Tensor, n: int) -> Tensor:
+    """Indices (at most n,) int64 of misclassified images, most confident prediction first."""
+    confidence, predicted = probs.max(1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)[:n]]
 
 
 def least_confident_correct(probs: Tensor, labels: Tensor, n: int) -> Tensor:

@@ -14,7 +14,7 @@ ROUNDING = 1e-12  # a spread of shares below this is floating-point error
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedDifference:
     """Accuracy of a second network or recipe minus that of a first one, as shares.
 
     `low` and `high` are the bounds of the 95 % interval of the difference, `p` is the two-sided
@@ -81,7 +81,7 @@ def mean_sd(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.mean(values), "sd": sd}
 
 
-def mcnemar(first: Tensor, second: Tensor) -> Comparison:
+def mcnemar(first: Tensor, second: Tensor) -> PairedDifference:
     """Compare two networks on the same images: `first` and `second` (N,) bool, True where correct.
 
     If both are equally good, each image on which exactly one is correct is a fair coin toss: an
@@ -102,14 +102,14 @@ def mcnemar(first: Tensor, second: Tensor) -> Comparison:
         " networks, not two recipes: another seed gives another network."
     )
     if not differing:
-        return Comparison(0.0, 0.0, 0.0, 1.0, n, detail, "images")
+        return PairedDifference(0.0, 0.0, 0.0, 1.0, n, detail, "images")
     test = binomtest(gained, differing)
     bounds = test.proportion_ci(1 - LEVEL, "exact")
     low, high = (float(2 * share - 1) * differing / n for share in (bounds.low, bounds.high))
-    return Comparison((gained - lost) / n, low, high, float(test.pvalue), n, detail, "images")
+    return PairedDifference((gained - lost) / n, low, high, float(test.pvalue), n, detail, "images")
 
 
-def paired_seeds(first: Sequence[float], second: Sequence[float]) -> Comparison:
+def paired_seeds(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
     """Compare two recipes by the accuracies of their runs, paired by seed: n shares each, n >= 1.
 
     The interval and p are those of Student's paired t-test, so the interval excludes 0 exactly
@@ -121,10 +121,10 @@ def paired_seeds(first: Sequence[float], second: Sequence[float]) -> Comparison:
     mean, n = float(differences.mean()), len(differences)
     if n == 1:
         detail = "Train both with at least 2 common seeds for a verdict."
-        return Comparison(mean, None, None, None, n, detail, "seeds")
+        return PairedDifference(mean, None, None, None, n, detail, "seeds")
     per_seed = ", ".join(f"{100 * d:+.2f}" for d in differences)
     detail = f"Per seed: {per_seed} points (paired t-test and interval)."
-    return Comparison(mean, *_t_interval(differences), n, detail, "seeds")
+    return PairedDifference(mean, *_t_interval(differences), n, detail, "seeds")
 
 
 def _t_interval(

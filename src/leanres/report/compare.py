@@ -11,13 +11,10 @@ from typing import Any
 import torch
 
 from leanres.errors import UserError
-from leanres.metrics.reported import METRICS
-from leanres.metrics.statistics import Comparison, holm, mcnemar, paired_seeds
-from leanres.models.config import ModelConfig
-from leanres.models.cost import Summary, summarize
-from leanres.models.zoo import config_from_dict, network_name
+from leanres.metrics.classification import METRICS
+from leanres.metrics.statistics import PairedDifference, holm, mcnemar, paired_seeds
 from leanres.report.record import Record
-from leanres.runs.ledger import differences, shown
+from leanres.runs.ledger import shown
 
 
 @dataclass(frozen=True)
@@ -34,17 +31,6 @@ class Group:
             for record in self.records
             if record.result
         }
-
-
-def config_of(record: Record) -> ModelConfig:
-    """The config of the run's network. UserError if this version of leanres does not know it."""
-    return replace(config_from_dict(record.info["network"]), num_classes=len(record.classes))
-
-
-def network_cost(record: Record) -> Summary:
-    """Parameters, MACs and receptive field of the run's network for images of its size."""
-    size = int(record.info["preprocess"]["size"])
-    return summarize(config_of(record), (3, size, size))
 
 
 def check_comparable(records: Sequence[Record]) -> None:
@@ -75,13 +61,13 @@ def check_comparable(records: Sequence[Record]) -> None:
 
 def table_row(record: Record) -> dict[str, Any]:
     """The run's architecture, training and METRICS in one row: column -> value, None if missing."""
-    recipe, config, summary = record.info["recipe"], config_of(record), network_cost(record)
-    model, result = recipe["model"], dict(record.result or {})
+    recipe, config, summary = record.info["recipe"], record.config, record.cost
+    result = dict(record.result or {})
     if result.get("tta") == "none":
         del result["accuracy_tta"]  # the same as without
     return {
         "run": record.name,
-        "network": network_name(model),
+        "network": record.network,
         "parameters": summary.params,
         **{metric.label: result.get(key) for key, metric in METRICS.items()},
         "blocks": _joined(getattr(config, "depths", None)),
@@ -108,12 +94,12 @@ def _spec_text(name: str, settings: dict[str, Any]) -> str:
 
 
 def cell_text(column: str, value: Any) -> str:
-    """A value of `table_row` as text: metrics as METRICS formats them, "-" if it is missing."""
+    """A value of `table_row` as text: metrics as METRICS has them, "-" if it is missing."""
     if value is None:
         return "-"
     for metric in METRICS.values():
         if metric.label == column:
-            return metric.format(value)
+            return metric.text(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -121,21 +107,26 @@ def groups(records: Sequence[Record]) -> list[Group]:
     """Runs grouped by recipe, ignoring the seed; a group is named by the settings that differ."""
     found: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(json.dumps(_seedless(record), sort_keys=True), []).append(record)
-    recipes = [_seedless(members[0]) for members in found.values()]
+        found.setdefault(json.dumps(_settings(record), sort_keys=True), []).append(record)
+    recipes = [_settings(members[0]) for members in found.values()]
     return [Group(_group_name(members, recipes), tuple(members)) for members in found.values()]
 
 
-def _seedless(record: Record) -> dict[str, Any]:
-    return {key: value for key, value in record.info["recipe"].items() if key != "seed"}
+def _settings(record: Record) -> dict[str, Any]:
+    """The recipe without its seed; the settings of a custom network as `model.widths`, ..."""
+    recipe = {key: value for key, value in record.info["recipe"].items() if key != "seed"}
+    model = recipe["model"]
+    own = model if isinstance(model, dict) else {}
+    return recipe | {"model": record.network} | {f"model.{key}": own[key] for key in own}
 
 
 def _group_name(members: list[Record], recipes: list[dict[str, Any]]) -> str:
     if len(members) == 1:
         return members[0].name
-    recipe = _seedless(members[0])
-    keys = dict.fromkeys(key for other in recipes for key, _, _ in differences(recipe, other))
-    named = ", ".join(f"{key} = {shown(recipe.get(key))}" for key in keys)
+    recipe = _settings(members[0])
+    common = (key for key in recipe if all(key in other for other in recipes))
+    changed = [key for key in common if any(recipe[key] != other[key] for other in recipes)]
+    named = ", ".join(f"{key} = {shown(recipe[key])}" for key in changed)
     return named or " / ".join(record.name for record in members)
 
 
@@ -167,7 +158,7 @@ def _seed_verdict(first: Group, second: Group) -> str:
     return test.sentence(first.name, second.name)
 
 
-def _image_test(first: Record, second: Record) -> Comparison:
+def _image_test(first: Record, second: Record) -> PairedDifference:
     assert first.predictions is not None
     assert second.predictions is not None
     return mcnemar(first.predictions.correct, second.predictions.correct)

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
-from leanres.metrics.accuracy import wilson_interval
 from leanres.metrics.calibration import Bins
-from leanres.report.style import BLUE, DASHES, FAINT, INK, ORANGE, SERIES, new_figure, styled
+from leanres.metrics.classification import wilson_interval
+from leanres.report.style import BLUE, DASHES, FAINT, INK, ORANGE, SERIES, new_axes, styled
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 MAX_CLASSES = 30  # up to which a figure names every class
@@ -38,14 +38,12 @@ def curves(
 
     Lines of up to 15 points have markers. `percent` and `log` are for the y axis.
     """
-    figure = new_figure()
-    axes = figure.subplots()
+    figure, axes = new_axes(xlabel=xlabel, ylabel=ylabel)
     for name, (x, y) in series.items():
         marker = "o" if len(np.asarray(x)) <= 15 else None
         axes.plot(np.asarray(x), np.asarray(y), marker=marker, markersize=4, label=name)
     for name, point in (marks or {}).items():
         axes.plot(*point, "D", markersize=7, label=name)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
         axes.set_yscale("log")
     elif percent:
@@ -71,8 +69,7 @@ def per_class(names: Sequence[str], correct: Sequence[int], totals: Sequence[int
     """
     rows = [(c / n, name, c, n) for name, c, n in zip(names, correct, totals, strict=True) if n]
     rows = sorted(rows)[:MAX_CLASSES]
-    figure = new_figure(440, 70 + 22 * len(rows))
-    axes = figure.subplots()
+    figure, axes = _axes_with_names([name for _, name, _, _ in rows])
     shares = np.array([row[0] for row in rows])
     bounds = np.array([wilson_interval(c, n) for _, _, c, n in rows]).T
     # At 0 and 1 the bound equals the share up to rounding; matplotlib refuses negative lengths.
@@ -80,12 +77,17 @@ def per_class(names: Sequence[str], correct: Sequence[int], totals: Sequence[int
     places = np.arange(len(rows))
     style: dict[str, Any] = {"ecolor": BLUE, "elinewidth": 2, "capsize": 0, "markersize": 7}
     axes.errorbar(shares, places, xerr=reach, fmt="o", color=BLUE, **style)
-    axes.set_yticks(places, [name for _, name, _, _ in rows])
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.set_xlim(right=1)
+    axes.set(xlim=(None, 1), xlabel="accuracy, with its 95 % interval")
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.set_xlabel("accuracy, with its 95 % interval")
     return figure
+
+
+def _axes_with_names(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Axes with a row for each class, from the bottom to the top."""
+    figure, axes = new_axes(440, 80 + 22 * len(names))
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", labelcolor=INK)
+    return figure, axes
 
 
 @styled
@@ -94,13 +96,11 @@ def confusion_matrix(counts: ArrayLike, names: Sequence[str]) -> Figure:
     table = np.asarray(counts)
     k = len(table)
     side = min(620, 130 + 38 * k) if k <= MAX_CLASSES_WITH_COUNTS else 520
-    figure = new_figure(side, side - 30)
-    axes = figure.subplots()
+    figure, axes = new_axes(side, side - 30, xlabel="predicted class", ylabel="true class")
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     shade = 0.55 * np.sqrt(shares)  # the square root makes a share of 1 % visible
     axes.imshow(to_rgba_array(BLUE, shade.ravel()).reshape(k, k, 4), interpolation="nearest")
     axes.grid(False)
-    axes.set(xlabel="predicted class", ylabel="true class")
     if k <= MAX_CLASSES:
         size = 10 if k <= MAX_CLASSES_WITH_COUNTS else 8
         axes.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
@@ -124,14 +124,11 @@ def prediction_counts(
     order = np.argsort(np.asarray(predicted) - np.asarray(labels), kind="stable")
     if len(order) > MAX_CLASSES:
         order = np.concatenate((order[: MAX_CLASSES // 2], order[-MAX_CLASSES // 2 :]))
-    figure = new_figure(440, 80 + 22 * len(order))
-    axes = figure.subplots()
+    figure, axes = _axes_with_names([names[i] for i in order])
     places = np.arange(len(order))
     axes.barh(places, np.asarray(predicted)[order], color=BLUE, height=0.62, label="predicted")
     label_style: dict[str, Any] = {"color": ORANGE, "markersize": 14, "markeredgewidth": 2.5}
     axes.plot(np.asarray(labels)[order], places, "|", label="labelled", **label_style)
-    axes.set_yticks(places, [names[i] for i in order])
-    axes.tick_params(axis="y", labelcolor=INK)
     axes.set_xlabel("images")
     axes.grid(axis="y", visible=False)
     _legend(figure, axes)
@@ -145,8 +142,7 @@ def confidence_histogram(confidence: ArrayLike, correct: ArrayLike) -> Figure:
     Counts are on a logarithmic axis because errors are few.
     """
     confidences, right = np.asarray(confidence), np.asarray(correct, bool)
-    figure = new_figure()
-    axes = figure.subplots()
+    figure, axes = new_axes(xlabel="confidence of the predicted class", ylabel="images")
     edges = np.linspace(0, 1, 21)
     for i, (name, chosen) in enumerate({"correct": right, "wrong": ~right}.items()):
         counts = np.histogram(confidences[chosen], edges)[0]
@@ -156,7 +152,6 @@ def confidence_histogram(confidence: ArrayLike, correct: ArrayLike) -> Figure:
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.set(xlabel="confidence of the predicted class", ylabel="images")
     _legend(figure, axes)
     return figure
 
@@ -167,8 +162,7 @@ def reliability_diagram(before: Bins, after: Bins | None = None) -> Figure:
 
     `after` are the bins after temperature scaling. The area of a point is its share of the images.
     """
-    figure = new_figure(380, 340)
-    axes = figure.subplots()
+    figure, axes = new_axes(380, 340, xlabel="confidence", ylabel="accuracy")
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="perfect")
     named = {"as trained": before} | ({"with temperature": after} if after else {})
     for marker, (name, bins) in zip("os", named.items(), strict=False):
@@ -176,7 +170,7 @@ def reliability_diagram(before: Bins, after: Bins | None = None) -> Figure:
         (line,) = axes.plot(x.numpy(), y.numpy(), linewidth=1.5, label=name)
         area = 12 + 200 * share.numpy()
         axes.scatter(x, y, s=area, color=line.get_color(), marker=marker)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
     _legend(figure, axes)
@@ -195,8 +189,7 @@ def pareto(
 
     Filled points are Pareto-optimal: no other network is both smaller and more accurate.
     """
-    figure = new_figure(420, 320)
-    axes = figure.subplots()
+    figure, axes = new_axes(420, 320, xlabel="parameters", ylabel="accuracy")
     for i, name in enumerate(names):
         optimal = not any(
             (p <= params[i] and a > accuracy[i]) or (p < params[i] and a == accuracy[i])
@@ -207,20 +200,16 @@ def pareto(
         fill = BLUE if optimal else "none"
         axes.errorbar(params[i], accuracy[i], yerr=reach, markerfacecolor=fill, **point)
         # Every other name is on the left: runs of one network share a column.
-        side: dict[str, Any] = {"ha": "left", "xytext": (8, 6)}
-        if i % 2:
-            side = {"ha": "right", "xytext": (-8, 6)}
+        side: dict[str, Any] = {"ha": ("left", "right")[i % 2], "xytext": (8 * (-1) ** i, 6)}
         at = (params[i], accuracy[i])
         axes.annotate(name, at, textcoords="offset points", fontsize=10, **side)
     axes.axvline(budget, color=ORANGE, linestyle="--", linewidth=1.5)
     axes.text(
         budget, 1.01, "budget", transform=axes.get_xaxis_transform(), color=ORANGE, ha="center"
     )
-    axes.set_xscale("log")
-    axes.set_xlim(min(*params, budget) / 2.5, max(*params, budget) * 2)
+    axes.set(xscale="log", xlim=(min(*params, budget) / 2.5, max(*params, budget) * 2))
     axes.yaxis.set_major_formatter(PERCENT)
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
-    axes.set(xlabel="parameters", ylabel="accuracy")
     return figure
 
 

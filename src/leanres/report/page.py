@@ -12,23 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import write_bytes
-from leanres.metrics.accuracy import confusion
-from leanres.metrics.reported import other_metrics, percent
-from leanres.report import figures, network, sections
-from leanres.report.compare import (
-    cell_text,
-    check_comparable,
-    config_of,
-    groups,
-    network_cost,
-    table_row,
-    verdicts,
-)
-from leanres.report.gradcam_section import filters_and_batches, gradcam_section
-from leanres.report.network import load_network, usable, with_predictions
-from leanres.report.record import Record, read_run
+from leanres.metrics.classification import accuracy_interval, confusion, other_metrics, percent
+from leanres.report import figures, sections
+from leanres.report.compare import cell_text, check_comparable, groups, table_row, verdicts
+from leanres.report.network_sections import filters_and_batches, gradcam_section
+from leanres.report.record import Record, read_record
+from leanres.report.run_data import data_of_run, measured_split, with_predictions
 from leanres.runs.ledger import shown
-from leanres.runs.predictor import Predictor
+from leanres.runs.predictor import Predictor, load_predictor
 from leanres.runs.weights import WEIGHTS
 from leanres.version import __version__
 
@@ -70,9 +61,9 @@ def gather(runs: Path | str | Sequence[Path | str], dataset: Dataset | None = No
     folders = [runs] if isinstance(runs, Path | str) else list(runs)
     if not folders:
         raise UserError("no run: give at least one run folder")
-    records = [read_run(folder) for folder in folders]
+    records = [read_record(folder) for folder in folders]
     check_comparable(records)
-    records = [with_predictions(record, usable(record, dataset)) for record in records]
+    records = [with_predictions(record, data_of_run(record, dataset)) for record in records]
     check_comparable(records)  # now their labels can be compared as well
     return records
 
@@ -87,20 +78,21 @@ def _data_note(record: Record, dataset: Dataset | None) -> str:
 
 
 def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequence[str]) -> str:
-    dataset = usable(record, given)
+    dataset = data_of_run(record, given)
     if dataset is None:
         record = record.with_notes(_data_note(record, given))
-    net = load_network(record) if (record.folder / WEIGHTS).exists() else None
-    if net is None and layers:
+    net = None
+    if (record.folder / WEIGHTS).exists():
+        net = load_predictor(record.folder, "cpu", "float32")
+    elif layers:
         raise UserError(f"{record.folder} has no {WEIGHTS}: no layer can be explained yet")
     found = record.predictions
     images = None
     if found is not None and dataset is not None:
-        images = network.measured_split(record, dataset).images.cpu()
+        images = measured_split(record, dataset).images.cpu()
     context: dict[str, Any] = {
         "record": record,
-        "config": type(config_of(record)).__name__.removesuffix("Config"),
-        "cost": network_cost(record),
+        "cost": record.cost,
         "budget": budget,
         "other_metrics": other_metrics(record.result or {}),
         "charts": sections.training(record) if record.rows else [],
@@ -130,11 +122,8 @@ def _calibration(record: Record, net: Predictor | None, dataset: Dataset | None)
     """A temperature is fitted only on val images on which the run was not measured."""
     assert record.predictions is not None
     val = None
-    held_out = record.split != "val" and record.info["data"]["val"]
-    if held_out and dataset is not None and net is not None:
-        split = network.as_trained(record, dataset).val
-        assert split is not None, "a run with val images has a val split"
-        val = (net.logits(split.images), split.labels.cpu())
+    if record.split != "val" and dataset is not None and dataset.val and net is not None:
+        val = (net.logits(dataset.val.images), dataset.val.labels.cpu())
     return sections.calibration(record, record.predictions, val)
 
 
@@ -169,10 +158,11 @@ def _overlaid(records: Sequence[Record]) -> list[sections.Chart]:
 
 
 def _pareto(records: Sequence[Record], budget: int) -> sections.Chart:
+    results = [record.result for record in records if record.result is not None]
     figure = figures.pareto(
-        [network_cost(record).params for record in records],
-        [(record.result or {})["accuracy"] for record in records],
-        [record.interval for record in records],
+        [record.cost.params for record in records],
+        [result["accuracy"] for result in results],
+        [accuracy_interval(result) for result in results],
         [record.name for record in records],
         budget,
     )
@@ -195,7 +185,7 @@ def _environment() -> Environment:
     # A no-break space keeps the number and its unit on one line.
     env.filters["percent"] = lambda share, digits=2: percent(share, digits).replace(" ", "\u00a0")
     env.filters |= {"duration": sections.duration, "shown": shown}
-    env.globals |= {"cell_text": cell_text, "version": __version__}
+    env.globals |= {"cell_text": cell_text, "interval": accuracy_interval, "version": __version__}
     return env
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +14,19 @@ import torch
 from torch import Tensor
 
 from leanres.errors import UserError
-from leanres.metrics.accuracy import wilson_interval
-from leanres.runs.layout import INFO, METRICS, PREDICTIONS, TIMES, read_info, read_times
+from leanres.models.config import ModelConfig
+from leanres.models.cost import Summary, summarize
+from leanres.models.zoo import config_from_dict
+from leanres.runs.layout import (
+    HISTORY,
+    INFO,
+    PREDICTIONS,
+    is_number,
+    read_history,
+    read_info,
+    read_times,
+    with_times,
+)
 from leanres.runs.ledger import differences
 from leanres.training.loop import MetricsRow
 from leanres.training.recipe import Recipe
@@ -43,7 +52,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Record:
-    """A run as stored in its folder; `read_run(folder)` returns it.
+    """A run as stored in its folder; `read_record(folder)` returns it.
 
     `notes` are sentences about what is missing or was skipped.
     """
@@ -76,12 +85,21 @@ class Record:
         return str((self.result or {}).get("split", "test"))
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval of the accuracy. Raises ValueError without a result."""
-        if self.result is None:
-            raise ValueError(f"{self.folder} has no result")
-        n = self.result["n"]
-        return wilson_interval(round(self.result["accuracy"] * n), n)
+    def network(self) -> str:
+        """The network's name; "custom resnet" for one that has none."""
+        model = self.info["recipe"]["model"]
+        return model if isinstance(model, str) else f"custom {model['family']}"
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's config. UserError if this version of leanres does not know it."""
+        return replace(config_from_dict(self.info["network"]), num_classes=len(self.classes))
+
+    @property
+    def cost(self) -> Summary:
+        """Parameters, MACs and receptive field of the network for images of the run's size."""
+        size = int(self.info["preprocess"]["size"])
+        return summarize(self.config, (3, size, size))
 
     @property
     def epochs(self) -> int:
@@ -109,7 +127,7 @@ class Record:
 
     def column(self, key: str) -> tuple[list[float], list[float]]:
         """(epochs, values) of the epochs with a finite number for `key`."""
-        pairs = [(row["epoch"], row[key]) for row in self.rows if _is_number(row.get(key))]
+        pairs = [(row["epoch"], row[key]) for row in self.rows if is_number(row.get(key))]
         return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
     def with_notes(self, *notes: str) -> Record:
@@ -117,46 +135,21 @@ class Record:
         return replace(self, notes=(*self.notes, *notes))
 
 
-def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def read_run(folder: Path | str) -> Record:
+def read_record(folder: Path | str) -> Record:
     """Read a run folder. UserError if it is not one; unreadable parts become notes."""
     folder = Path(folder)
     info = read_info(folder)
     if not isinstance(info["preprocess"].get("classes"), Sequence):
         raise UserError(f"{folder / INFO} is damaged: it lacks preprocess.classes")
-    rows, skipped = read_rows(folder / METRICS)
-    times = {time["epoch"]: time for time in read_times(folder / TIMES) if "epoch" in time}
-    record = Record(folder, info, [row | times.get(row["epoch"], {}) for row in rows], None)
-    if skipped:
-        lines = "1 line" if skipped == 1 else f"{skipped} lines"
-        where = f"{lines} of {folder / METRICS}"
-        record = record.with_notes(f"{where} could not be read and are left out")
+    rows, damaged = read_history(folder)
+    record = Record(folder, info, with_times(rows, read_times(folder)), None)
+    if damaged:
+        lines = "1 line" if damaged == 1 else f"{damaged} lines"
+        record = record.with_notes(f"{lines} of {folder / HISTORY} could not be read: left out")
     if record.result is None:
         done = f"{len(rows)} of {record.epochs} epochs are done"
         return record.with_notes(f"{folder} has no result yet: {done}")
     return _with_predictions(record)
-
-
-def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
-    """The rows of metrics.jsonl, and the number of damaged lines; ([], 0) without a file."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return [], 0
-    rows = [row for row in map(_parse_row, lines) if row is not None]
-    return rows, len([line for line in lines if line.strip()]) - len(rows)
-
-
-def _parse_row(line: bytes) -> MetricsRow | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # includes UnicodeDecodeError
-        return None
-    return row if isinstance(row, dict) and _is_number(row.get("epoch")) else None
 
 
 def _with_predictions(record: Record) -> Record:

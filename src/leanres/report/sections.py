@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from leanres.metrics import mistakes
-from leanres.metrics.accuracy import nll, wilson_interval, worst_errors
 from leanres.metrics.calibration import brier, fit_temperature, log_probs, reliability
-from leanres.metrics.reported import percent
+from leanres.metrics.classification import nll, percent, wilson_interval
 from leanres.report import figures
 from leanres.report.pictures import data_uri
 from leanres.report.record import Predictions, Record
@@ -196,7 +195,7 @@ def error_tiles(
     """The most confident errors, the least confident correct images, likely label errors."""
     probs, labels = found.probs, found.labels
     chosen = {
-        "wrong": worst_errors(probs, labels, NUM_ERRORS),
+        "wrong": mistakes.worst_errors(probs, labels, NUM_ERRORS),
         "uncertain": mistakes.least_confident_correct(probs, labels, NUM_CORRECT),
         "suspects": mistakes.label_suspects(probs, labels, NUM_SUSPECTS),
     }

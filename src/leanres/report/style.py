@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
@@ -84,6 +85,12 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def new_figure(width: float = 380, height: float = 260) -> Figure:
     """An empty figure, sizes in CSS pixels, that is not registered with pyplot."""
     return Figure(figsize=(width / 72, height / 72))  # SVG has 72 units per matplotlib inch
+
+
+def new_axes(width: float = 380, height: float = 260, **labels: str) -> tuple[Figure, Axes]:
+    """A figure of one plot; `labels` are its `xlabel` and `ylabel`."""
+    figure = new_figure(width, height)
+    return figure, figure.add_subplot(**labels)
 
 
 def to_svg(figure: Figure, label: str) -> str:

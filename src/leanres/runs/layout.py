@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from leanres.errors import UserError
 from leanres.io import LOCK, CheckpointError, write_bytes
 from leanres.training.loop import MetricsRow
 
-INFO, METRICS, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
+INFO, HISTORY, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
 
 
@@ -84,10 +85,14 @@ def json_lines(rows: list[MetricsRow]) -> bytes:
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
-def csv_table(history: list[MetricsRow], times: list[MetricsRow]) -> bytes:
-    """The metric rows with each epoch's times beside them."""
+def with_times(history: list[MetricsRow], times: list[MetricsRow]) -> list[MetricsRow]:
+    """The row of each epoch with its times."""
     by_epoch = {t["epoch"]: t for t in times}
-    rows = [row | by_epoch.get(row["epoch"], {}) for row in history]
+    return [row | by_epoch.get(row["epoch"], {}) for row in history]
+
+
+def csv_table(rows: list[MetricsRow]) -> bytes:
+    """The rows as CSV, one column per key."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
@@ -95,13 +100,37 @@ def csv_table(history: list[MetricsRow], times: list[MetricsRow]) -> bytes:
     return text.getvalue().encode()
 
 
-def read_times(path: Path) -> list[MetricsRow]:
-    """The rows of times.jsonl; none where it is damaged."""
+def read_history(folder: Path) -> tuple[list[MetricsRow], int]:
+    """The row of each finished epoch, and the number of damaged lines; ([], 0) without a file."""
+    return _read_rows(folder / HISTORY, ("epoch",))
+
+
+def read_times(folder: Path) -> list[MetricsRow]:
+    """The times of each finished epoch; damaged lines are left out: times are informative only."""
+    return _read_rows(folder / TIMES, ("epoch", "step", "seconds"))[0]
+
+
+def _read_rows(path: Path, needed: tuple[str, ...]) -> tuple[list[MetricsRow], int]:
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if {"step", "seconds"} <= row.keys()]
-    except (OSError, ValueError, AttributeError):
-        return []  # timings are informative only: a run continues without them
+        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+    except OSError:
+        return [], 0
+    rows = [row for row in map(_parse_row, lines) if all(is_number(row.get(k)) for k in needed)]
+    return rows, len(lines) - len(rows)
+
+
+def _parse_row(line: bytes) -> MetricsRow:
+    """The JSON object of a line; an empty one where it is damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # includes UnicodeDecodeError
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a finite number; a bool is none."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def write_predictions(path: Path, logits: Tensor, split: Split) -> None:

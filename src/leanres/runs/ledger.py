@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leanres.errors import UserError
-from leanres.metrics.reported import HEADLINE, METRICS
+from leanres.metrics.classification import HEADLINE, METRICS
 from leanres.registry import Table, unknown
 
 LedgerRow = dict[str, Any]

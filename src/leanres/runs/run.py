@@ -17,8 +17,7 @@ from torch import Tensor
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 from leanres.io import Lock, write_bytes
-from leanres.metrics.accuracy import accuracy
-from leanres.metrics.accuracy import measure as measure_logits
+from leanres.metrics.classification import accuracy, measure
 from leanres.metrics.inference import predict_both
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params
@@ -27,8 +26,8 @@ from leanres.models.zoo import config_to_dict
 from leanres.runs import checkpoint
 from leanres.runs.layout import (
     CHECKPOINTS,
+    HISTORY,
     INFO,
-    METRICS,
     PREDICTIONS,
     TABLE,
     TIMES,
@@ -43,6 +42,7 @@ from leanres.runs.layout import (
     load_data_of,
     read_info,
     read_times,
+    with_times,
     write_predictions,
 )
 from leanres.runs.stop import Stop
@@ -200,7 +200,7 @@ def _restore_(run: Run, info: dict[str, Any]) -> None:
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if run.state.step < run.counts.total:
         run.info.pop("result", None)
-    run.times = [t for t in read_times(folder / TIMES) if t["step"] <= run.state.step]
+    run.times = [t for t in read_times(folder) if t["step"] <= run.state.step]
     resumed = {"step": run.state.step, "commit": commit(), "hardware": now}
     run.info["resumed"] = [*info.get("resumed", []), resumed]
 
@@ -379,7 +379,7 @@ def score(logits: Tensor, logits_tta: Tensor, split: Split, tta: str) -> dict[st
     """The figures of an evaluation: everything without augmentation, accuracy also with it."""
     labels = split.labels.cpu()
     with_tta = {"accuracy_tta": accuracy(logits_tta, labels), "tta": tta}
-    return measure_logits(logits, labels) | with_tta
+    return measure(logits, labels) | with_tta
 
 
 def _begin(run: Run, origin: dict[str, Any]) -> None:
@@ -402,9 +402,9 @@ def _time(run: Run, row: MetricsRow, seconds: float) -> MetricsRow:
 def _save(run: Run) -> None:
     checkpoint.save(run.folder / CHECKPOINTS, run.state)
     # Timings are kept apart: the metrics of a resumed run equal the uninterrupted run's.
-    write_bytes(run.folder / METRICS, json_lines(run.state.history))
+    write_bytes(run.folder / HISTORY, json_lines(run.state.history))
     write_bytes(run.folder / TIMES, json_lines(run.times))
-    write_bytes(run.folder / TABLE, csv_table(run.state.history, run.times))
+    write_bytes(run.folder / TABLE, csv_table(with_times(run.state.history, run.times)))
 
 
 def _describe(run: Run) -> dict[str, Any]:

@@ -1,24 +1,64 @@
-"""export: write a trained network as one file of a TARGET, checked on real images before use."""
+"""Export: write a trained network as a file of one of TARGETS, checked on real images."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from leanres.errors import UserError
+from leanres.models.preprocess import ImageClassifier
 from leanres.registry import Table
 from leanres.runs.weights import load_classifier, weights_file
-from leanres.ship.onnx import ONNX
-from leanres.ship.safetensors import SAFETENSORS, classify
-from leanres.ship.target import Target
+from leanres.ship import onnx, safetensors
 
 CHECKED_IMAGES = 1000  # that the command line checks an export on
 DRIFT = 0.02  # most that a probability may change; float16 weights change it by about 0.001
 
-# Suffix of the file -> target. To add one, write its file and its entry here.
-TARGETS: Table[Target] = Table("suffix", {".safetensors": SAFETENSORS, ".onnx": ONNX})
+
+@dataclass(frozen=True)
+class Target:
+    """How a file is written, and how it answers when it is read back.
+
+    `write(path, classifier, config, full)` writes the network and its preprocessing; with `full`
+    as float32 even if the target rounds. `probabilities(path, images)` runs the file as its users
+    do: uint8 (N, 3, size, size) -> float32 (N, K).
+    """
+
+    write: Callable[[Path, ImageClassifier, Any, bool], None]
+    probabilities: Callable[[Path, Tensor], Tensor]
+    rounds: bool = False  # weights are stored in fewer bits, unless `full` is given
+    extra: str = ""  # the extra of `pip install 'leanres[...]'` that installs `packages`
+    packages: tuple[str, ...] = ()
+
+
+TARGETS: Table[Target] = Table(
+    "export target",
+    {
+        ".safetensors": Target(safetensors.write, safetensors.probabilities, rounds=True),
+        ".onnx": Target(
+            onnx.write,
+            onnx.probabilities,
+            extra="export",
+            packages=("onnx", "onnxscript", "onnxruntime"),
+        ),
+    },
+)
+
+
+def target_of(out: Path) -> Target:
+    """The target that a suffix names. UserError for another one, or a package that is missing."""
+    if out.suffix not in TARGETS:
+        raise UserError(f"{out}: give a file that ends in {' or '.join(TARGETS)}")
+    target = TARGETS[out.suffix]
+    for package in target.packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install 'leanres[{target.extra}]'")
+    return target
 
 
 @dataclass(frozen=True)
@@ -50,14 +90,13 @@ def export(target: Path | str, out: Path | str, images: Tensor, full: bool = Fal
     suffix, images of another size, or a package that is not installed.
     """
     out = Path(out)
-    kind = TARGETS[out.suffix]
-    kind.check_installed()
+    kind = target_of(out)
     classifier, config = load_classifier(weights_file(target))
     size = classifier.preprocess.size
     if images.shape[1:] != (3, size, size):
         shape = "x".join(map(str, images.shape[1:]))
         raise UserError(f"images of {shape}: the network takes 3x{size}x{size}")
-    expected = classify(classifier, images)
+    expected = safetensors.classify(classifier, images)
     out.parent.mkdir(parents=True, exist_ok=True)
     unchecked = out.with_name(f".{out.name}")
     try:
@@ -65,9 +104,10 @@ def export(target: Path | str, out: Path | str, images: Tensor, full: bool = Fal
         answer = kind.probabilities(unchecked, images)
         drift = float((answer - expected).abs().max())
         if not drift < DRIFT:
-            advice = ": --full keeps float32" if kind.rounds and not full else ""
+            advice = "; --full keeps float32 weights" if kind.rounds and not full else ""
             raise DriftError(
-                f"{out} would be off by {drift:.3g} in a probability: not written{advice}"
+                f"{out} was not written: it would change a probability by {drift:.2g}, and at most"
+                f" {DRIFT} is accepted{advice}"
             )
         unchecked.replace(out)
     except OSError as error:

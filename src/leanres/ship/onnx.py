@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from leanres.io import write_bytes
 from leanres.models.preprocess import ImageClassifier
 from leanres.models.zoo import config_to_dict
-from leanres.ship.target import Target
 from leanres.version import __version__
 
 
@@ -75,6 +74,3 @@ def probabilities(path: Path, images: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"images": images.numpy()})
     return torch.from_numpy(answer)
-
-
-ONNX = Target(write, probabilities, extra="export", packages=("onnx", "onnxscript", "onnxruntime"))

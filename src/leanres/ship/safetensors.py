@@ -10,7 +10,6 @@ from torch import Tensor
 from leanres.metrics.inference import predict_logits
 from leanres.models.preprocess import ImageClassifier
 from leanres.runs.weights import load_classifier, save_weights
-from leanres.ship.target import Target
 
 
 def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> None:
@@ -27,6 +26,3 @@ def probabilities(path: Path, images: Tensor) -> Tensor:
 def classify(classifier: ImageClassifier, images: Tensor) -> Tensor:
     """Probabilities on the CPU: uint8 (N, 3, size, size) -> float32 (N, K)."""
     return predict_logits(classifier.model, images, normalize=classifier.normalize).softmax(1)
-
-
-SAFETENSORS = Target(write, probabilities, rounds=True)

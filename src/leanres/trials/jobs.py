@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import Lock
-from leanres.runs.layout import INFO, METRICS, check_data, is_queued, read_info
+from leanres.runs.layout import INFO, check_data, is_queued, read_history, read_info
 from leanres.runs.run import enqueue
 from leanres.runs.stop import Stop
 from leanres.training.recipe import Recipe, matches_run
@@ -162,6 +162,5 @@ def _is_queued(job: Job) -> bool:
 
 def stopped(job: Job) -> Event:
     """The event of a job that saved and stopped."""
-    file = job.folder / METRICS
-    done = len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+    done = len(read_history(job.folder)[0])
     return Event("stopped", job, f"{done} of {job.recipe.epochs} epochs are done")

@@ -9,9 +9,9 @@ from typing import Any
 
 from leanres.errors import UserError
 from leanres.io import locked, write_bytes
-from leanres.metrics.reported import METRICS as REPORTED
+from leanres.metrics.classification import METRICS
 from leanres.metrics.statistics import mean_sd
-from leanres.runs.layout import METRICS, read_info
+from leanres.runs.layout import read_history, read_info
 from leanres.training.recipe import from_dict, matches_run
 
 KEPT = ("split", "tta", "n", "params", "train_seconds")  # beside the reported metrics
@@ -22,17 +22,16 @@ EntryRun = dict[str, Any]
 def read_run(folder: Path) -> EntryRun:
     """What a ledger entry keeps of a finished run; None for what was not measured."""
     info = read_info(folder)
-    epochs = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     return {
         "seed": info["recipe"]["seed"],
-        **{key: info["result"].get(key) for key in (*REPORTED, *KEPT)},
+        **{key: info["result"].get(key) for key in (*METRICS, *KEPT)},
         "commit": info["commit"],
         "started": info["started"],
         "hardware": info["hardware"],
         "fingerprints": info["data"]["fingerprints"],
         "recipe": info["recipe"],
         "network": info["network"],
-        "epochs": [json.loads(line) for line in epochs],
+        "epochs": read_history(folder)[0],
     }
 
 

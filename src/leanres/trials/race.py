@@ -11,7 +11,7 @@ from typing import Any
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.metrics.accuracy import accuracy
+from leanres.metrics.classification import accuracy
 from leanres.metrics.inference import predict_both
 from leanres.models.zoo import config_to_dict
 from leanres.runs import run as runs

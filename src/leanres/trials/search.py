@@ -30,7 +30,7 @@ from leanres.errors import UserError
 from leanres.io import InUseError, lock_file, locked, toml_value, write_bytes
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_to_dict
-from leanres.runs.layout import CHECKPOINTS, METRICS
+from leanres.runs.layout import CHECKPOINTS, read_history
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
 from leanres.trials.jobs import Event, Executor, Job, run_jobs
@@ -188,8 +188,7 @@ class _Searcher:
             self.waiting.append(job)
         if event.kind not in ("finished", "diverged"):
             return None
-        lines = (job.folder / METRICS).read_text(encoding="utf-8").splitlines()
-        rows, trial = [json.loads(line) for line in lines], self.live[job.folder]
+        (rows, _), trial = read_history(job.folder), self.live[job.folder]
         accuracy = rows[-1]["val_accuracy"] if rows else 0.0  # it diverged in its first epoch
         finished = len(rows) == self.recipe.epochs
         network = trial.user_attrs["network"]

@@ -1,23 +1,23 @@
-"""Metrics of logits or probabilities (N, K) against labels (N,) int64, as pure functions.
+"""Classification metrics: functions of logits or probabilities (N, K) and labels (N,) int64.
 
-Shares are in [0, 1], the NLL is in nats. A wrong shape or dtype is a bug of the caller and raises
-`ValueError`. Labels out of range and scores that are not finite come from the user's files and
-raise `UserError`.
+METRICS is the table of those that are measured and reported, and how each is written. Shares are in
+[0, 1], the NLL is in nats. A wrong shape or dtype is a bug of the caller and raises `ValueError`.
+Labels out of range and scores that are not finite come from the user's files and raise `UserError`.
+
+Importing this file does not import torch: `leanres runs` lists runs without it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leanres.errors import UserError
-from leanres.metrics.calibration import reliability
 from leanres.registry import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -28,8 +28,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood of the labels in nats: cross-entropy without smoothing."""
+    from torch.nn.functional import cross_entropy
+
     _check_scores(logits, labels)
-    return float(F.cross_entropy(logits.double(), labels))
+    return float(cross_entropy(logits.double(), labels))
 
 
 def ece(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -38,6 +40,8 @@ def ece(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     The gaps are those of `reliability` with `bins` of equal width, weighted by their images. Raises
     ValueError for logits in place of probabilities.
     """
+    from leanres.metrics.calibration import reliability
+
     _check_scores(probs, labels)
     # The sum of 100 bfloat16 probabilities is off from 1 by some thousandths.
     bad = int(((probs.min(1).values < 0) | ((probs.double().sum(1) - 1).abs() > 0.02)).sum())
@@ -50,7 +54,7 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
     """Confusion matrix (K, K) int64 of counts: row = true class, column = predicted class."""
     _check_scores(logits, labels)
     k = logits.shape[1]
-    return torch.bincount(labels * k + logits.argmax(1), minlength=k * k).reshape(k, k)
+    return (labels * k + logits.argmax(1)).bincount(minlength=k * k).reshape(k, k)
 
 
 def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,27 +63,43 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return counts.diagonal() / counts.sum(1)
 
 
-# Every number that `measure` computes: key in the result -> function of logits and labels.
-# `leanres.metrics.reported.METRICS` says how each is shown.
-MEASURES: Table[Callable[[Tensor, Tensor], float]] = Table(
+def percent(share: float, digits: int = 2) -> str:
+    """A share as text: 0.9206 -> "92.06 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+class Metric(NamedTuple):
+    """A number of a result: its label, its value as text, and the function that computes it."""
+
+    label: str
+    text: Callable[[float], str]
+    # Of logits and labels, both on the CPU, logits as float64. None: `measure` leaves it out.
+    function: Callable[[Tensor, Tensor], float] | None = None
+
+
+# Key in a result (run.json, `leanres evaluate --json`) -> metric.
+METRICS: Table[Metric] = Table(
     "metric",
     {
-        "accuracy": accuracy,
-        "nll": nll,
-        "ece": lambda logits, labels: ece(logits.softmax(1), labels),
+        "accuracy": Metric("accuracy", percent, accuracy),
+        "accuracy_tta": Metric("with TTA", percent),
+        "nll": Metric("NLL", "{:.4f}".format, nll),
+        "ece": Metric("ECE", percent, lambda logits, labels: ece(logits.softmax(1), labels)),
     },
 )
+HEADLINE = ("accuracy", "accuracy_tta")  # shown by `accuracy_text`, with n and an interval
 
 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """All of MEASURES for logits (N, K) and labels (N,), computed in float64 on the CPU. JSON-able.
+    """All of METRICS for logits (N, K) and labels (N,), computed in float64 on the CPU. JSON-able.
 
     With them come `per_class`, the accuracy of each class (None without images of it),
     `confusion[true][predicted]`, counts of images, and `n`, the number of images.
     """
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu()
     shares = per_class_accuracy(logits, labels).tolist()
-    return {key: function(logits, labels) for key, function in MEASURES.items()} | {
+    measured = {key: m.function(logits, labels) for key, m in METRICS.items() if m.function}
+    return measured | {
         # None instead of NaN: NaN is not valid JSON, and makes equal records unequal.
         "per_class": [None if math.isnan(share) else share for share in shares],
         "confusion": confusion(logits, labels).tolist(),
@@ -101,14 +121,32 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     return float(low), float(high)
 
 
-def worst_errors(probs: Tensor, labels: Tensor, n: int) -> Tensor:
-    """Indices (at most n,) int64 of misclassified images, most confident prediction first."""
-    _check_scores(probs, labels)
-    if n < 0:
-        raise ValueError(f"the {n} worst errors: give 0 or more")
-    confidence, predicted = probs.max(1)
-    wrong = (predicted != labels).nonzero().squeeze(1)
-    return wrong[confidence[wrong].argsort(descending=True, stable=True)[:n]]
+def accuracy_interval(result: Mapping[str, Any]) -> tuple[float, float]:
+    """The 95 % Wilson interval of a result's accuracy, from its `accuracy` and `n`."""
+    return wilson_interval(round(result["accuracy"] * result["n"]), result["n"])
+
+
+def accuracy_text(result: Mapping[str, Any]) -> str:
+    """The accuracy of a result with n, its interval and, if any, that with augmentation.
+
+    "93.20 % of 10,000 images (95 % interval 92.69 to 93.68 %), 93.90 % with flip augmentation"
+    """
+    low, high = accuracy_interval(result)
+    interval = f"95 % interval {100 * low:.2f} to {percent(high)}"
+    plain = f"{percent(result['accuracy'])} of {result['n']:,} images ({interval})"
+    if result["tta"] == "none":
+        return plain
+    return f"{plain}, {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
+
+
+def other_metrics(result: Mapping[str, Any]) -> str:
+    """All metrics of a result except its accuracy: "NLL 0.2800, ECE 1.20 %"."""
+    shown = [
+        f"{metric.label} {metric.text(result[key])}"
+        for key, metric in METRICS.items()
+        if key not in HEADLINE and result.get(key) is not None
+    ]
+    return ", ".join(shown)
 
 
 def shape_and_dtype(tensor: Tensor) -> str:
@@ -118,6 +156,8 @@ def shape_and_dtype(tensor: Tensor) -> str:
 
 def _check_scores(scores: Tensor, labels: Tensor) -> None:
     """Check that shapes and dtypes match, every label has a column and every score is finite."""
+    import torch
+
     if scores.ndim != 2 or not scores.is_floating_point():
         raise ValueError(
             f"scores {shape_and_dtype(scores)}: give floats of shape (images, classes)"

@@ -1,15 +1,16 @@
-"""The sections of a run's page that need its weights or images: Grad-CAM, filters, batches."""
+"""The sections of a run's page that look into the network: Grad-CAM, filters, its input."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from leanres.data.split import Dataset
+from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.metrics.accuracy import worst_errors
 from leanres.metrics.gradcam import (
     METHODS,
     explain,
@@ -17,12 +18,13 @@ from leanres.metrics.gradcam import (
     map_layers,
     usual_layers,
 )
-from leanres.report.network import as_trained, first_filters, images_of_step
+from leanres.metrics.mistakes import worst_errors
 from leanres.report.pictures import data_uri, enlarged, mosaic, overlay
 from leanres.report.record import Record
 from leanres.report.sections import Tile, image_tiles
 from leanres.runs.predictor import Predictor
-from leanres.training.recipe import StepCounts, from_dict
+from leanres.training.batch import batches, shrink
+from leanres.training.recipe import Recipe, StepCounts, from_dict
 
 NUM_EXPLAINED = 6  # images, each with two classes, two methods and (by default) two layers
 NUM_OF_BATCH = 16  # images shown of a training batch
@@ -45,19 +47,16 @@ def gradcam_section(
         return None
     classes = {"predicted": found.predicted[wrong], "true": found.labels[wrong]}
     shown, columns, invalid = images[wrong], [], 0
-    for layer in chosen:
-        for method in METHODS:
-            for of, labels in classes.items():
-                maps = explain(net.model, net.normalize(shown), layer, labels, method)
-                names = [f"{of} class {record.classes[i]}" for i in labels.tolist()]
-                alts = [
-                    f"{method} of image {index} at {layer} for the {name}"
-                    for index, name in zip(wrong.tolist(), names, strict=True)
-                ]
-                columns.append(_map_tiles(shown, maps, alts))
-                invalid += sum(map(bool, invalid_map_reasons(maps)))
+    for layer, method, (of, labels) in product(chosen, METHODS, classes.items()):
+        maps = explain(net.model, net.normalize(shown), layer, labels, method)
+        alts = [
+            f"{method} of image {index} at {layer} for the {of} class {record.classes[label]}"
+            for index, label in zip(wrong.tolist(), labels.tolist(), strict=True)
+        ]
+        columns.append(_map_tiles(shown, maps, alts))
+        invalid += sum(map(bool, invalid_map_reasons(maps)))
     return {
-        "heads": [{"layer": layer, "method": method} for layer in chosen for method in METHODS],
+        "heads": [{"layer": layer, "method": method} for layer, method in product(chosen, METHODS)],
         "classes": list(classes),
         "layers": [{"name": name, "size": f"{h}x{w}"} for name, (h, w) in chosen.items()],
         "images": image_tiles(found, record.classes, images, wrong),
@@ -90,7 +89,7 @@ def filters_and_batches(
 ) -> dict[str, Any]:
     """First-layer filters, and training images as the network got them in the first and last epoch.
 
-    Filters are None without weights, batches are empty without the dataset.
+    Filters are None without weights, batches are empty without the dataset, split as in the run.
     """
     filters = None
     weights = None if net is None else first_filters(net)
@@ -100,17 +99,34 @@ def filters_and_batches(
     return {"filters": filters, "batches": [] if dataset is None else _batches(record, dataset)}
 
 
+def first_filters(net: Predictor) -> Tensor | None:
+    """The weights (N, 3, k, k) of the first convolution; None if it has not 3 input channels."""
+    convolutions = (m for m in net.model.modules() if isinstance(m, nn.Conv2d))
+    first = next(convolutions, None)
+    return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
+
+
 def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
     try:
         recipe = from_dict(record.info["recipe"])
     except UserError:  # a setting or augmentation that is not registered in this process
         return []
-    train = as_trained(record, dataset).train
-    counts = StepCounts(recipe, len(train))
-    batches = []
+    counts = StepCounts(recipe, len(dataset.train))
+    shown = []
     for epoch, step in {1: 0, recipe.epochs: counts.total - counts.steps_per_epoch}.items():
-        images = images_of_step(recipe, train, step, NUM_OF_BATCH)
+        images = images_of_step(recipe, dataset.train, step, NUM_OF_BATCH)
         alt = f"of the first batch of epoch {epoch}"
         tiles = [Tile(data_uri(x), f"training image {i} {alt}") for i, x in enumerate(images, 1)]
-        batches.append({"epoch": epoch, "side": images.shape[-1], "tiles": tiles})
-    return batches
+        shown.append({"epoch": epoch, "side": images.shape[-1], "tiles": tiles})
+    return shown
+
+
+def images_of_step(recipe: Recipe, train: Split, step: int, count: int) -> Tensor:
+    """The first `count` images of optimizer step `step`, augmented and resized as in training.
+
+    (count, 3, H, W) uint8, before normalisation.
+    """
+    counts = StepCounts(recipe, len(train))
+    images, _ = next(batches(train, counts, step))
+    small = shrink(images[:count].float(), counts.scale(step))
+    return small.round().clamp(0, 255).to(torch.uint8)

@@ -14,16 +14,21 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from leanres.errors import UserError
-from leanres.metrics.accuracy import (
-    MEASURES,
+from leanres.metrics.classification import (
+    HEADLINE,
+    METRICS,
+    Metric,
     accuracy,
+    accuracy_interval,
+    accuracy_text,
     confusion,
     ece,
     measure,
     nll,
+    other_metrics,
     per_class_accuracy,
+    percent,
     wilson_interval,
-    worst_errors,
 )
 
 N, K = 400, 7
@@ -124,18 +129,29 @@ def test_an_interval_of_impossible_counts_is_refused(asked):
         wilson_interval(*asked)
 
 
-def test_the_worst_errors_are_the_most_confident_ones(scored):
-    logits, labels = scored
-    probs = logits.softmax(1)
-    rows = zip(range(N), probs.tolist(), labels.tolist(), strict=True)
-    wrong = [(max(row), i) for i, row, label in rows if row.index(max(row)) != label]
-    expected = [i for _, i in sorted(wrong, reverse=True)]
-    assert worst_errors(probs, labels, 5).tolist() == expected[:5]
-    assert worst_errors(probs, labels, N).tolist() == expected
+RESULT = {"accuracy": 0.9206, "accuracy_tta": 0.93, "tta": "flip", "nll": 0.28, "ece": 0.012}
+RESULT["n"] = 10_000
 
 
-def test_a_network_without_errors_has_no_worst_ones():
-    assert worst_errors(torch.eye(3), torch.arange(3), 9).shape == (0,)
+def test_the_accuracy_is_shown_with_n_its_interval_and_that_with_augmentation():
+    low, high = accuracy_interval(RESULT)
+    assert (low, high) == wilson_interval(9206, 10_000)
+    plain = f"92.06 % of 10,000 images (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
+    assert accuracy_text(RESULT) == f"{plain}, 93.00 % with flip augmentation"
+    assert accuracy_text(RESULT | {"tta": "none"}) == plain
+
+
+def test_other_metrics_are_all_but_the_accuracy(monkeypatch):
+    assert set(HEADLINE) <= set(METRICS)
+    assert other_metrics(RESULT) == "NLL 0.2800, ECE 1.20 %"
+    monkeypatch.setitem(METRICS, "brier", METRICS["nll"]._replace(label="Brier"))
+    assert other_metrics(RESULT | {"brier": 0.125}) == "NLL 0.2800, ECE 1.20 %, Brier 0.1250"
+    assert other_metrics(RESULT | {"nll": None}) == "ECE 1.20 %"  # nor Brier, which it lacks
+
+
+@pytest.mark.parametrize(("digits", "text"), [(2, "92.06 %"), (1, "92.1 %")])
+def test_shares_are_shown_in_percent(digits, text):
+    assert percent(0.9206, digits) == text
 
 
 def test_measure_returns_what_the_single_functions_return(scored):
@@ -150,8 +166,9 @@ def test_measure_returns_what_the_single_functions_return(scored):
     assert found["per_class"][K - 1] is None
 
 
-def test_a_function_added_to_the_table_is_measured(scored, monkeypatch):
-    monkeypatch.setitem(MEASURES, "error", lambda logits, labels: 1 - accuracy(logits, labels))
+def test_a_metric_added_to_the_table_is_measured(scored, monkeypatch):
+    error = Metric("error", percent, lambda logits, labels: 1 - accuracy(logits, labels))
+    monkeypatch.setitem(METRICS, "error", error)
     found = measure(*scored)
     assert found["error"] == 1 - found["accuracy"]
 
@@ -166,7 +183,6 @@ def test_measuring_leaves_logits_and_labels_unchanged(scored):
     logits, labels = scored
     before = logits.clone(), labels.clone()
     measure(logits, labels)
-    worst_errors(logits.softmax(1), labels, 3)
     assert torch.equal(logits, before[0])
     assert torch.equal(labels, before[1])
 
@@ -226,7 +242,7 @@ def test_ece_accepts_the_rounding_of_half_precision_probabilities(scored):
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("accuracy", ["sklearn", "scipy"]), ("statistics", ["scipy"]), ("reported", ["torch"])],
+    [("classification", ["torch", "scipy"]), ("statistics", ["scipy"])],
 )
 def test_importing_a_module_does_not_import_slow_ones(module, unwanted):
     code = f"import sys, leanres.metrics.{module}; print(*(m in sys.modules for m in {unwanted}))"
