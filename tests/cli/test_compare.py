@@ -32,7 +32,7 @@ def test_a_comparison_is_printed_as_a_table_or_as_json(leanres, tmp_path):
     words += ["--devices", "cpu"]
     table = leanres(*words)
     assert table.code == 0, table.err
-    assert "n = 1: no spread known" in table.out
+    assert "one seed: untested" in table.out
     assert "the baseline" in table.out
     assert f"started  {tmp_path}/step-0\nfinished {tmp_path}/step-0: " in table.err
     again = leanres(*words, "--json")

@@ -153,8 +153,8 @@ def test_the_figure_shows_both_curves_and_names_every_rule(found, tmp_path):
     drawing.savefig(tmp_path / "lr.png")
     axes = drawing.axes[0]
     assert axes.get_xscale() == "log"
-    texts = [text.get_text() for text in axes.texts]
-    assert len(texts) == len(RULES)
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(texts) == 2 + len(RULES)
     assert any(text.startswith("lr_max, minimum") for text in texts)
     with Image.open(tmp_path / "lr.png") as picture:
         assert np.asarray(picture).std() > 10

@@ -35,20 +35,20 @@ def settles(lr: float) -> float:
 
 
 def learns(share: float) -> float:
-    """The same network in a linear sweep: the loss rises at first, then falls below guessing."""
+    """The same network in a linear sweep: the loss rises at first, then falls below chance."""
     return 5 - 3 * share + 4 * math.exp(-((20 * share - 1.3) ** 2))
 
 
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        (learns, "that of guessing; a linear test: reached lr"),
-        (lambda share: 2.5 - 0.1 * share, "that of guessing: give another range"),
-        (lambda share: math.inf if share > 0.05 else 5.0, "that of guessing: give another range"),
+        (learns, "chance level; a linear test: reached lr"),
+        (lambda share: 2.5 - 0.1 * share, "chance level: give another range"),
+        (lambda share: math.inf if share > 0.05 else 5.0, "chance level: give another range"),
     ],
     ids=["learns", "guesses", "diverges"],
 )
-def test_a_curve_that_falls_to_guessing_is_followed_by_a_linear_test(
+def test_a_curve_that_falls_to_chance_level_is_followed_by_a_linear_test(
     digits, device, monkeypatch, second, said
 ):
     sweeps = []

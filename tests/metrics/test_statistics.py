@@ -108,7 +108,7 @@ def test_one_pair_of_seeds_has_a_difference_and_no_interval():
     assert found.difference == pytest.approx(-0.1)
     assert (found.low, found.high, found.p, found.half_width) == (None, None, None, None)
     assert (found.n, found.distinguishable) == (1, False)
-    assert found.sentence("a", "b").startswith("n = 1: no spread known. b minus a is -10.00 points")
+    assert found.sentence("a", "b").startswith("one seed: untested. b minus a is -10.00 points")
 
 
 def test_seeds_without_a_spread_give_no_warning():

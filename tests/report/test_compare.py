@@ -75,7 +75,7 @@ def test_groups_with_one_or_no_common_seed_get_no_verdict(run):
     ours = [run(f"a{seed}", seed, 900) for seed in (0, 1)]
     theirs = [run(f"b{seed}", seed, 950, 0.2) for seed in (1, 2)]
     (line,) = verdicts([*ours, *theirs])
-    assert line.startswith("n = 1: no spread known. lr = 0.2 minus lr = 0.1 is +5.00 points.")
+    assert line.startswith("one seed: untested. lr = 0.2 minus lr = 0.1 is +5.00 points.")
     others = [run(f"c{seed}", seed, 950, 0.2) for seed in (2, 3)]
     assert verdicts([*ours, *others])[0].startswith("lr = 0.1 and lr = 0.2 share no seed")
 

@@ -16,6 +16,7 @@ from leanres.errors import UserError
 from leanres.runs.predictor import load_predictor
 from leanres.ship.export import export
 
+ORIENTATION = 0x0112  # the EXIF tag
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,16 +37,27 @@ def test_an_onnx_file_takes_images_as_they_are_stored_and_names_the_classes(
     onnx.checker.check_model(str(done.path), full_check=True)
 
 
-def test_the_guides_lines_for_those_without_leanres_work(run, tmp_path, images, monkeypatch):
+@pytest.mark.parametrize("size", [(32, 32), (61, 40), (40, 75)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_guides_lines_without_leanres_answer_as_predict_does(
+    run, tmp_path, images, monkeypatch, size, orientation
+):
     monkeypatch.chdir(tmp_path)
     export(run, "first.onnx", images)
-    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save("photo.png")
+    photo = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize(size)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation  # 6: turned by 90 degrees, as phones store photos
+    photo.save("photo.png", exif=exif)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
     (code,) = (block for block in blocks if "onnxruntime" in block)
     names: dict[str, object] = {}
     exec(code, names)
-    expected = load_predictor(run, "cpu", "float32").logits(images[:1]).softmax(1)[0]
-    assert names["probabilities"] == pytest.approx(expected.numpy(), abs=1e-5)
+    predictor = load_predictor(run, "cpu", "float32")
+    (found,) = predictor.predict([Path("photo.png")], top=10)
+    expected = dict(zip(found.classes, found.probs, strict=True))
+    assert names["probabilities"] == pytest.approx(
+        [expected[name] for name in predictor.preprocess.classes], abs=1e-5
+    )
 
 
 def test_a_missing_package_names_the_extra(run, tmp_path, images, monkeypatch):

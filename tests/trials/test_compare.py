@@ -59,7 +59,7 @@ def test_the_difference_is_the_paired_interval_that_a_report_states_too():
 
 @pytest.mark.parametrize(
     ("pairs", "verdict"),
-    [([0.1], "n = 1: no spread known"), ([0.1, 0.11, 0.12], "better"), ([-0.1, -0.11], "worse")],
+    [([0.1], "one seed: untested"), ([0.1, 0.11, 0.12], "better"), ([-0.1, -0.11], "worse")],
 )
 def test_the_verdict_is_in_words(pairs, verdict):
     _, row = to_rows({"a": runs(*[0.5] * len(pairs)), "b": runs(*[0.5 + d for d in pairs])})

@@ -35,8 +35,8 @@ def find_lr(
 
     Of a Dataset it uses the images that the recipe would train on, without those that it holds out;
     a Split is used whole. The default `steps` are those that IMAGES take, 100 to 1,000. Without
-    keywords, a second, linear test follows if the loss of the first one only falls to that of
-    guessing. UserError if the losses give no answer; it says what to change.
+    keywords, a second, linear test follows if the loss of the first one only falls to chance level.
+    UserError if the losses give no answer; it says what to change.
     """
     given = LRSweep(**sweep) if sweep else None  # a mistake shows before any work
     device = device or detect("auto", recipe.precision, compiled=False)
@@ -53,7 +53,7 @@ def default_steps(recipe: Recipe, images: int) -> int:
     """Steps that train on IMAGES, or on a small split twice, but between 100 and 1,000.
 
     A hundred small batches are too few: with 32 images each, the loss of modified-resnet-4 did not
-    fall at any lr; with 128, that of ResNet-20 only fell to that of guessing.
+    fall at any lr; with 128, that of ResNet-20 only fell to chance level.
     """
     counts = StepCounts(recipe, images)
     return min(1000, max(100, math.ceil(min(IMAGES, 2 * images) / counts.batch_size)))
@@ -77,33 +77,33 @@ def range_test(state: TrainState, setup: Setup, sweep: LRSweep | None = None) ->
     if sweep is not None:
         return test(sweep)
     sweep = LRSweep(steps=default_steps(setup.recipe, images))
-    found, guessing = test(sweep), math.log(classes)
-    # A loss that falls from well above that of guessing, but not below it, only shows how an
+    found, chance = test(sweep), math.log(classes)
+    # A loss that falls from well above chance level, but not below it, only shows how an
     # overconfident initial classifier becomes uncertain. Its lrs are orders of magnitude below
     # those that train the network (as for a DavidNet without the factor on its logits).
-    if found.smoothed[0] > 1.1 * guessing and not _learns(found, guessing):
-        return _second_test(found, sweep, guessing, test)
+    if found.smoothed[0] > 1.1 * chance and not _learns(found, chance):
+        return _second_test(found, sweep, chance, test)
     return found
 
 
-def _learns(found: LRRange, guessing: float) -> bool:
-    return min(found.smoothed) < 0.95 * guessing
+def _learns(found: LRRange, chance: float) -> bool:
+    return min(found.smoothed) < 0.95 * chance
 
 
 def _second_test(
-    found: LRRange, sweep: LRSweep, guessing: float, test: Callable[[LRSweep], LRRange]
+    found: LRRange, sweep: LRSweep, chance: float, test: Callable[[LRSweep], LRRange]
 ) -> LRRange:
     """A linear test from the lr of the lowest loss on, which gives the network time to learn.
 
     If that does not help either, the first result, marked as doubtful.
     """
     low = LATE * found.suggestions["minimum"]
-    came = f"the loss of an exponential test fell to {min(found.smoothed):.2f}, that of guessing"
+    came = f"the loss of an exponential test fell to {min(found.smoothed):.2f}, chance level"
     try:
         second = test(replace(sweep, lr_min=low / 2, lr_max=100 * low, mode="linear"))
     except UserError:
         second = found
-    if _learns(second, guessing):
+    if _learns(second, chance):
         return replace(second, stopped=f"{came}; a linear test: {second.stopped}")
     return replace(found, stopped=f"{found.stopped}; {came}: give another range, or more steps")
 

@@ -11,7 +11,6 @@ from rich.text import Text
 from leanres.lr_finder.analysis import LRRange
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette for colour-blind readers; each rule also has a marker of its own.
@@ -40,7 +39,7 @@ def rule_label(result: LRRange, rule: str) -> str:
 
 
 def figure(result: LRRange) -> Figure:
-    """Raw and smoothed loss against lr with a marker for each rule; lr_min to lr_max is shaded.
+    """Raw and smoothed loss against lr, a marker for each rule; lr_min to lr_max is shaded.
 
     Save it with `.savefig("lr.png", dpi=150)`.
     """
@@ -54,31 +53,12 @@ def figure(result: LRRange) -> Figure:
     axes.set_ylim(*loss_window(result))
     axes.set_title(f"LR range test: {result.stopped}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    _mark_rules(axes, result)
+    for rule, lr in result.suggestions.items():
+        colour, shape = _MARKS[rule]
+        label = f"{rule_label(result, rule)} {lr:.2g}"
+        axes.plot(lr, loss_at(result, lr), shape, color=colour, ms=8, mec="white", label=label)
     axes.legend(frameon=False, loc="upper left")
     return drawing
-
-
-def _mark_rules(axes: Axes, result: LRRange) -> None:
-    """A marker on the curve, its label below; the leftmost label is highest, so none overlap."""
-    bottom, top = axes.get_ylim()
-    ranked = sorted(result.suggestions.items(), key=lambda item: item[1], reverse=True)
-    for rank, (rule, lr) in enumerate(ranked):
-        colour, shape = _MARKS[rule]
-        height = bottom + (0.04 + 0.07 * rank) * (top - bottom)
-        axes.plot([lr, lr], [height, loss_at(result, lr)], color=colour, lw=1)
-        axes.plot(lr, loss_at(result, lr), shape, color=colour, ms=8, mec="white")
-        axes.annotate(
-            f"{rule_label(result, rule)} {lr:.2g}",
-            (lr, height),
-            xytext=(-5, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            color="#222222",
-            fontweight="bold" if rule in result.rules.values() else "normal",
-            fontsize=9,
-        )
 
 
 LEFT = 7  # characters left of the plot area: the loss and the axis

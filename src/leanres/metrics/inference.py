@@ -88,14 +88,10 @@ def predict_logits(
     each module is back in its own mode. Raises UserError for an unknown `tta`, no images or a batch
     size below 1, and ValueError for anything but a 4-dimensional uint8 tensor.
     """
-    return predict_both(
-        model,
-        images,
-        normalize=normalize,
-        tta=tta,
-        batch_size=batch_size,
-        autocast=autocast,
-    )[1]
+    _, augmented = predict_both(
+        model, images, normalize=normalize, tta=tta, batch_size=batch_size, autocast=autocast
+    )
+    return augmented
 
 
 def predict_both(

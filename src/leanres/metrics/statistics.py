@@ -18,8 +18,8 @@ class PairedDifference:
     """Accuracy of a second network or recipe minus that of a first one, as shares.
 
     `low` and `high` are the bounds of the 95 % interval of the difference, `p` is the two-sided
-    p-value of no difference. All three are None where a single pair of seeds says nothing about the
-    spread. `n` counts the images or the pairs of seeds.
+    p-value of no difference. All are None for a single pair of seeds, whose spread is unknown.
+    `n` counts the images or the pairs of seeds.
     """
 
     difference: float
@@ -32,21 +32,19 @@ class PairedDifference:
 
     @property
     def half_width(self) -> float | None:
-        """Half the width of the interval: for seeds the difference is `difference` +- this."""
+        """Half the width of the interval: between seeds, the difference is `difference` ± this."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
     def distinguishable(self) -> bool:
-        """Whether p is below 0.05 and the interval excludes 0."""
-        if self.low is None or self.high is None or self.p is None:
-            return False
-        return self.p < LEVEL and not self.low <= 0 <= self.high
+        """Whether p is below 0.05; the interval then excludes 0."""
+        return self.p is not None and self.p < LEVEL
 
     @property
     def verdict(self) -> str:
         """The second one is "better", "worse", or "not distinguishable at n = 3"."""
         if self.p is None:
-            return "n = 1: no spread known"
+            return "one seed: untested"
         if not self.distinguishable:
             return f"not distinguishable at {self._n}"
         return "better" if self.difference > 0 else "worse"

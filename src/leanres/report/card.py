@@ -7,7 +7,6 @@ from pathlib import Path
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.metrics.classification import accuracy_text, other_metrics
 from leanres.metrics.mistakes import confused_pairs
 from leanres.report.page import render
 from leanres.report.record import read_record
@@ -42,12 +41,8 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     facts = {
         "record": record,
         "weights": weights.name,
+        "result": result,
         "command": record.command and portable_command(record.command),
-        "cost": record.cost,
-        "names": split.classes,
-        "accuracy": accuracy_text(result),
-        "before_export": accuracy_text(run),
-        "other_metrics": other_metrics(result),
         "pairs": confused_pairs(logits.softmax(1), split.labels, 3),
     }
     return render("card.md.j2", facts) + "\n"

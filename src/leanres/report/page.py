@@ -12,7 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import write_bytes
-from leanres.metrics.classification import accuracy_interval, confusion, other_metrics, percent
+from leanres.metrics.classification import (
+    accuracy_interval,
+    accuracy_text,
+    confusion,
+    other_metrics,
+    percent,
+)
 from leanres.report import figures, sections
 from leanres.report.compare import cell_text, check_comparable, groups, table_row, verdicts
 from leanres.report.network_sections import filters_and_batches, gradcam_section
@@ -92,11 +98,8 @@ def _run_page(record: Record, given: Dataset | None, budget: int, layers: Sequen
         images = measured_split(record, dataset).images.cpu()
     context: dict[str, Any] = {
         "record": record,
-        "cost": record.cost,
         "budget": budget,
-        "other_metrics": other_metrics(record.result or {}),
         "charts": sections.training(record) if record.rows else [],
-        "recipe": [(key, shown(value)) for key, value in record.info["recipe"].items()],
         "found": None,
         "inside": filters_and_batches(record, net, dataset),
         "maps": None,
@@ -186,6 +189,7 @@ def _environment() -> Environment:
     env.filters["percent"] = lambda share, digits=2: percent(share, digits).replace(" ", "\u00a0")
     env.filters |= {"duration": sections.duration, "shown": shown}
     env.globals |= {"cell_text": cell_text, "interval": accuracy_interval, "version": __version__}
+    env.globals |= {"accuracy_text": accuracy_text, "other_metrics": other_metrics}
     return env
 
 

@@ -90,9 +90,25 @@ def enlarged(image: Tensor, least: int = 320) -> str:
 
 
 @styled
-def image_grid(images: Tensor, captions: Sequence[str] = (), columns: int = 8) -> Figure:
-    """Images (N, 3, H, W) uint8 as a grid in reading order, with captions if there are any."""
-    return _grid(list(images), captions, columns)
+def image_grid(
+    images: Tensor | Sequence[Tensor],
+    captions: Sequence[str] = (),
+    columns: int = 8,
+    side: int = 72,
+) -> Figure:
+    """Images (3, H, W) uint8 in a grid in reading order, about `side` px each, with captions."""
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, math.ceil(len(images) / columns))
+    text = 14 * (1 + max((caption.count("\n") for caption in captions), default=-1))
+    figure = new_figure((side + 8) * columns, (side + 8 + text) * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        axes.axis("off")
+        if place < len(images):
+            axes.imshow(_pixels(images[place]), interpolation="nearest")
+        if place < len(captions):
+            axes.set_title(captions[place], fontsize=8)
+    return figure
 
 
 @styled
@@ -110,27 +126,10 @@ def heat_maps(
         image if why else overlay(image, heat)
         for image, heat, why in zip(images.cpu(), maps.cpu(), reasons, strict=True)
     ]
-    return _grid(drawn, names, columns)
+    return image_grid(drawn, names, columns)
 
 
 @styled
 def filters(weights: Tensor, columns: int = 16) -> Figure:
     """First-layer filters (N, 3, k, k), each scaled by its largest absolute weight; grey is 0."""
-    return _grid([mosaic(weights, columns)], (), 1, side=420)
-
-
-def _grid(
-    pictures: Sequence[Tensor], captions: Sequence[str], columns: int, side: int = 72
-) -> Figure:
-    columns = max(1, min(columns, len(pictures)))
-    rows = max(1, math.ceil(len(pictures) / columns))
-    text = 14 * (1 + max((caption.count("\n") for caption in captions), default=-1))
-    figure = new_figure((side + 8) * columns, (side + 8 + text) * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        axes.axis("off")
-        if place < len(pictures):
-            axes.imshow(_pixels(pictures[place]), interpolation="nearest")
-        if place < len(captions):
-            axes.set_title(captions[place], fontsize=8)
-    return figure
+    return image_grid([mosaic(weights, columns)], columns=1, side=420)
