@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_rows_are_filtered_sorted_and_written_as_metrics_are(leanres, places):
     assert done.err.count("note: ") == 1
     shown = leanres("runs", *places, "--show", "name,ece,nll,lr", "--where", "name=a").out
     assert shown.splitlines()[1].split() == ["a", "1.23", "%", "0.2500", "0.1"]
+
+
+def test_a_custom_network_has_a_short_name(leanres, places):
+    recipe = {"model": {"family": "resnet", "widths": [8, 16], "depths": [1, 1]}, "epochs": 5}
+    file = Path(places[1]) / "a" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": recipe}))
+    shown = leanres("runs", *places, "--show", "name,model", "--where", "name=a").out
+    assert shown.splitlines()[1].split() == ["a", "custom", "resnet"]
 
 
 def test_rows_are_given_as_json_and_csv(leanres, places, tmp_path):

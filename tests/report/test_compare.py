@@ -71,6 +71,22 @@ def test_groups_of_seeds_are_compared_over_seeds(run):
     assert len(verdicts([*low, *near, *far])) == 3
 
 
+def test_groups_of_custom_networks_are_named_by_what_differs(run):
+    def with_model(record, model):
+        recipe = record.info["recipe"] | {"model": model}
+        return replace(record, info=record.info | {"recipe": recipe})
+
+    runs = [run(f"r{seed}", seed, 900) for seed in (0, 1)]
+    first = {"family": "resnet", "widths": [8, 16], "depths": [1, 1]}
+    small = [with_model(record, first) for record in runs]
+    wide = [with_model(record, first | {"widths": [16, 32]}) for record in runs]
+    named = [with_model(record, "resnet20") for record in runs]
+    names = [group.name for group in groups([*small, *wide])]
+    assert names == ["model.widths = [8, 16]", "model.widths = [16, 32]"]
+    names = [group.name for group in groups([*small, *named])]
+    assert names == ["model = custom resnet", "model = resnet20"]
+
+
 def test_groups_with_one_or_no_common_seed_get_no_verdict(run):
     ours = [run(f"a{seed}", seed, 900) for seed in (0, 1)]
     theirs = [run(f"b{seed}", seed, 950, 0.2) for seed in (1, 2)]

@@ -255,6 +255,13 @@ def test_the_text_report_has_the_essentials(three_runs):
     assert f"kernels: {record.info['hardware']['kernels']}" in text
 
 
+def test_a_custom_network_has_a_short_name(three_runs, html):
+    assert "<dt>Network</dt><dd>custom speednet</dd>" in html
+    assert html.count("&#34;family&#34;") == 2  # among the recipe's differences and settings
+    text = text_report(read_record(three_runs / "a"), 5_000_000)
+    assert text.startswith("a: custom speednet on digits\n")
+
+
 def test_the_text_table_has_a_row_per_run(three_runs):
     records = [read_record(three_runs / name) for name in ("a", "plain")]
     heads, rows = text_table(records)

@@ -27,7 +27,7 @@ from leanres.runs.layout import (
     read_times,
     with_times,
 )
-from leanres.runs.ledger import differences
+from leanres.runs.ledger import differences, model_name
 from leanres.training.loop import MetricsRow
 from leanres.training.recipe import Recipe
 
@@ -87,8 +87,7 @@ class Record:
     @property
     def network(self) -> str:
         """The network's name; "custom resnet" for one that has none."""
-        model = self.info["recipe"]["model"]
-        return model if isinstance(model, str) else f"custom {model['family']}"
+        return model_name(self.info["recipe"]["model"])
 
     @property
     def config(self) -> ModelConfig:
