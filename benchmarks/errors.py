@@ -16,11 +16,13 @@ from torch import Tensor
 
 mpl.use("Agg")
 
-from leanres import report
 from leanres.data.sources import load_data
 from leanres.metrics.calibration import brier, fit_temperature, log_probs, reliability
 from leanres.metrics.classification import ece, measure, nll
 from leanres.metrics.mistakes import confused_pairs, label_suspects
+from leanres.report.figures import confusion_matrix, reliability_diagram
+from leanres.report.pictures import image_grid
+from leanres.report.record import read_record
 
 SHOWN = 24
 
@@ -51,7 +53,7 @@ def calibration(probs: Tensor, labels: Tensor) -> dict[str, float]:
 def main(out: Path, folders: list[Path]) -> None:
     """Write the pictures to `out` and print every number as JSON."""
     out.mkdir(parents=True, exist_ok=True)
-    runs = [report.read_run(folder) for folder in folders]
+    runs = [read_record(folder) for folder in folders]
     test = load_data("cifar10").test
     assert test is not None
     labels, classes = test.labels, test.classes
@@ -86,15 +88,15 @@ def main(out: Path, folders: list[Path]) -> None:
         f"{classes[labels[i]]}\n→ {classes[predicted[0, i]]} {100 * mean[i].max():.0f} %"
         for i in shown.tolist()
     ]
-    report.image_grid(test.images[shown], captions).savefig(out / "suspects.png", dpi=110)
+    image_grid(test.images[shown], captions).savefig(out / "suspects.png", dpi=110)
     counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
     for p in predicted:
         counts.index_put_((labels, p), torch.ones(len(labels), dtype=torch.long), accumulate=True)
-    report.confusion_matrix(counts, classes).savefig(out / "confusion.png", dpi=110)
+    confusion_matrix(counts, classes).savefig(out / "confusion.png", dpi=110)
     logits = log_probs(probs[0])
     before = reliability(probs[0], labels)
     after = reliability(halves_temperature(logits, labels).softmax(1), labels)
-    report.reliability_diagram(before, after).savefig(out / "calibration.png", dpi=110)
+    reliability_diagram(before, after).savefig(out / "calibration.png", dpi=110)
 
 
 if __name__ == "__main__":
