@@ -86,12 +86,12 @@ def _print_rows(rows: list[dict[str, Any]], chosen: list[str]) -> None:
 
 def _cell(key: str, value: Any) -> str:
     from leanres.metrics.classification import METRICS
-    from leanres.runs.ledger import model_name, shown
+    from leanres.runs.ledger import shown
 
     if value is None:
         return "-"
-    if key == "model":
-        return model_name(value)
+    if key == "model" and isinstance(value, dict):
+        return f"custom {value['family']}"  # as models.zoo.network_name, which imports torch
     if key in METRICS:
         return METRICS[key].text(value)
     if isinstance(value, float):

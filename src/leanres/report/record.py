@@ -16,7 +16,7 @@ from torch import Tensor
 from leanres.errors import UserError
 from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, summarize
-from leanres.models.zoo import config_from_dict
+from leanres.models.zoo import config_from_dict, network_name
 from leanres.runs.layout import (
     HISTORY,
     INFO,
@@ -27,7 +27,7 @@ from leanres.runs.layout import (
     read_times,
     with_times,
 )
-from leanres.runs.ledger import differences, model_name
+from leanres.runs.ledger import differences
 from leanres.training.loop import MetricsRow
 from leanres.training.recipe import Recipe
 
@@ -87,7 +87,7 @@ class Record:
     @property
     def network(self) -> str:
         """The network's name; "custom resnet" for one that has none."""
-        return model_name(self.info["recipe"]["model"])
+        return network_name(self.info["recipe"]["model"])
 
     @property
     def config(self) -> ModelConfig:

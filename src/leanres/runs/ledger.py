@@ -191,11 +191,6 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def model_name(model: Any) -> str:
-    """The name of a recipe's model; "custom resnet" for one that is given by its settings."""
-    return model if isinstance(model, str) else f"custom {model['family']}"
-
-
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
     """The keys whose values differ, with both values as text; "-" for a missing one."""
     keys = dict.fromkeys((*first, *second))
