@@ -15,6 +15,7 @@ import torch
 
 from leanres.cli.campaign import _keep
 from leanres.data.sources import load_data
+from leanres.metrics.classification import accuracy_text
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.predictor import load_predictor
 from leanres.runs.run import fit
@@ -72,7 +73,7 @@ def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanr
     assert shipped == ["digits.md", "digits.safetensors", "quick.md", "quick.safetensors"]
     (first,) = (run for run in quick["runs"] if run["seed"] == 3)
     card = (tmp_path / "weights" / "quick.md").read_text()
-    assert f"| before export | {100 * first['accuracy']:.2f} % (" in card
+    assert f"| before export | {accuracy_text(first)} |" in card
     assert load_predictor(tmp_path / "weights" / "quick.safetensors").config.widths == (8,)
     (row,) = (line for line in done.out.splitlines() if line.startswith("quick  "))
     assert row.split()[:4] == ["quick", "2", *_mean_sd(quick["runs"])]
