@@ -15,7 +15,15 @@ import pytest
 
 from leanres import io
 from leanres.errors import UserError
-from leanres.io import CheckpointError, Lock, cache_folder, locked, toml_value, write_bytes
+from leanres.io import (
+    CheckpointError,
+    Lock,
+    cache_folder,
+    locked,
+    read_toml,
+    toml_value,
+    write_bytes,
+)
 
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -149,6 +157,21 @@ def test_a_file_that_stays_locked_is_given_up_in_one_line(tmp_path):
     assert str(caught.value) == f"{file} is in use by another process: wait for it or stop it"
     with locked(file):  # free again
         pass
+
+
+# --- TOML -----------------------------------------------------------------------------------
+
+
+def test_a_toml_file_is_read_or_refused_in_one_line(tmp_path):
+    file = tmp_path / "a.toml"
+    for content in (b"x = [", b"x = '\xff'"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"^{file} is not TOML: "):
+            read_toml(file)
+    file.write_text("x = [1, {y = 'z'}]")
+    assert read_toml(file) == {"x": [1, {"y": "z"}]}
+    with pytest.raises(UserError, match=r"gone\.toml cannot be read: No such file"):
+        read_toml(tmp_path / "gone.toml")
 
 
 # --- the cache folder -----------------------------------------------------------------------

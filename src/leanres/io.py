@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,16 @@ def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 def lock_file(path: Path) -> Path:
     """The file beside `path` that `locked` locks."""
     return path.with_name(f".{path.name}.lock")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; UserError where it cannot be read or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def cache_folder() -> Path:

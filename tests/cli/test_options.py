@@ -8,6 +8,7 @@ import pytest
 
 from leanres.cli import options
 from leanres.errors import UserError
+from leanres.training.recipe import Recipe
 
 
 def test_settings_come_from_set_and_from_the_options_short_for_it():
@@ -42,7 +43,7 @@ def test_a_runs_own_data_has_the_val_split_that_the_run_held_out(run_folder, dig
 def test_threads_are_set_for_the_process(keep_threads):
     import torch
 
-    device = options.make_device("cpu", "float32", False, threads=3)
+    device = options.make_device("cpu", Recipe(precision="float32", compiled=False), threads=3)
     assert (device.name, torch.get_num_threads()) == ("cpu", 3)
     options.set_threads(0)
     assert torch.get_num_threads() == 3

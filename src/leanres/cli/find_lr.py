@@ -56,7 +56,6 @@ def find_lr(
     """
     from leanres.lr_finder.analysis import LRSweep
     from leanres.lr_finder.finder import find_lr as run_range_test
-    from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     given = {"lr_min": lr_min, "lr_max": lr_max, "steps": steps, "mode": mode}
@@ -64,10 +63,10 @@ def find_lr(
     LRSweep(**sweep)  # refuses a mistake before any work
     check_picture("--out", out)
     changed = options.changes(settings, seed=seed, model=model)
-    chosen = from_dict(changed, load_recipe(recipe))
-    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
+    chosen = load_recipe(recipe, changed)
+    device = options.make_device(device_name, chosen, threads)
     dataset, _, recipe = options.load_data_or_digits(data, size, strict, recipe)
-    chosen = from_dict(changed, load_recipe(recipe))
+    chosen = load_recipe(recipe, changed)
     with console(stderr=True).status("testing learning rates"):
         result = run_range_test(chosen, dataset, device, **sweep)
     if out is not None:

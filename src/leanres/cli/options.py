@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from leanres.data.split import Dataset
     from leanres.runs.predictor import Predictor
     from leanres.training.device import Device
+    from leanres.training.recipe import Recipe
     from leanres.trials.jobs import Event
 
 Measure = Literal["test", "val"]
@@ -172,12 +173,12 @@ def _progress() -> Iterator[Any]:
         yield update
 
 
-def make_device(name: str, precision: str, compiled: bool | None, threads: int) -> Device:
+def make_device(name: str, recipe: Recipe, threads: int) -> Device:
     """The device, ready for training, with the process's CPU threads set; 0: one per core."""
     from leanres.training.device import detect
 
     set_threads(threads)
-    device = detect(name, precision, compiled)
+    device = detect(name, recipe.precision, recipe.compiled)
     device.tune()
     return device
 

@@ -42,14 +42,13 @@ def race(
     Example: leanres bench race speed --n 3 --target 94
     """
     from leanres.data.sources import locate
-    from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
     from leanres.trials import race as library
     from leanres.trials.executors import LocalProcesses
     from leanres.trials.jobs import Job
 
-    chosen = from_dict(options.changes(settings), load_recipe(recipe))
-    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
+    chosen = load_recipe(recipe, options.changes(settings))
+    device = options.make_device(device_name, chosen, threads)
     entry = out or Path("results", f"race-{Path(recipe).stem}{'-warm' * warm}.json")
     command = {"command": options.current_command()}
 

@@ -43,18 +43,15 @@ def scaling(
     from leanres.models.zoo import resolve
     from leanres.runs.layout import commit
     from leanres.training.device import hardware
-    from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     check_picture("--plot", plot)
     batch_sizes = [int(x) for x in _rising_numbers("--batches", batches, whole=True)]
     budgets = [round(1e6 * x) for x in _rising_numbers("--params", params)]
     image_shares = _rising_numbers("--shares", shares)
-    changed = {"freeze_stem_at": 0.0, "progressive_resizing": []} | options.changes(
-        settings, model=model
-    )
-    chosen = from_dict(changed, load_recipe(recipe))
-    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
+    plain = {"freeze_stem_at": 0.0, "progressive_resizing": []}
+    chosen = load_recipe(recipe, plain | options.changes(settings, model=model))
+    device = options.make_device(device_name, chosen, threads)
     networks = [library.widened(resolve(chosen.model), budget) for budget in budgets]
     if len(set(networks)) < len(networks):
         raise UserError(f"--params {params!r}: two of these are one network; give other numbers")

@@ -49,7 +49,6 @@ def search(
     """
     from leanres.data.sources import locate
     from leanres.models.cost import parse_count
-    from leanres.training.recipe import from_dict
     from leanres.training.recipes import RECIPES, load_recipe
     from leanres.trials import search as library
     from leanres.trials.executors import local_executor
@@ -61,7 +60,7 @@ def search(
         _field(field) if field else Bounds.receptive_field,
         multiple,
     )
-    whole = from_dict(options.changes(settings), load_recipe(recipe))
+    whole = load_recipe(recipe, options.changes(settings))
     short = replace(whole, epochs=epochs)
     dataset = options.load_dataset(data, size, strict)
 

@@ -36,13 +36,12 @@ def step(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log off
     from leanres.bench.step import measure_step
-    from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     # One image size, and unless --set says otherwise a frozen stem, as in most steps of a training.
     changed = {"freeze_stem_at": 0.0} | options.changes(settings, model=model)
-    chosen = from_dict(changed | {"progressive_resizing": [[0.0, scale]]}, load_recipe(recipe))
-    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
+    chosen = load_recipe(recipe, changed | {"progressive_resizing": [[0.0, scale]]})
+    device = options.make_device(device_name, chosen, threads)
     report = measure_step(chosen, options.load_dataset(data, size, strict), device, steps)
     if as_json:
         typer.echo(json.dumps(report))

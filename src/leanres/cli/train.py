@@ -56,17 +56,16 @@ def train(
     from leanres.metrics.inference import TTA
     from leanres.runs.layout import check_free
     from leanres.runs.run import create
-    from leanres.training.recipe import from_dict
     from leanres.training.recipes import load_recipe
 
     TTA[tta]  # refuses a mistake before the training
     trackers = check_trackers(track)
     changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
-    chosen = from_dict(changed, load_recipe(recipe))
-    device = options.make_device(device_name, chosen.precision, chosen.compiled, threads)
+    chosen = load_recipe(recipe, changed)
+    device = options.make_device(device_name, chosen, threads)
     clock = time.perf_counter()
     dataset, data, recipe = options.load_data_or_digits(data, size, strict, recipe)
-    chosen = from_dict(changed, load_recipe(recipe))
+    chosen = load_recipe(recipe, changed)
     options.check_val(measure, bool(chosen.val or dataset.val))
     typer.echo(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
     folder = out or _next_folder(Path(recipe).stem)

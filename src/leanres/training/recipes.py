@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from leanres.errors import UserError
-from leanres.io import toml_value
+from leanres.io import read_toml, toml_value
 from leanres.models.cost import summarize
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import MODELS, resolve
@@ -282,18 +282,15 @@ def to_toml(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def load_recipe(name_or_path: str) -> Recipe:
-    """A named recipe, or a TOML file of settings (its key `base` names the recipe it changes)."""
+def load_recipe(name_or_path: str, changes: Mapping[str, Any] = {}) -> Recipe:
+    """A named recipe, or a TOML file of settings (its key `base` names the recipe it changes).
+
+    `changes` are settings that come after the recipe's own.
+    """
     if not name_or_path.endswith(".toml"):
-        return RECIPES[name_or_path]
-    path = Path(name_or_path)
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"recipe file {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe file {path} is not TOML: {error}") from None
+        return from_dict(changes, RECIPES[name_or_path])
+    settings = read_toml(Path(name_or_path))
     base = settings.pop("base", "speed")
     if not isinstance(base, str):
-        raise UserError(f"base = {base!r} in {path}: give the name of a recipe")
-    return from_dict(settings, RECIPES[base])
+        raise UserError(f"base = {base!r} in {name_or_path}: give the name of a recipe")
+    return from_dict(settings | dict(changes), RECIPES[base])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from leanres.errors import UserError
+from leanres.io import read_toml
 from leanres.registry import unknown
-from leanres.training.recipe import Recipe, from_dict, parse_setting
+from leanres.training.recipe import Recipe, parse_setting
 from leanres.training.recipes import load_recipe
 from leanres.trials.compare import to_rows
 from leanres.trials.jobs import Event, Executor, Job, is_finished, run_jobs
@@ -38,10 +38,7 @@ def read_plan(plan: Path, settings: Sequence[str] = ()) -> list[PlanRow]:
     A table is [NAME] with the keys recipe (default: NAME), seeds, set and measure. UserError for a
     mistake in it.
     """
-    try:
-        tables = tomllib.loads(plan.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{plan} is not TOML: {error}") from None
+    tables = read_toml(plan)
     if not tables:
         raise UserError(f"{plan} has no rows: give a table per recipe, as [speed]")
     return [_row(f"[{name}] in {plan}", name, table, settings) for name, table in tables.items()]
@@ -67,7 +64,7 @@ def _row(label: str, name: str, table: Any, more: Sequence[str]) -> PlanRow:
     if measure not in ("test", "val"):
         raise UserError(f"{label}: measure = {measure!r}: give test or val")
     changes = dict(map(parse_setting, (*settings, *more)))
-    return PlanRow(name, from_dict(changes, load_recipe(recipe)), tuple(seeds), measure)
+    return PlanRow(name, load_recipe(recipe, changes), tuple(seeds), measure)
 
 
 def plan_jobs(
