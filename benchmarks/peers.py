@@ -38,7 +38,7 @@ from leanres.models.preprocess import Normalize
 from leanres.registry import Table
 from leanres.runs.layout import commit
 from leanres.training.device import detect, hardware
-from leanres.training.loop import network_config, start, train
+from leanres.training.loop import network_config, start, train_epochs
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
 from leanres.training.setup import Setup
@@ -133,7 +133,7 @@ def _leanres(work: Work) -> Iterator[float]:
     setup = Setup(work.recipe(), split.to(device.name), normalize, device)
     state = start(setup)
     begun = time.perf_counter()
-    for _ in train(state, setup):
+    for _ in train_epochs(state, setup):
         yield time.perf_counter() - begun
         begun = time.perf_counter()
 

@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from leanres.cli import main
 from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
-from leanres.runs.run import fit
+from leanres.runs.fit import fit
 from leanres.training.device import CPU, Device
 from leanres.training.recipe import Recipe
 
@@ -101,6 +103,23 @@ def copied(three_runs: Path, tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(three_runs / name, tmp_path / (new or name)))
 
     return copy
+
+
+@pytest.fixture
+def on_a_gpu() -> nn.Module:
+    """Filters, a matrix and a bias without values, which say that they are on a GPU."""
+    shapes = ((4, 3, 3, 3), (10, 4), (10,))
+    with FakeTensorMode():
+        tensors = [torch.empty(shape, device="cuda") for shape in shapes]
+        return nn.ParameterList(map(nn.Parameter, tensors))
+
+
+@pytest.fixture
+def keep_threads() -> Iterator[None]:
+    """PyTorch's number of threads is as before after the test."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 class Outcome(NamedTuple):

@@ -20,6 +20,7 @@ from leanres.metrics.classification import METRICS
 from leanres.models.zoo import FAMILIES
 from leanres.ship.export import TARGETS
 from leanres.training.optim import OPTIMIZERS
+from leanres.training.recipe import Recipe
 from leanres.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,13 +141,16 @@ def examples() -> dict[str, str]:
 
 @pytest.mark.usefixtures("tables_restored")
 @pytest.mark.parametrize("name", examples())
-def test_every_example_of_extending_runs_and_adds_one_entry(name, tmp_path, monkeypatch):
+def test_every_example_of_extending_runs_and_adds_one_entry(name, tmp_path, monkeypatch, on_a_gpu):
     monkeypatch.chdir(tmp_path)
     before = [set(table) for table in TABLES]
     names = execute(examples()[name])
     added = [set(table) - known for table, known in zip(TABLES, before, strict=True)]
     assert sum(map(len, added)) == 1
     assert 0 < names["result"]["accuracy"] < 1
+    for optimizer in added[TABLES.index(OPTIMIZERS)]:
+        (made,) = OPTIMIZERS[optimizer](on_a_gpu, Recipe())
+        assert all(group["capturable"] for group in made.param_groups)
 
 
 def test_extending_has_one_example_of_each_kind():

@@ -60,7 +60,7 @@ def test_a_report_holds_every_part_and_its_rates_follow_from_its_seconds(report)
 def test_the_parts_are_all_of_the_time_that_their_steps_take(tiny, digits, device):
     """Timed around the same steps, so that a busy machine cannot make them differ."""
     run = prepare(replace(tiny, progressive_resizing=()), digits, device)
-    together = steps_augmented_together(run.setup.train, run.counts)
+    together = steps_augmented_together(run.setup.train, run.setup.counts)
     began = time.perf_counter()
     parts = part_seconds(run, COUNT)
     elapsed = time.perf_counter() - began

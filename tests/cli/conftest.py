@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from leanres.cli import main
@@ -43,14 +42,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     (folder / "broken.png").write_bytes(b"not a picture")
     (folder / "notes.txt").write_text("x")
     return folder
-
-
-@pytest.fixture
-def keep_threads():
-    """PyTorch's number of threads is as before after the test."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

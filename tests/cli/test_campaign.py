@@ -17,9 +17,9 @@ from leanres.cli.campaign import _keep
 from leanres.data.sources import load_data
 from leanres.metrics.classification import accuracy_text
 from leanres.models.speednet import SpeedNetConfig
+from leanres.runs.fit import fit
 from leanres.runs.predictor import load_predictor
-from leanres.runs.run import fit
-from leanres.runs.weights import load_weights
+from leanres.runs.weights import load_classifier
 from leanres.training.device import CPU
 from leanres.training.recipes import RECIPES
 from leanres.trials.campaign import PlanRow
@@ -131,7 +131,7 @@ def test_weights_that_cannot_be_rounded_are_kept_whole_and_no_failure_ends_the_c
     said = _keep(row, finished, tmp_path / "weights", DATA, "cpu", False)
     assert said.startswith(f" -> {tmp_path / 'weights' / 'digits.safetensors'} as float32 (")
     whole, own = (
-        load_weights(path)[0]
+        load_classifier(path)[0]
         for path in (tmp_path / "weights" / "digits.safetensors", run / "model.safetensors")
     )
     for mine, theirs in zip(whole.parameters(), own.parameters(), strict=True):

@@ -79,3 +79,9 @@ def test_json_is_written_where_a_file_was_named(tmp_path):
     console.write_json(None, {"a": 1})
     console.write_json(tmp_path / "deep" / "x.json", {"a": 1})
     assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": 1}
+
+
+def test_one_of_a_thing_is_named_in_the_singular():
+    assert console.counted(1, "training") == "1 training"
+    assert console.counted(0, "epoch") == "0 epochs"
+    assert console.counted(1234, "epoch") == "1,234 epochs"

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -158,11 +159,15 @@ def test_the_version_is_printed(leanres):
         (["train", "--data", "mnist"], ["no data source 'mnist'"]),
         (["train", "--epochs", "x"], ["epochs"]),
         (["train", "mine.toml"], ["mine.toml cannot be read: No such file"]),
-        (["resume", "nowhere"], ["is no run folder"]),
+        (["resume", "nowhere"], ["is not a run folder"]),
         (["evaluate", "nowhere"], ["nowhere does not exist"]),
         (["predict", "nowhere", "x.png"], ["nowhere does not exist"]),
         (["trian"], ["trian"]),
         (["train", "--lr", "1"], ["--lr"]),
+        (["train", "--set", "epochs=3", "--epochs", "2"], ["epochs = 3 and epochs = 2 came"]),
+        (["train", "--set", "lr=0.1", "--lr-max", "auto"], ["lr = 0.1", "--lr-max auto"]),
+        (["train", "--threads", "1000000"], ["--threads", "less than or equal to 1024"]),
+        (["campaign", "plan.toml", "--threads", "1000000"], ["--threads", "1024"]),
         (["data", "nowhere/at/all"], ["nowhere/at/all", "give a folder"]),
         (["summary"], ["NAME"]),
     ],
@@ -206,10 +211,35 @@ def test_a_system_error_that_names_no_file_is_our_own(monkeypatch):
         main(["data", "digits"])
 
 
-def test_a_pipe_that_closes_early_is_no_traceback():
-    words = f"{sys.executable} -m leanres models --json | head -1"
-    done = subprocess.run(
-        ["bash", "-c", words], capture_output=True, text=True, env=os.environ, check=False
+FULL = "leanres: cannot read or write the output: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a shell and devices of Linux")
+@pytest.mark.parametrize(
+    ("words", "code", "err"),
+    [
+        ("{} models --json | true", 141, ""),  # click writes it
+        ("{} models | true", 141, ""),  # rich
+        ("{} runs --help | true", 141, ""),
+        ("{} models >&-", 0, ""),
+        ("{} models >&- 2>&-", 0, ""),
+        ("{} summary nothing >&- 2>&-", 2, ""),
+        ("{} models --json > /dev/full", 2, FULL),
+        ("{} models > /dev/full", 2, FULL),
+        ("{} --help > /dev/full", 2, FULL),
+    ],
+)
+def test_output_that_nobody_takes_is_no_traceback(words, code, err):
+    line = words.format(f"{sys.executable} -m leanres") + "; exit ${PIPESTATUS[0]}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", err)
+
+
+def test_an_encoding_that_lacks_a_character_prints_a_question_mark(run_folder):
+    words = [sys.executable, "-m", "leanres", "report", str(run_folder), "--text"]
+    latin, utf8 = (
+        subprocess.check_output(words, env=os.environ | {"PYTHONIOENCODING": encoding})
+        for encoding in ("latin-1", "utf-8")
     )
-    assert done.stdout == "[\n"
-    assert "Traceback" not in done.stderr
+    assert latin == utf8.decode().encode("latin-1", "replace")
+    assert b"?" in latin

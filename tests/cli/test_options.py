@@ -14,7 +14,15 @@ from leanres.training.recipe import Recipe
 def test_settings_come_from_set_and_from_the_options_short_for_it():
     found = options.changes(["lr=0.2", 'mix=["cutmix"]'], epochs=3, seed=None)
     assert found == {"lr": 0.2, "mix": ["cutmix"], "epochs": 3}
-    assert options.changes(["seed=1"], seed=2) == {"seed": 2}
+    assert options.changes(["seed=2", "seed=2"], seed=2) == {"seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "short"), [(["epochs=3"], {"epochs": 2}), (["epochs=3", "epochs=2"], {})]
+)
+def test_a_setting_that_is_given_two_values_is_refused(settings, short):
+    with pytest.raises(UserError, match=r"^epochs = 3 and epochs = 2 came: give one of them$"):
+        options.changes(settings, **short)
 
 
 def test_the_current_command_is_quoted_for_a_shell(monkeypatch):

@@ -46,8 +46,10 @@ def test_epochs_are_rows_of_one_table(leanres, tmp_path, tiny):
 def test_the_result_names_what_was_measured(capsys, split):
     class Run:
         folder = "runs/x"
-        recipe = type("Recipe", (), {"epochs": 4})
-        device = type("Device", (), {"precision": "float32"})
+
+        class setup:
+            recipe = type("Recipe", (), {"epochs": 4})
+            device = type("Device", (), {"precision": "float32"})
 
     measured = {"n": 8, "accuracy": 0.5, "accuracy_tta": 0.625, "tta": "flip", "nll": 1, "ece": 0.1}
     progress._print_result(Run, {"split": split, **measured, "train_seconds": 12.3})

@@ -148,7 +148,7 @@ def test_the_error_for_an_unknown_layer_lists_the_layers(leanres, copied):
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(["nowhere"], "nowhere is no run folder"), (["--budget", "few", "x"], "'few' is no count")],
+    [(["nowhere"], "nowhere is not a run folder"), (["--budget", "few", "x"], "'few' is no count")],
 )
 def test_other_mistakes_are_one_line_as_well(leanres, words, part):
     assert_one_line(leanres("report", *words), part)

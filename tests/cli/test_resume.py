@@ -15,7 +15,7 @@ def run(run_folder, tmp_path):
     return shutil.copytree(run_folder, tmp_path / "run")
 
 
-def test_resuming_with_other_threads_says_that_it_will_not_be_bit_for_bit(
+def test_resuming_with_other_threads_says_that_it_will_not_be_bit_identical(
     leanres, run, keep_threads
 ):
     info = json.loads((run / "run.json").read_text())
@@ -23,16 +23,16 @@ def test_resuming_with_other_threads_says_that_it_will_not_be_bit_for_bit(
     now = 1 if before > 1 else 2
     done = leanres("resume", run, "--epochs", 7, "--threads", now, "--no-report")
     assert done.code == 0, done.err
-    (note,) = (line for line in done.err.splitlines() if "not bit for bit" in line)
-    assert note.startswith("note: the run continues, but ")
-    assert f"threads {before} -> {now}" in note
+    (note,) = (line for line in done.err.splitlines() if "bit-identical" in line)
+    assert note.startswith("note: results will not be bit-identical to an uninterrupted run: ")
+    assert f"threads changed from {before} to {now}" in note
     assert torch.get_num_threads() == now
 
 
 def test_resuming_on_the_same_machine_notes_nothing(leanres, run, keep_threads):
     done = leanres("resume", run, "--epochs", 7, "--no-report")
     assert done.code == 0
-    assert "bit for bit" not in done.err
+    assert "bit-identical" not in done.err
     assert "epoch   7/7" in done.out
 
 
@@ -40,7 +40,7 @@ def test_resuming_with_other_kernels_says_so(leanres, run, keep_threads, monkeyp
     monkeypatch.setattr("leanres.training.device.Device.kernels", "PyTorch's: turned off")
     done = leanres("resume", run, "--epochs", 7, "--no-report")
     before = json.loads((run / "run.json").read_text())["hardware"]["kernels"]
-    assert f"kernels {before} -> PyTorch's: turned off" in done.err
+    assert f"kernels changed from {before} to PyTorch's: turned off" in done.err
     assert ", kernels: PyTorch's: turned off, seed" in done.out
 
 

@@ -32,6 +32,7 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.resnet import ResNetConfig
 from leanres.runs import run as runs
+from leanres.runs.fit import complete, resume
 from leanres.training.device import CPU
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
@@ -126,10 +127,10 @@ def live(folder: Path, data: Dataset) -> None:
     except UserError as error:
         if "exists already" not in str(error):
             raise
-        runs.resume(folder, dataset=data, device=device)
+        resume(folder, dataset=data, device=device)
         return
-    if not runs.complete(run, until_epoch=1):
-        runs.resume(folder, dataset=data, device=device)
+    if not complete(run, until_epoch=1):
+        resume(folder, dataset=data, device=device)
 
 
 def disturbed(folder: Path, data: Dataset, at: int, fault: str, counter: Path) -> None:

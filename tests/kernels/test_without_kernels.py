@@ -91,7 +91,7 @@ def test_continuing_with_kernels_says_that_it_is_not_bit_for_bit(blocked, leanre
     done = leanres("resume", folder, "--epochs", 2, "--no-report")
     assert done.code == 0, done.err
     said = " ".join((done.out + done.err).split())  # unwrapped
-    assert "not bit for bit" in said
+    assert "not be bit-identical" in said
     assert f"kernels {MISSING} -> {info(folder)['resumed'][-1]['hardware']['kernels']}" in said
 
 

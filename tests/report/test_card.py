@@ -10,7 +10,7 @@ from leanres.errors import UserError
 from leanres.metrics.classification import accuracy_text
 from leanres.report.card import model_card, portable_command
 from leanres.runs.predictor import load_predictor
-from leanres.runs.weights import WEIGHTS, load_weights, save_weights
+from leanres.runs.weights import WEIGHTS, load_classifier, save_weights
 
 
 def rows(card: str) -> dict[str, str]:
@@ -23,9 +23,9 @@ def test_the_card_says_what_was_measured_on_the_file_and_how_it_was_trained(
     copied, digits, tmp_path
 ):
     folder, out = copied(), tmp_path / "small.safetensors"
-    network, config, preprocess = load_weights(folder / WEIGHTS)
-    network.head.weight.data.mul_(-1)  # another network than the run's: the card is of the file
-    save_weights(out, network, config, preprocess)
+    known, config = load_classifier(folder / WEIGHTS)
+    known.model.head.weight.data.mul_(-1)  # another network than the run's: the card is of the file
+    save_weights(out, known.model, config, known.preprocess)
     info = json.loads((folder / "run.json").read_text())
     info["origin"]["command"] = f"leanres train digits --out {folder} --seed 0"
     (folder / "run.json").write_text(json.dumps(info))

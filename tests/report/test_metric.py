@@ -12,8 +12,8 @@ from leanres.report.card import model_card
 from leanres.report.page import write_report
 from leanres.report.record import read_record
 from leanres.report.text import text_report, text_table
-from leanres.runs.layout import INFO
 from leanres.runs.predictor import load_predictor
+from leanres.runs.run_json import INFO
 from leanres.runs.weights import WEIGHTS
 
 

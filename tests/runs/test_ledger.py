@@ -69,7 +69,7 @@ def test_runs_and_results_are_listed_oldest_first_and_others_noted(folders):
     assert (rows[0]["accuracy"], rows[0]["split"]) == (0.9206, "test")
     assert rows[1]["lr"] == 0.1
     assert len(notes) == 2
-    assert "broken/run.json is no run" in notes[0]
+    assert "broken/run.json is not a run" in notes[0]
     assert read_ledger(folders[0] / "no", folders[1] / "no") == ([], [])
 
 
@@ -133,7 +133,7 @@ def test_conditions_keep_the_rows_that_fit(folders, condition, kept):
     [
         ("accuracy", "give key=value"),
         ("acuracy>0.9", "did you mean 'accuracy'"),
-        ("epochs>many", "'many' is no number"),
+        ("epochs>many", "'many' is not a number"),
     ],
 )
 def test_a_condition_that_makes_no_sense_is_refused(folders, condition, message):
@@ -169,9 +169,9 @@ def test_a_difference_names_what_is_on_either_side(folders):
     assert ("augment", '["flip"]', "-") in diff_rows(a, read_row(results / "claim.json"))[0]
     assert differences({"x": 1}, {"y": None}) == [("x", "1", "-")]
     for place in (runs / "data", runs / "nowhere"):
-        with pytest.raises(UserError, match="is no run folder"):
+        with pytest.raises(UserError, match="is neither a run folder"):
             read_row(place)
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         read_row(results / "raw.json")
 
 

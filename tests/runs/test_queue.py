@@ -10,8 +10,9 @@ import torch
 
 from leanres.data.sources import locate
 from leanres.errors import UserError
+from leanres.runs import fit
 from leanres.runs import run as runs
-from leanres.runs.layout import INFO, read_info
+from leanres.runs.run_json import INFO, read_info
 from leanres.training.device import CPU
 
 
@@ -34,9 +35,9 @@ def test_a_queued_run_begins_when_it_is_resumed_and_equals_one_made_at_once(
         read_info(tmp_path / "queued")
     with pytest.raises(UserError, match="exists already"):
         runs.create(tmp_path / "queued", recipe, digits, device)
-    result = runs.resume(tmp_path / "queued")
+    result = fit.resume(tmp_path / "queued")
     assert (result["split"], result["tta"]) == ("test", "none")
-    whole = runs.fit(tmp_path / "whole", recipe, digits, device)
+    whole = fit.fit(tmp_path / "whole", recipe, digits, device)
     assert result["accuracy"] == whole["accuracy"]
     assert weights(tmp_path / "queued") == weights(tmp_path / "whole")
 
@@ -47,16 +48,16 @@ def test_a_run_pauses_at_an_epoch_and_its_rest_equals_the_uninterrupted_run(
     recipe = replace(small, epochs=3)
     run = runs.create(tmp_path / "run", recipe, digits, device)
     rows = []
-    assert runs.complete(run, on_epoch=rows.append, until_epoch=1) == {}
+    assert fit.complete(run, on_epoch=rows.append, until_epoch=1) == {}
     assert [row["epoch"] for row in rows] == [1]
     assert "result" not in read_info(tmp_path / "run")
     again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device)
-    assert runs.complete(again, on_epoch=rows.append, until_epoch=1) == {}  # it is there already
+    assert fit.complete(again, on_epoch=rows.append, until_epoch=1) == {}  # it is there already
     again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device)
-    result = runs.complete(again, on_epoch=rows.append)
+    result = fit.complete(again, on_epoch=rows.append)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert result["n"] == 360
-    runs.fit(tmp_path / "whole", recipe, digits, device)
+    fit.fit(tmp_path / "whole", recipe, digits, device)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
@@ -65,7 +66,7 @@ def test_val_is_measured_after_each_epoch_unless_the_run_says_not_to(
 ):
     origin = {"validate": False, "measure": "val"}
     run = runs.create(tmp_path / "run", small, digits, device, origin)
-    result = runs.complete(run)
+    result = fit.complete(run)
     assert (result["split"], result["n"]) == ("val", 200)
     assert all("val_accuracy" not in row for row in run.state.history)
 
@@ -86,8 +87,8 @@ def test_what_makes_a_resumed_run_inexact_is_said(tmp_path, digits, device, smal
     info["hardware"][key] = before
     (tmp_path / "run" / INFO).write_text(json.dumps(info))
     (note,) = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device).notes
-    assert "not bit for bit" in note
-    assert note.endswith(f": {key} {before} -> {now}")
+    assert "not be bit-identical" in note
+    assert note.endswith(f": {key} changed from {before} to {now}")
 
 
 def test_run_json_says_which_kernels_compute(tmp_path, digits, device, small):

@@ -28,9 +28,12 @@ from leanres.io import CheckpointError
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import MODELS
+from leanres.runs import fit
 from leanres.runs import run as runs
 from leanres.runs.checkpoint import saved
-from leanres.runs.layout import CHECKPOINTS, HISTORY, PREDICTIONS, read_info
+from leanres.runs.layout import CHECKPOINTS, HISTORY, PREDICTIONS
+from leanres.runs.predictor import Predictor, load_predictor
+from leanres.runs.run_json import read_info
 from leanres.runs.stop import Stop
 from leanres.runs.weights import WEIGHTS
 from leanres.training.loop import TrainState
@@ -147,7 +150,7 @@ def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, device, small):
                 stop.signal = signal.SIGTERM
 
         with Stop() as stop:
-            list(runs.epochs(run, stop, watch))
+            list(fit.epochs(run, stop, watch))
         run.release()
         return run
 
@@ -157,7 +160,7 @@ def test_a_stop_within_an_epoch_loses_no_step(tmp_path, digits, device, small):
     assert len(stopped.state.losses) == 2
     resumed = runs.reopen(tmp_path / "stopped", lambda _: digits, lambda _: device)
     with Stop() as stop:
-        list(runs.epochs(resumed, stop))
+        list(fit.epochs(resumed, stop))
     assert resumed.state.history == whole.state.history
 
 
@@ -245,57 +248,41 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, digi
     recipe = replace(small, epochs=5, optimizer="sgd", lr=1000.0, weight_decay=10.0)
     run = runs.create(tmp_path / "run", recipe, digits, device)
     with Stop() as stop, pytest.raises(UserError, match=r"nan|inf") as caught:
-        list(runs.epochs(run, stop))
+        list(fit.epochs(run, stop))
     run.release()
     assert "at step" in str(caught.value)
     again = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device)
     assert all(p.isfinite().all() for p in again.state.model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "is no run folder"),
-        ("{", "damaged"),
-        ("[]", "not a JSON object"),
-        ("{}", "lacks recipe"),
-        ('{"recipe": [], "data": 3}', "lacks recipe"),
-        ('{"recipe": {"model": "speednet"}, "origin": {}}', "has not begun yet"),
-    ],
-)
-def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "run.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_info(tmp_path)
-
-
 def test_without_a_test_split_val_is_measured_and_said(tmp_path, digits, device, small):
     dataset = Dataset("digits", digits.train, None, None)
     run = runs.create(tmp_path / "run", replace(small, epochs=1), dataset, device)
     with Stop() as stop:
-        list(runs.epochs(run, stop))
-    result = runs.finish(run)
+        list(fit.epochs(run, stop))
+    result = fit.finish(run)
     assert (result["split"], result["n"]) == ("val", 200)
     assert run.info["test_reads"] == 0
 
 
 def test_while_choosing_the_test_split_is_not_read(tmp_path, digits, device, small, monkeypatch):
     read = []
-    real = runs.predict_both
+    real = Predictor.logits_both
 
-    def watched(model, images, **settings):
+    def watched(predictor, images, tta):
         read.append(images)
-        return real(model, images, **settings)
+        return real(predictor, images, tta)
 
-    monkeypatch.setattr(runs, "predict_both", watched)
+    monkeypatch.setattr(Predictor, "logits_both", watched)
     run = runs.create(tmp_path / "run", replace(small, epochs=1), digits, device)
     with Stop() as stop:
-        list(runs.epochs(run, stop))
-    assert runs.finish(run, measure="val")["split"] == "val"
+        list(fit.epochs(run, stop))
+    run.info["origin"]["measure"] = "val"
+    assert fit.finish(run)["split"] == "val"
     assert run.info["test_reads"] == 0
     assert not any(images is digits.test.images for images in read)
-    runs.finish(run)
+    run.info["origin"]["measure"] = "test"
+    fit.finish(run)
     assert any(images is digits.test.images for images in read)
 
 
@@ -341,7 +328,7 @@ def test_images_in_another_order_are_said(tmp_path, digits, device, small):
 def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, small, leanres):
     folder = tmp_path / "run"
     network = ResNetConfig((4,), (1,))  # where bfloat16 is emulated, the others take a while
-    runs.fit(folder, replace(small, model=network, precision="bfloat16", epochs=1), digits)
+    fit.fit(folder, replace(small, model=network, precision="bfloat16", epochs=1), digits)
     info = read_info(folder)
     assert info["hardware"]["precision"] == "bfloat16"
     done = leanres(*resume_argv(folder, "--epochs", "2"))
@@ -350,8 +337,6 @@ def test_a_run_made_in_python_is_resumed_by_the_command_line(tmp_path, digits, s
 
 
 def test_predictions_are_what_the_weights_say(uninterrupted, digits):
-    from leanres.runs.predictor import load_predictor
-
     table = pq.read_table(uninterrupted / "predictions.parquet")
     probs = torch.tensor([table[f"p_{k}"].to_pylist() for k in range(10)]).T
     expected = load_predictor(uninterrupted).logits(digits.test.images).softmax(1)
@@ -382,7 +367,7 @@ def test_a_full_disk_at_an_epochs_end_is_one_line(tmp_path, digits, device, smal
 
     monkeypatch.setattr("os.fsync", full)
     with Stop() as stop, pytest.raises(CheckpointError, match="No space left on device"):
-        list(runs.epochs(run, stop))
+        list(fit.epochs(run, stop))
     monkeypatch.undo()
     run.release()
     assert runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device).state.step == 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from leanres.runs import fit
 from leanres.runs import run as runs
 from leanres.runs.stop import Stop
 from leanres.training.loop import TrainState
@@ -21,15 +22,15 @@ def test_slow_saves_are_spaced_and_the_last_epoch_is_saved(
 
     def save(run: runs.Run) -> None:
         now[0] += writing_s
-        written.append(run.state.step // run.counts.steps_per_epoch)
+        written.append(run.state.step // run.setup.counts.steps_per_epoch)
 
     def tick(state: TrainState) -> None:
         now[0] += 1
 
     run = runs.create(tmp_path / "run", replace(small, epochs=4), digits, device)
-    assert 1 < run.counts.steps_per_epoch < 20
-    monkeypatch.setattr(runs, "_save", save)
+    assert 1 < run.setup.counts.steps_per_epoch < 20
+    monkeypatch.setattr(fit, "save", save)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     with Stop() as stop:
-        list(runs.epochs(run, stop, tick))
+        list(fit.epochs(run, stop, tick))
     assert written == saved_epochs

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
-from leanres.runs.run import fit
+from leanres.runs.fit import fit
 from leanres.training.device import CPU
 from leanres.training.recipes import RECIPES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leanres.models.speednet import SpeedNetConfig
-from leanres.runs.weights import load_weights
+from leanres.runs.weights import load_classifier
 from leanres.ship.export import export
 
 
@@ -21,6 +21,6 @@ def test_half_precision_is_half_as_large_and_keeps_every_class_but_a_few(run, tm
 
 def test_the_file_carries_its_network_and_class_names(run, tmp_path, images, digits):
     export(run, tmp_path / "w.safetensors", images)
-    _, config, preprocess = load_weights(tmp_path / "w.safetensors")
+    known, config = load_classifier(tmp_path / "w.safetensors")
     assert config == SpeedNetConfig((8, 16), num_classes=10)
-    assert preprocess.classes == digits.test.classes
+    assert known.preprocess.classes == digits.test.classes

@@ -95,11 +95,11 @@ def train(compute, optimizer, given):
 def replayed(model, optimizer):
     captures = []
 
-    def capture(work):
+    def record(work):
         captures.append(Again(work, optimizer, model))
-        return captures[-1]
+        return captures[-1].replay
 
-    return Replay(work_of(model, optimizer), model, [optimizer], capture), captures
+    return Replay(work_of(model, optimizer), model, [optimizer], record), captures
 
 
 @pytest.mark.parametrize("make", [sgd, muon])

@@ -99,7 +99,7 @@ def test_the_allocator_keeps_freed_memory_and_page_faults_stop():
     code = (
         "import resource, sys, torch\n"
         "from leanres.training.device import keep_freed_memory\n"
-        "if sys.argv[1] == 'kept': said = keep_freed_memory(0.5)\n"
+        "if sys.argv[1] == 'kept': keep_freed_memory(0.5)\n"
         "def churn(): [torch.ones(16 << 20).sum() for _ in range(3)]\n"
         "churn()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

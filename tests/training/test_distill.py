@@ -14,7 +14,8 @@ from leanres.errors import UserError
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.resnet import ResNetConfig
 from leanres.runs import run as runs
-from leanres.runs.weights import load_teacher, load_weights, save_weights
+from leanres.runs.fit import fit
+from leanres.runs.weights import load_classifier, load_teacher, save_weights
 from leanres.training.batch import Batch
 from leanres.training.loop import loss_of, start, steps
 from leanres.training.recipe import Recipe
@@ -59,7 +60,7 @@ def test_the_teacher_sees_what_the_student_sees_at_full_size(
     recipe = replace(small, teacher=str(teacher), accumulate=accumulate, distill_weight=1.0)
     normalize = Normalize(*channel_stats(digits.train))
     known = load_teacher(str(teacher), digits.train, device)
-    known.model = load_weights(teacher)[0]  # a plain module, to look into
+    known.model = load_classifier(teacher)[0].model  # a plain module, to look into
     setup = Setup(recipe, digits.train, normalize, device)
     state = start(setup, known)
     student, taught, batches = [], [], []
@@ -85,9 +86,10 @@ def test_the_teacher_sees_what_the_student_sees_at_full_size(
 
 def test_a_run_learns_from_its_teacher_and_names_it(digits, device, small, teacher, tmp_path):
     recipe = replace(small, teacher=str(teacher), epochs=1)
-    runs.fit(tmp_path / "run", recipe, digits, device)
-    model, config, preprocess = load_weights(teacher)
-    save_weights(teacher, model, config, preprocess, half=True)  # another one, by its sum
+    fit(tmp_path / "run", recipe, digits, device)
+    known, config = load_classifier(teacher)
+    rounded = {"half": True}  # another one, by its sum
+    save_weights(teacher, known.model, config, known.preprocess, **rounded)
     with pytest.raises(UserError, match=r"is not the one that .* was trained with"):
         runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device, epochs=2)
 

@@ -13,7 +13,7 @@ from leanres.errors import UserError
 from leanres.models.preprocess import Normalize
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs import checkpoint
-from leanres.runs import run as runs
+from leanres.runs.fit import fit
 from leanres.training.batch import Batch
 from leanres.training.hard_examples import hardest
 from leanres.training.loop import start, steps
@@ -87,7 +87,7 @@ def test_a_run_with_a_selector_learns_and_resumes_bit_for_bit(digits, device, sm
         torch.equal(a, b)
         for a, b in zip(state.selector.parameters(), other.selector.parameters(), strict=True)
     )
-    result = runs.fit(tmp_path / "run", replace(recipe, epochs=6), digits, device)
+    result = fit(tmp_path / "run", replace(recipe, epochs=6), digits, device)
     assert result["accuracy"] > 0.5  # ten classes
 
 

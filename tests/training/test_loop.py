@@ -25,7 +25,7 @@ from leanres.training.loop import (
     restart_,
     start,
     steps,
-    train,
+    train_epochs,
 )
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe, StepCounts
@@ -59,7 +59,7 @@ def test_a_run_learns_and_its_rows_add_up(digits, device, small):
     plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe = replace(small, epochs=4, batch_size=100, **plain)
     state, setup = fresh(recipe, digits.train, device)
-    rows = list(train(state, setup, digits.test))
+    rows = list(train_epochs(state, setup, digits.test))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows] == [14, 28, 42, 56]
     assert rows[-1]["val_accuracy"] > 0.8
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_names_its_step(digits, device, small):
             return setup.normalize(images) * (float("nan") if state.step == 3 else 1.0)
 
     with pytest.raises(NonFiniteLossError, match="nan at step 4"):
-        list(train(state, replace(setup, normalize=Poison())))
+        list(train_epochs(state, replace(setup, normalize=Poison())))
 
 
 def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, device, small):
@@ -153,7 +153,7 @@ def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, device,
         return True
 
     with pytest.raises(NonFiniteLossError, match="weights are not finite after step 7"):
-        list(train(state, setup, watch=poison))
+        list(train_epochs(state, setup, watch=poison))
 
 
 def test_dropout_is_drawn_from_the_counters_too(digits, device, small):
@@ -172,7 +172,7 @@ def test_dropout_is_drawn_from_the_counters_too(digits, device, small):
 
 def test_the_watcher_stops_between_two_steps(digits, device, small):
     state, setup = fresh(small, digits.train, device)
-    rows = train(state, setup, watch=lambda s: s.step < 3)
+    rows = train_epochs(state, setup, watch=lambda s: s.step < 3)
     assert list(rows) == []
     assert state.step == 3
     assert len(state.losses) == 3
@@ -183,7 +183,7 @@ def test_bfloat16_trains_with_float32_weights(digits, small):
     plain = {"augment": (), "mix": (), "progressive_resizing": (), "ema": 0.0}
     recipe, few = replace(small, epochs=4, batch_size=50, **plain), digits.train.subset(range(600))
     state, setup = fresh(recipe, few, device)
-    rows = list(train(state, setup, digits.test))
+    rows = list(train_epochs(state, setup, digits.test))
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     assert rows[-1]["val_accuracy"] > 0.6
 
@@ -219,7 +219,7 @@ def test_a_rows_gradient_norm_is_that_of_the_epochs_last_step(digits, device, sm
         norms.append(sum(squares) ** 0.5)
 
     state.optimizers[0].register_step_pre_hook(look)
-    rows = list(train(state, setup))
+    rows = list(train_epochs(state, setup))
     per_epoch = StepCounts(small, len(digits.train)).steps_per_epoch
     expected = norms[per_epoch - 1 :: per_epoch]
     assert [row["gradient_norm"] for row in rows] == pytest.approx(expected, rel=1e-5)
@@ -327,7 +327,7 @@ def test_an_epoch_with_copies_has_as_many_steps_and_counts_all_its_images(digits
     state, setup = fresh(recipe, digits.train, device)
     seen: list[int] = []
     state.model.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
-    (row,) = train(state, setup)
+    (row,) = train_epochs(state, setup)
     assert row["step"] == len(digits.train) // 200
     assert sum(seen) == 2 * 200 * row["step"]
     correct = row["train_accuracy"] * sum(seen)

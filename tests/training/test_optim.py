@@ -149,3 +149,11 @@ def test_the_factor_is_of_the_peak_however_often_it_is_set():
     for factor in (0.1, 0.7, 0.4):
         set_lr_([optimizer], factor)
     assert {g["lr"] for g in optimizer.param_groups} == {0.2}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_on_a_gpu_a_step_can_be_captured(name, on_a_gpu):
+    """PyTorch's optimizers that count their steps must count on the device: `capturable`."""
+    for optimizer in OPTIMIZERS[name](on_a_gpu, Recipe()):
+        for group in optimizer.param_groups:
+            assert group.get("capturable", True)

@@ -14,7 +14,7 @@ from leanres.data.split import channel_stats
 from leanres.errors import UserError
 from leanres.models.preprocess import Normalize
 from leanres.training.batch import batches
-from leanres.training.loop import start, steps, train
+from leanres.training.loop import start, steps, train_epochs
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.preflight import preflight_check
 from leanres.training.recipe import Recipe, StepCounts, from_dict
@@ -50,7 +50,7 @@ def test_with_partial_batches_every_image_is_trained_on_and_counted(selector, di
     setup = setup_of(recipe, digits.train, device)
     state = start(setup)
     preflight_check(setup, state)
-    (row,) = train(state, setup)
+    (row,) = train_epochs(state, setup)
     assert row["step"] == 3
     assert setup.counts.images_of_steps == [500, 437]
     seen = [500, 500, 437] if not selector else [250, 250, 218]

@@ -12,8 +12,8 @@ from leanres.errors import UserError
 from leanres.metrics.statistics import paired_seeds
 from leanres.models.cost import count_params
 from leanres.runs.checkpoint import saved
+from leanres.runs.fit import fit
 from leanres.runs.layout import CHECKPOINTS
-from leanres.runs.run import fit
 from leanres.training.device import CPU
 from leanres.training.loop import network_config
 from leanres.training.recipe import StepCounts

@@ -17,7 +17,7 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.resnet import ResNetConfig
-from leanres.runs.layout import read_info
+from leanres.runs.run_json import read_info
 from leanres.training.device import CPU
 from leanres.trials import compare as library
 from leanres.trials.compare import COMPARISONS, Comparison, recipes, to_rows

@@ -16,8 +16,10 @@ from leanres.errors import UserError
 from leanres.io import Lock
 from leanres.models.resnet import ResNetConfig
 from leanres.runs.checkpoint import saved
-from leanres.runs.layout import CHECKPOINTS, read_info
-from leanres.runs.run import enqueue, fit
+from leanres.runs.fit import fit
+from leanres.runs.layout import CHECKPOINTS
+from leanres.runs.run import enqueue
+from leanres.runs.run_json import read_info
 from leanres.runs.stop import Stopped
 from leanres.training.recipes import RECIPES
 from leanres.trials import executors, worker

@@ -21,6 +21,7 @@ from leanres.models.cost import count_params, summarize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
 from leanres.runs import run as runs
+from leanres.runs.fit import complete
 from leanres.runs.stop import Stopped
 from leanres.training.device import CPU
 from leanres.training.recipe import from_dict
@@ -96,7 +97,7 @@ def test_the_best_is_at_least_as_good_as_a_hand_made_network_of_its_size(found, 
     by_hand = fit_widths(ResNetConfig(), 2.0, BOUNDS)
     run = runs.create(tmp_path / "run", from_dict({"model": by_hand}, RECIPE), digits, CPU32)
     rows = []
-    runs.complete(run, on_epoch=rows.append)
+    complete(run, on_epoch=rows.append)
     assert best.accuracy >= rows[-1]["val_accuracy"]
 
 

@@ -111,7 +111,7 @@ def network_curve(
     for config in networks:
         run = runs.prepare(replace(recipe, model=config), dataset, device)
         summary = summarize(run.config, (3, side, side))
-        macs = summary.macs * run.counts.images_per_step / 1e9
+        macs = summary.macs * run.setup.counts.images_per_step / 1e9
         points.append((macs, step_seconds(run, count), f"{summary.params / 1e6:.2f} M params"))
     grows = "10^9 multiply-adds of a forward pass"
     return CostCurve(grows, "10^9", "per step", *zip(*points, strict=True))

@@ -63,7 +63,7 @@ def measure_step(
     more than `seconds_per_step`. `operators` are seconds of an uncompiled step.
     """
     run = runs.prepare(recipe, dataset, device)
-    counts, scale = run.counts, run.counts.scale(0)
+    counts, scale = run.setup.counts, run.setup.counts.scale(0)
     side = round(scale * run.setup.train.images.shape[-1])
     seconds = step_seconds(run, count)
     peak = device.peak_memory()  # before the rates: they take a GiB themselves
@@ -102,7 +102,7 @@ def step_seconds(run: runs.Run, count: int) -> float:
     loop = endless(run)
     for _ in range(WARM_UP):
         next(loop)
-    watch = Stopwatch(run.device)
+    watch = Stopwatch(run.setup.device)
     for _ in range(count):
         next(loop)
     return watch("steps") / count
@@ -117,7 +117,7 @@ def endless(run: runs.Run, mark: Mark | None = None) -> Iterator[object]:
 
 def uncompiled(run: runs.Run, **changed: Any) -> runs.Run:
     """The run without torch.compile, as the counters and the profiler need it."""
-    device = replace(run.device, compiled=False, **changed)
+    device = replace(run.setup.device, compiled=False, **changed)
     return replace(run, setup=replace(run.setup, device=device))
 
 
@@ -126,9 +126,9 @@ def part_seconds(run: runs.Run, count: int) -> dict[str, float]:
 
     Mean of `count` steps or a few more: images of several steps are augmented together.
     """
-    watch = Stopwatch(run.device)
+    watch = Stopwatch(run.setup.device)
     loop = endless(run, watch)
-    together = steps_augmented_together(run.setup.train, run.counts)
+    together = steps_augmented_together(run.setup.train, run.setup.counts)
     for _ in range(together):
         next(loop)
     watch.reset()
@@ -208,11 +208,11 @@ def operator_seconds(run: runs.Run, count: int = 3) -> dict[str, float]:
     """Seconds of each kind of operator in an uncompiled step, mean of `count` steps."""
     loop = endless(uncompiled(run))
     next(loop)
-    kinds = {ProfilerActivity.CPU, run.device.profiled}
+    kinds = {ProfilerActivity.CPU, run.setup.device.profiled}
     with profile(activities=kinds) as recorded:
         for _ in range(count):
             next(loop)
-        run.device.synchronize()
+        run.setup.device.synchronize()
     clock = "self_device_time_total" if len(kinds) > 1 else "self_cpu_time_total"
     microseconds: Counter[str] = Counter()
     for event in recorded.key_averages():

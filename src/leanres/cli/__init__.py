@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from leanres.cli import (
     bench,
     campaign,
     compare,
+    console,
     data,
     evaluate,
     export,
@@ -29,6 +31,9 @@ from leanres.cli import (
 from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.errors import UserError
 from leanres.version import __version__
+
+CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ended
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class App(HelpGroup):
@@ -91,18 +96,26 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 done, 2 the user's mistake, 130 and 143 stopped by Ctrl-C and SIGTERM. An error
-    of our own is raised, so Python prints its traceback and exits with 1.
+    Exit codes: 0 done, 2 the user's mistake, 130 and 143 stopped by Ctrl-C and SIGTERM, 141 the
+    output's reader is gone. An error of our own is raised, so Python prints its traceback and exits
+    with 1.
     """
+    console.prepare_streams()
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
+    except SystemExit as end:  # with 1: a closed pipe, which typer and rich notice first
+        code = CLOSED_PIPE if end.code == 1 else end.code
+    except BrokenPipeError:
+        console.drop_output()
+        code = CLOSED_PIPE
     except UserError as error:
         _fail(str(error), 2)
     except OSError as error:  # a file or folder that the system does not let us use
-        if error.filename is None:
+        if error.filename is None and error.errno not in DISK_FULL:
             raise
-        _fail(f"cannot read or write {error.filename}: {error.strerror}", 2)
+        console.drop_output()
+        _fail(f"cannot read or write {error.filename or 'the output'}: {error.strerror}", 2)
     except Exception as error:
         message = getattr(error, "format_message", None)  # of the parser's own errors
         if message is None:

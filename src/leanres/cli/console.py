@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,25 @@ PICTURES = (".png", ".svg", ".pdf")
 GAP = 2  # spaces between the columns of a table
 
 
+def prepare_streams() -> None:
+    """Let stdout and stderr take every text: closed ones drop it, others print "?" where they must.
+
+    A terminal or pipe may be of an encoding that lacks a character.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the shell closed it: >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def drop_output() -> None:
+    """Drop what stdout still holds: Python would try to write it again at its exit."""
+    with suppress(OSError):  # a stdout that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console(stderr: bool = False) -> Console:
     """A console that prints names as they are, and wraps nothing in a file or pipe."""
     from rich.console import Console  # a sixth of the time of --help
@@ -25,6 +47,11 @@ def console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else 10_000
     return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def counted(count: int, noun: str) -> str:
+    """1, "epoch" -> "1 epoch"; 3, "epoch" -> "3 epochs"."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def print_table(

@@ -31,15 +31,15 @@ def export(
     Example: leanres export runs/first first.onnx
     """
     from leanres.report.card import model_card
-    from leanres.runs.layout import INFO
-    from leanres.runs.weights import load_weights, weights_file
+    from leanres.runs.run_json import INFO
+    from leanres.runs.weights import load_classifier, weights_file
     from leanres.ship.export import CHECKED_IMAGES, target_of
     from leanres.ship.export import export as write_checked
 
     target_of(out)
     if card and not ((target / INFO).exists() and out.suffix == ".safetensors"):
         raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
-    preprocess = load_weights(weights_file(target))[2]
+    preprocess = load_classifier(weights_file(target))[0].preprocess
     dataset = options.load_target_data(target, preprocess.size, data)
     images = (dataset.test or dataset.val or dataset.train).images[:CHECKED_IMAGES]
     done = write_checked(target, out, images, full)

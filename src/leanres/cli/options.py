@@ -76,13 +76,13 @@ TTA_OPTION = measurement_option(
 DEVICE = machine_option(
     "auto", "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1."
 )
-THREADS = machine_option(0, min=0, help="CPU threads; 0: one per core.")
+THREADS = machine_option(0, min=0, max=1024, help="CPU threads; 0: one per core.")
 DEVICES = machine_option(
     "auto", help="Comma-separated devices to spread the trainings over: cuda:0,cuda:1."
 )
 AT_ONCE = machine_option(0, min=0, help="Number of trainings at a time; 0: one per device.")
 THREADS_EACH = machine_option(
-    0, min=0, help="CPU threads of each training; 0: its share of the cores."
+    0, min=0, max=1024, help="CPU threads of each training; 0: its share of the cores."
 )
 
 NO_REPORT = output_option(False, "--no-report", help="Write no report.html at the end.")
@@ -139,7 +139,7 @@ def load_target_data(target: Path, size: int, name: str | None, strict: bool = F
 
     A run's own data has the val split that the run held out of train.
     """
-    from leanres.runs.layout import INFO, read_info
+    from leanres.runs.run_json import INFO, read_info
 
     if name is not None or not (target / INFO).exists():
         return load_dataset(name or "cifar10", size, strict)
@@ -200,11 +200,18 @@ def set_threads(threads: int | None) -> None:
 
 
 def changes(settings: list[str], **short: Any) -> dict[str, Any]:
-    """The settings that `--set` and the options short for it change; None was not given."""
+    """The settings that `--set` and the options short for it change; None was not given.
+
+    UserError for a setting that is given two values.
+    """
     from leanres.training.recipe import parse_setting
 
-    given = {key: value for key, value in short.items() if value is not None}
-    return dict(map(parse_setting, settings)) | given
+    found: dict[str, Any] = {}
+    given = [(key, value) for key, value in short.items() if value is not None]
+    for key, value in [*map(parse_setting, settings), *given]:
+        if found.setdefault(key, value) != value:
+            raise UserError(f"{key} = {found[key]} and {key} = {value} came: give one of them")
+    return found
 
 
 def current_command() -> str:
@@ -221,7 +228,7 @@ def check_val(measure: str, has_val: bool) -> None:
 def event_line(event: Event) -> str:
     """What happened to one of many trainings: "finished runs/a-0: 93.12 % of 10,000 ..., 14 s"."""
     from leanres.metrics.classification import accuracy_text
-    from leanres.runs.layout import read_info
+    from leanres.runs.run_json import read_info
 
     detail = event.detail
     if event.kind == "finished":

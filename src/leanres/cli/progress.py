@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.console import console
+from leanres.cli.console import console, counted
 from leanres.cli.options import print_notes
 from leanres.errors import UserError
 from leanres.runs.tracking import open_trackers
@@ -30,7 +30,7 @@ class Live:
         self.run = run
         self.console = console(stderr)
         columns = (
-            TextColumn("epoch {task.fields[epoch]}/" + str(run.recipe.epochs)),
+            TextColumn("epoch {task.fields[epoch]}/" + str(run.setup.recipe.epochs)),
             BarColumn(bar_width=10),
             TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(),
@@ -39,11 +39,11 @@ class Live:
             *columns, console=self.console, transient=True, disable=not self.console.is_terminal
         )
         self.task = self.progress.add_task(
-            "", total=run.counts.total, completed=run.state.step, epoch=1, facts=""
+            "", total=run.setup.counts.total, completed=run.state.step, epoch=1, facts=""
         )
         self.began, self.first_step = time.perf_counter(), run.state.step
         self.shown_at = 0.0
-        self.width = len(f"epoch {run.recipe.epochs:>3}/{run.recipe.epochs}")
+        self.width = len(f"epoch {run.setup.recipe.epochs:>3}/{run.setup.recipe.epochs}")
         self.has_heads = False
 
     def __enter__(self) -> Live:
@@ -59,13 +59,13 @@ class Live:
         if not self.console.is_terminal or now - self.shown_at < REFRESH_S:
             return
         self.shown_at = now
-        counts = self.run.counts
+        counts = self.run.setup.counts
         rate = (state.step - self.first_step) * counts.images_per_step / (now - self.began)
         lr = float(state.optimizers[0].param_groups[0]["lr"])
         self.progress.update(
             self.task,
             completed=state.step,
-            epoch=min(state.step // counts.steps_per_epoch + 1, self.run.recipe.epochs),
+            epoch=min(state.step // counts.steps_per_epoch + 1, self.run.setup.recipe.epochs),
             facts=f"{_last_step(state, counts.selected_per_step)}lr {lr:.3g}  {rate:,.0f} images/s",
         )
 
@@ -78,7 +78,7 @@ class Live:
         if "val_accuracy" in row:
             val = f"{100 * row['val_accuracy']:>9.2f}{row['val_loss']:>8.4f}"
         self.console.print(
-            f"epoch {row['epoch']:>3}/{self.run.recipe.epochs}".ljust(self.width)
+            f"epoch {row['epoch']:>3}/{self.run.setup.recipe.epochs}".ljust(self.width)
             + f"{100 * row['train_accuracy']:>9.2f}{row['train_loss']:>8.4f}{val}"
             + f"{row['lr']:>10.3g}{row['images_per_s']:>10,.0f}{row['seconds']:>8.1f}"
         )
@@ -93,8 +93,8 @@ def _last_step(state: TrainState, batch: int) -> str:
 
 def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) -> None:
     """Train to the end, measure, report. Exits with 128 + the signal where one stopped it."""
+    from leanres.runs.fit import complete
     from leanres.runs.layout import with_times
-    from leanres.runs.run import complete
     from leanres.runs.stop import Stopped
 
     typer.echo(_headline(run), err=as_json)
@@ -114,7 +114,7 @@ def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) 
                 number, result = stopped.number, {}
         if not result:
             typer.echo(
-                f"stopped at step {run.state.step} of {run.counts.total}, saved\n"
+                f"stopped at step {run.state.step} of {run.setup.counts.total}, saved\n"
                 f"continue with: leanres resume {run.folder}",
                 err=as_json,
             )
@@ -146,14 +146,14 @@ def _headline(run: Run) -> str:
     from leanres.models.zoo import network_name
 
     params = count_params(run.state.model)
-    device, recipe = run.device, run.recipe
+    device, recipe = run.setup.device, run.setup.recipe
     name = network_name(recipe.model)
     val = f" + {len(run.val):,} val" if run.val is not None else ""
-    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
     return (
         f"{name} ({params / 1e6:.2f} M params) on {len(run.setup.train):,} images{val} of"
-        f" {run.dataset.name}, {epochs} of {run.counts.steps_per_epoch} steps, {device.name}"
-        f" {device.precision}{', compiled' if device.compiled else ''}, kernels: {device.kernels},"
+        f" {run.dataset.name}, {counted(recipe.epochs, 'epoch')} of"
+        f" {counted(run.setup.counts.steps_per_epoch, 'step')}, {device.name} {device.precision}"
+        f"{', compiled' if device.compiled else ''}, kernels: {device.kernels},"
         f" seed {recipe.seed} -> {run.folder}"
     )
 
@@ -166,7 +166,7 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
         rate = ""
         if "matrix_tflops" in result:
             rate = (
-                f" (a large {run.device.precision} product on this machine:"
+                f" (a large {run.setup.device.precision} product on this machine:"
                 f" {result['matrix_tflops']:.2f} TFLOP/s)"
             )
         typer.echo(
@@ -177,5 +177,5 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
         f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json\n"
         f"next: leanres evaluate {folder}\n"
         f"      leanres predict {folder} IMAGES\n"
-        f"      leanres resume {folder} --epochs {2 * run.recipe.epochs}"
+        f"      leanres resume {folder} --epochs {2 * run.setup.recipe.epochs}"
     )

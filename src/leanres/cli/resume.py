@@ -67,12 +67,13 @@ def resume(
 
 def _check_unfinished(run: Run, measure: str | None) -> None:
     """Refuse a run with no epoch left to train and nothing left to measure."""
+    finished = run.state.step == run.setup.counts.total
     measured = run.info.get("result", {}).get("split")
     wanted = measure if run.dataset.test else "val"
-    if run.state.step < run.counts.total or measured is None or wanted not in (None, measured):
+    if not finished or measured is None or wanted not in (None, measured):
         return
     also = ", --measure test reads test too" if run.dataset.test and measured == "val" else ""
     raise UserError(
-        f"{run.folder} is finished ({run.recipe.epochs} epochs, measured on {measured}):"
+        f"{run.folder} is finished ({run.setup.recipe.epochs} epochs, measured on {measured}):"
         f" --epochs N extends it{also}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table
+from leanres.cli.console import counted, print_table
 from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.errors import UserError
 
@@ -60,7 +60,7 @@ def runs(
     rows = sort_rows(rows, sort) if sort else rows
     if as_csv is not None:
         as_csv.write_text(to_csv(rows), encoding="utf-8")
-        typer.echo(f"{len(rows)} runs written to {as_csv}")
+        typer.echo(f"{counted(len(rows), 'run')} written to {as_csv}")
     elif as_json:
         for row in rows:
             typer.echo(json.dumps(row))
@@ -88,10 +88,10 @@ def _cell(key: str, value: Any) -> str:
     from leanres.metrics.classification import METRICS
     from leanres.runs.ledger import shown
 
-    if value is None:
-        return "-"
     if key == "model" and isinstance(value, dict):
-        return f"custom {value['family']}"  # as models.zoo.network_name, which imports torch
+        return f"custom {value.get('family')}"  # as models.zoo.network_name, which imports torch
+    if not isinstance(value, int | float):
+        return shown(value)
     if key in METRICS:
         return METRICS[key].text(value)
     if isinstance(value, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ def train(
     TTA[tta]  # refuses a mistake before the training
     trackers = check_trackers(track)
     changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
+    if lr_max == "auto" and "lr" in changed:
+        raise UserError(f"lr = {changed['lr']} and --lr-max auto came: give one of them")
     chosen = load_recipe(recipe, changed)
     device = options.make_device(device_name, chosen, threads)
     clock = time.perf_counter()
@@ -75,7 +78,7 @@ def train(
         chosen, found = _with_found_lr(chosen, dataset, device, as_json)
     origin = {"command": options.current_command(), "measure": measure, "tta": tta}
     run = create(folder, chosen, dataset, device, origin | locate(data, size=size) | found)
-    counts = run.counts
+    counts = run.setup.counts
     if counts.steps_per_epoch < FEW_STEPS and counts.total < 10 * FEW_STEPS:
         options.print_notes(
             [
@@ -116,7 +119,5 @@ def _with_found_lr(
 
 
 def _next_folder(name: str) -> Path:
-    number = 1
-    while Path("runs", f"{name}-{number}").exists():
-        number += 1
-    return Path("runs", f"{name}-{number}")
+    folders = (Path("runs", f"{name}-{number}") for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +41,7 @@ def find_lr(
     device = device or detect("auto", recipe.precision, compiled=False)
     if isinstance(data, Split):
         data, recipe = Dataset("split", data, None, None), replace(recipe, val=0)
-    with _seeded(device, recipe.seed):
+    with device.seeded(recipe.seed):
         run = prepare(recipe, data, device)
     if given is not None and "steps" not in sweep:
         given = replace(given, steps=default_steps(recipe, len(run.setup.train)))
@@ -71,7 +70,7 @@ def range_test(state: TrainState, setup: Setup, sweep: LRSweep | None = None) ->
 
     def test(sweep: LRSweep) -> LRRange:
         frozen = replace(setup, recipe=freeze_phase(setup.recipe, images, state.step, sweep.steps))
-        with _seeded(setup.device, setup.recipe.seed):
+        with setup.device.seeded(setup.recipe.seed):
             return analyse(_losses(_copy(state), frozen, sweep), sweep)
 
     if sweep is not None:
@@ -106,14 +105,6 @@ def _second_test(
     if _learns(second, chance):
         return replace(second, stopped=f"{came}; a linear test: {second.stopped}")
     return replace(found, stopped=f"{found.stopped}; {came}: give another range, or more steps")
-
-
-@contextmanager
-def _seeded(device: Device, seed: int) -> Iterator[None]:
-    """Seed the global generators, which a network may draw from, and restore them afterwards."""
-    with device.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def _copy(state: TrainState) -> TrainState:

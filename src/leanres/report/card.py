@@ -13,7 +13,6 @@ from leanres.report.record import read_record
 from leanres.report.run_data import measured_split
 from leanres.runs.command import without_options
 from leanres.runs.predictor import load_predictor
-from leanres.runs.run import score
 
 # Options of `leanres train` and `campaign` that depend on the machine -> whether they take a value.
 MACHINE_OPTIONS = {"--no-report": False, "--json": False} | dict.fromkeys(
@@ -35,9 +34,8 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     run = record.result
     if run is None:
         raise UserError(f"{folder} has no result: `leanres resume {folder}` measures it")
-    net, split = load_predictor(weights, device), measured_split(record, dataset)
-    logits, augmented = (net.logits(split.images, tta) for tta in ("none", run["tta"]))
-    result = score(logits, augmented, split, run["tta"])
+    split = measured_split(record, dataset)
+    result, logits = load_predictor(weights, device).measure(split, run["tta"])
     facts = {
         "record": record,
         "weights": weights.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,19 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from leanres.errors import UserError
 from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, summarize
 from leanres.models.zoo import config_from_dict, network_name
 from leanres.runs.layout import (
     HISTORY,
-    INFO,
     PREDICTIONS,
     is_number,
     read_history,
-    read_info,
     read_times,
     with_times,
 )
 from leanres.runs.ledger import differences
+from leanres.runs.run_json import read_info
 from leanres.training.loop import MetricsRow
 from leanres.training.recipe import Recipe
 
@@ -138,8 +135,6 @@ def read_record(folder: Path | str) -> Record:
     """Read a run folder. UserError if it is not one; unreadable parts become notes."""
     folder = Path(folder)
     info = read_info(folder)
-    if not isinstance(info["preprocess"].get("classes"), Sequence):
-        raise UserError(f"{folder / INFO} is damaged: it lacks preprocess.classes")
     rows, damaged = read_history(folder)
     record = Record(folder, info, with_times(rows, read_times(folder)), None)
     if damaged:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
+from leanres.errors import first_line
 from leanres.io import CheckpointError, write_bytes
 from leanres.training.loop import TrainState
 
@@ -40,11 +40,9 @@ def save(folder: Path, state: TrainState) -> Path:
         partial.rename(target)
         _sync_folder(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
-    except CheckpointError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # renamed already where all went well
     # Newer ones are what a resume skipped: damaged, or of a longer run than this one.
     newer = [path for path in saved(folder) if int(path.name) > state.step]
     for old in newer + saved(folder)[len(newer) + KEEP :]:
@@ -97,65 +95,44 @@ def restore_(folder: Path, state: TrainState) -> list[str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    digests = _parse(path / MANIFEST, _content(path / MANIFEST)).get("sha256")
-    if not isinstance(digests, dict):
-        raise CheckpointError(f"{path / MANIFEST} is damaged: it lists no sha256")
-    contents = {name: _content(path / name) for name in (STATE, META)}
-    for name, content in contents.items():
-        if hashlib.sha256(content).hexdigest() != digests.get(name):
-            raise CheckpointError(f"{path / name} is damaged: its sha256 is not the manifest's")
     try:
-        tensors = load_tensors(contents[STATE])
-    except SafetensorError as error:
-        raise CheckpointError(f"{path / STATE} is damaged: {error}") from None
-    return tensors, _parse(path / META, contents[META])
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        digests = json.loads((path / MANIFEST).read_bytes())["sha256"]
+        contents = {name: (path / name).read_bytes() for name in (STATE, META)}
+        for name, content in contents.items():
+            if hashlib.sha256(content).hexdigest() != digests[name]:
+                raise ValueError(f"the sha256 of {name} is not the manifest's")
+        return load_tensors(contents[STATE]), json.loads(contents[META])
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(content)
-    except ValueError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path} is damaged: not a JSON object")
-    return parsed
 
 
 def pack(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A state as named tensors and JSON; `unpack_` is its inverse."""
-    tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
-    for part, network in (("ema", state.ema), ("selector", state.selector)):
-        if network is not None:
-            tensors |= {f"{part}.{name}": t for name, t in network.state_dict().items()}
-    groups: list[Any] = []
-    scalars: list[dict[str, dict[str, Any]]] = []
-    for i, optimizer in enumerate(state.optimizers):
-        plain = optimizer.state_dict()
-        groups.append(plain["param_groups"])
-        scalars.append({})
-        for p, key, value in _entries(plain["state"]):
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{i}.{p}.{key}"] = value
-            else:
-                scalars[i].setdefault(str(p), {})[key] = value
+    tensors: dict[str, Tensor] = {}
+    for part, network in _networks(state).items():
+        tensors |= {f"{part}.{name}": t for name, t in network.state_dict().items()}
+    plain = [optimizer.state_dict() for optimizer in state.optimizers]
+    scalars: list[dict[int, dict[str, Any]]] = [{} for _ in plain]
+    for i, optimizer in enumerate(plain):
+        for p, entries in optimizer["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{i}.{p}.{key}"] = value
+                else:
+                    scalars[i].setdefault(p, {})[key] = value
     if state.losses:
         tensors |= {"running.losses": torch.stack(state.losses)}
         tensors |= {"running.correct": torch.stack(state.correct)}
+    groups = [optimizer["param_groups"] for optimizer in plain]
     meta = {"step": state.step, "history": state.history, "groups": groups, "scalars": scalars}
     return tensors, json.loads(json.dumps(meta))
 
 
-def _entries(state: dict[int, dict[str, Any]]) -> Iterator[tuple[int, str, Any]]:
-    for p, entries in state.items():
-        for key, value in entries.items():
-            yield p, key, value
+def _networks(state: TrainState) -> dict[str, nn.Module]:
+    networks = {"model": state.model, "ema": state.ema, "selector": state.selector}
+    return {part: network for part, network in networks.items() if network is not None}
 
 
 def unpack_(
@@ -163,19 +140,19 @@ def unpack_(
 ) -> None:
     """Set `state` to what `pack` gave; CheckpointError where it is of another model or recipe."""
     try:
-        state.model.load_state_dict(_below("model.", tensors))
-        for part, network in (("ema", state.ema), ("selector", state.selector)):
-            if network is not None:
-                network.load_state_dict(_below(f"{part}.", tensors))
+        for part, network in _networks(state).items():
+            network.load_state_dict(_below(f"{part}.", tensors))
         for i, optimizer in enumerate(state.optimizers):
             _load_optimizer_(optimizer, _below(f"optimizer.{i}.", tensors), meta, i)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is of another model or optimizer: {reason}") from None
+        raise CheckpointError(
+            f"{path} is of another model or optimizer: {first_line(error)}"
+        ) from None
     state.step, state.history = meta["step"], meta["history"]
     device = next(state.model.parameters()).device
-    state.losses = list(tensors.get("running.losses", torch.empty(0)).to(device).unbind())
-    state.correct = list(tensors.get("running.correct", torch.empty(0)).to(device).unbind())
+    for name in ("losses", "correct"):
+        values = tensors.get(f"running.{name}", torch.empty(0))
+        setattr(state, name, list(values.to(device).unbind()))
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

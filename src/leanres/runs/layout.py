@@ -19,10 +19,10 @@ from torch import Tensor
 from leanres.data.sources import Progress, load_data
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.io import LOCK, CheckpointError, write_bytes
+from leanres.io import LOCK, write_bytes
 from leanres.training.loop import MetricsRow
 
-INFO, HISTORY, TIMES, TABLE = "run.json", "metrics.jsonl", "times.jsonl", "metrics.csv"
+HISTORY, TIMES, TABLE = "metrics.jsonl", "times.jsonl", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
 
 
@@ -33,51 +33,6 @@ def check_free(folder: Path) -> None:
             f"{folder} exists already: `leanres resume {folder}` continues it, --out names another"
             " folder"
         )
-
-
-def is_queued(info: dict[str, Any]) -> bool:
-    """Whether the run of this run.json has not begun: `run.enqueue` wrote it."""
-    return "data" not in info
-
-
-def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
-    """The content of run.json; UserError where the folder is no run.
-
-    One that has not begun is a UserError too, unless `queued` asks for it.
-    """
-    try:
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder: it has no {INFO}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / INFO} is damaged: {error}") from None
-    if not isinstance(info, dict):
-        raise CheckpointError(f"{folder / INFO} is damaged: not a JSON object")
-    if queued and is_queued(info):
-        needed = {"recipe": ("model",), "origin": ()}
-    elif is_queued(info) and "origin" in info:
-        raise UserError(f"{folder} has not begun yet: `leanres resume {folder}` begins it")
-    else:
-        needed = _NEEDED
-    for part, keys in needed.items():
-        section = info.get(part)
-        missing = next(
-            (key for key in keys if isinstance(section, dict) and key not in section), ""
-        )
-        if not isinstance(section, dict) or missing:
-            name = f"{part}.{missing}" if missing else part
-            raise CheckpointError(f"{folder / INFO} is damaged: it lacks {name}")
-    return info
-
-
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "recipe": ("model",),
-    "network": ("family",),
-    "origin": (),
-    "preprocess": ("size",),
-    "data": ("name", "source", "fingerprints"),
-    "hardware": ("device", "precision", "compiled", "threads"),
-}
 
 
 def json_lines(rows: list[MetricsRow]) -> bytes:
@@ -173,11 +128,12 @@ def exactness_notes(before: dict[str, Any], now: dict[str, Any], same_order: boo
     """What makes a resumed run differ in the last bits from the uninterrupted one, in one line."""
     keys = ("kernels", "precision", "compiled", "threads", "torch", "device")
     pairs = ((key, before.get(key), now[key]) for key in keys)
-    changed = [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
+    changed = [f"{key} changed from {old} to {new}" for key, old, new in pairs if old != new]
     changed += [] if same_order else ["the images come in another order"]
     if not changed:
         return []
-    return [f"the run continues, but not bit for bit as it would have: {', '.join(changed)}"]
+    inexact = "results will not be bit-identical to an uninterrupted run"
+    return [f"{inexact}: {', '.join(changed)}"]
 
 
 def load_data_of(

@@ -22,7 +22,6 @@ LedgerRow = dict[str, Any]
 Difference = tuple[str, str, str]  # key, first value, second value
 SHOWN = ("name", "status", "model", "params", "epochs", "seed", "split", *HEADLINE)  # in a listing
 _ORIGIN = ("train_seconds", "data", "started", "commit", "device", "path")
-_BAD_FILE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _SIGNS: Table[Callable[[Any, Any], bool]] = Table(
     "sign",
     {
@@ -42,23 +41,23 @@ def read_ledger(runs: Path, results: Path) -> tuple[list[LedgerRow], list[str]]:
     A row holds the outcome, every setting of the recipe, and its origin. A committed result of a
     run whose folder exists too is not a row of its own: the folder's row stands for both.
     """
-    rows: dict[object, LedgerRow] = {}
+    rows: dict[str, LedgerRow] = {}
     notes = []
     for path in (*sorted(runs.glob("*/run.json")), *sorted(results.glob("*.json"))):
         try:
             for row in _read_rows(path):
                 rows.setdefault(_identity(row), row)
-        except _BAD_FILE as error:
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            notes.append(f"{path} is no run: {reason}")
+        except UserError as error:
+            notes.append(str(error))
     return sorted(rows.values(), key=lambda row: str(row["started"])), notes
 
 
-def _identity(row: LedgerRow) -> object:
+def _identity(row: LedgerRow) -> str:
     """What two rows of the same training have in common: its start, seed and outcome."""
     if not row["started"] or row["accuracy"] is None:
-        return row["path"], row["name"]
-    return row["started"], row.get("seed"), row["split"], row["accuracy"], row["epochs"]
+        return str((row["path"], row["name"]))
+    keys = ("started", "seed", "split", "accuracy", "epochs")
+    return str([row.get(key) for key in keys])
 
 
 def read_row(path: Path) -> LedgerRow:
@@ -67,21 +66,29 @@ def read_row(path: Path) -> LedgerRow:
     UserError where `path` is none of these.
     """
     file = path / "run.json" if path.is_dir() else path
-    try:
-        return _read_rows(file)[0]
-    except FileNotFoundError:
-        raise UserError(f"{path} is no run folder and no results file") from None
-    except _BAD_FILE as error:
-        raise UserError(f"{file} is no run: {type(error).__name__} {error}") from None
+    if not file.exists():
+        raise UserError(f"{path} is neither a run folder nor a results file")
+    return _read_rows(file)[0]
 
 
 def _read_rows(path: Path) -> list[LedgerRow]:
-    """The row of a run, or one per seed where a file holds several (`leanres bench race`)."""
-    info = json.loads(path.read_text(encoding="utf-8"))
+    """The row of a run, or one per seed where a file holds several (`leanres bench race`).
+
+    UserError where it holds none.
+    """
     name = path.resolve().parent.name if path.name == "run.json" else path.stem
-    if "runs" not in info:
-        return [_to_row(path, name, info)]
-    return [_to_row(path, f"{name}:{run['seed']}", run) for run in info["runs"]]
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if "runs" not in info:
+            return [_to_row(path, name, info)]
+        rows = [_to_row(path, f"{name}:{run['seed']}", run) for run in info["runs"]]
+    except KeyError as error:
+        raise UserError(f"{path} is not a run: it lacks {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a run: {error}") from None
+    if not rows:
+        raise UserError(f"{path} is not a run: it holds none")
+    return rows
 
 
 def _to_row(path: Path, name: str, info: Mapping[str, Any]) -> LedgerRow:
@@ -146,7 +153,7 @@ def _meets(value: Any, sign: Callable[[Any, Any], bool], wanted: str) -> bool:
             return sign(value, float(wanted))
         except ValueError:
             raise UserError(
-                f"{wanted!r} is no number: give one to compare {value!r} with"
+                f"{wanted!r} is not a number: give one to compare {value!r} with"
             ) from None
     return sign(shown(value).lower(), wanted.lower())
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from leanres.data.image_files import Unreadable, image_files, read_image_or_reason
 from leanres.data.split import Split
 from leanres.errors import UserError
+from leanres.metrics.classification import accuracy, measure
 from leanres.metrics.inference import predict_both
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params
 from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess
-from leanres.runs.run import score
 from leanres.runs.weights import load_classifier, weights_file
 from leanres.training.device import Device, detect
 
@@ -62,9 +62,10 @@ class Predictor:
 
     def logits(self, images: Tensor, tta: str = "none") -> Tensor:
         """uint8 (N, 3, size, size) -> logits (N, K) float32 on the CPU."""
-        return self._both(images, tta)[1]
+        return self.logits_both(images, tta)[1]
 
-    def _both(self, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
+    def logits_both(self, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
+        """As `logits`, without and with test-time augmentation."""
         size = self.preprocess.size
         if images.shape[1:] != (3, size, size):
             shape = "x".join(map(str, images.shape[1:]))
@@ -88,8 +89,14 @@ class Predictor:
                 f"the data has classes {', '.join(split.classes)}, the network"
                 f" {', '.join(self.preprocess.classes)}: give the data that it was trained for"
             )
-        plain, augmented = self._both(split.images, tta)
-        return score(plain, augmented, split, tta) | {"params": count_params(self.config)}
+        return self.measure(split, tta)[0] | {"params": count_params(self.config)}
+
+    def measure(self, split: Split, tta: str) -> tuple[dict[str, Any], Tensor]:
+        """The figures of an evaluation, accuracy with `tta` too; the logits without it."""
+        labels = split.labels.cpu()
+        plain, augmented = self.logits_both(split.images, tta)
+        with_tta = {"accuracy_tta": accuracy(augmented, labels), "tta": tta}
+        return measure(plain, labels) | with_tta, plain
 
     def predict(
         self, paths: list[Path], tta: str = "none", top: int = 3

@@ -13,7 +13,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
 from leanres.data.split import Split
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.io import CheckpointError, write_bytes
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
@@ -71,8 +71,8 @@ def weights_file(target: str | Path) -> Path:
     return path / WEIGHTS if path.is_dir() else path
 
 
-def load_weights(path: Path) -> tuple[nn.Module, Any, Preprocess]:
-    """The network in eval mode on the CPU as float32, its config and its preprocessing.
+def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
+    """The network with its normalisation, in eval mode on the CPU as float32, and its config.
 
     Raises CheckpointError for a file that is missing, damaged, or not one of ours.
     """
@@ -87,13 +87,11 @@ def load_weights(path: Path) -> tuple[nn.Module, Any, Preprocess]:
             f"{path} carries no leanres metadata, so its model and preprocessing are unknown: "
             "give a file that leanres wrote"
         )
-    return _rebuild(path, about, tensors)
-
-
-def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
-    """The network of a weights file with its normalisation, and its config; as `load_weights`."""
-    model, config, preprocess = load_weights(path)
-    return ImageClassifier(model, preprocess).eval(), config
+    try:
+        return _rebuild(about, tensors)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = first_line(error)
+        raise CheckpointError(f"{path} does not fit the model it names: {reason}") from None
 
 
 def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
@@ -115,18 +113,12 @@ def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
 
 
 def _rebuild(
-    path: Path, about: dict[str, Any], tensors: dict[str, torch.Tensor]
-) -> tuple[nn.Module, Any, Preprocess]:
-    try:
-        config = config_from_dict(about["model"])
-        fields = about["preprocess"]
-        preprocess = Preprocess(
-            int(fields["size"]), *(tuple(fields[key]) for key in ("mean", "std", "classes"))
-        )
-        model: nn.Module = config.build()
-        floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-        model.load_state_dict(floats)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} does not fit the model it names: {reason}") from None
-    return model.eval(), config, preprocess
+    about: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[ImageClassifier, Any]:
+    config, fields = config_from_dict(about["model"]), about["preprocess"]
+    mean, std, classes = (tuple(fields[key]) for key in ("mean", "std", "classes"))
+    model: nn.Module = config.build()
+    floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    model.load_state_dict(floats)
+    preprocess = Preprocess(int(fields["size"]), mean, std, classes)
+    return ImageClassifier(model, preprocess).eval(), config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,13 +14,8 @@ WARM_UP = 3  # calls before a capture: the compiler, cuDNN and the allocator set
 Batch = Any  # a NamedTuple of tensors and None, its first the inputs: training.batch.Batch
 Found = Any  # a NamedTuple of tensors: training.loop.StepResult
 Work = Callable[[Batch], Found]
-
-
-class Graph(Protocol):
-    """A captured sequence of kernels."""
-
-    def replay(self) -> None:
-        """Run the captured kernels again, on what its input tensors hold now."""
+# Records the kernels that a call launches; what it returns runs them again.
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class Replay:
@@ -36,11 +31,11 @@ class Replay:
         work: Work,
         model: nn.Module,
         optimizers: Sequence[Optimizer],
-        capture: Callable[[Callable[[], None]], Graph] | None = None,
+        record: Recorder | None = None,
     ) -> None:
         self.work, self.parameters = work, list(model.parameters())
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        self.capture = capture or captured
+        self.record = record or record_graph
         self.seen: Counter[object] = Counter()
         self.captures: dict[object, Capture] = {}
 
@@ -51,7 +46,7 @@ class Replay:
             if self.seen[kind] < WARM_UP:
                 self.seen[kind] += 1
                 return run_on_side_stream(self.work, batch)
-            self.captures[kind] = Capture(self.work, batch, self.groups, self.capture)
+            self.captures[kind] = Capture(self.work, batch, self.groups, self.record)
         return self.captures[kind](batch)
 
 
@@ -63,7 +58,7 @@ class Capture:
         work: Work,
         batch: Batch,
         groups: Sequence[dict[str, Any]],
-        capture: Callable[[Callable[[], None]], Graph],
+        record: Recorder,
     ) -> None:
         self.groups = groups
         self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
@@ -78,7 +73,7 @@ class Capture:
         for group, rate in zip(groups, self.rates.unbind(), strict=True):
             group["lr"] = rate
         try:
-            self.graph = capture(run)
+            self.replay = record(run)
         finally:
             for group, number in zip(groups, rates, strict=True):
                 group["lr"] = number
@@ -91,16 +86,16 @@ class Capture:
         if rates != self.set:
             self.rates.copy_(torch.tensor(rates), non_blocking=True)
             self.set = rates
-        self.graph.replay()
+        self.replay()
         return type(self.found)(*(t.clone() for t in self.found))
 
 
-def captured(work: Callable[[], None]) -> Graph:
-    """The kernels of `work` as a graph; they are recorded, not run."""
+def record_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Record the kernels of `work` as a graph, without running them; returns its replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph
+    return graph.replay
 
 
 def run_on_side_stream(work: Work, batch: Batch) -> Found:

@@ -97,8 +97,15 @@ class Device:
         """Wait for the device, so that a clock reads finished work."""
 
     def fork_rng(self) -> AbstractContextManager[object]:
-        """Within it, PyTorch's global generators may be seeded; they are put back after."""
+        """Put PyTorch's global generators back at the end of the context."""
         return torch.random.fork_rng(devices=[])
+
+    @contextlib.contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Within it PyTorch's global generators are seeded; afterwards they are as before."""
+        with self.fork_rng():
+            torch.manual_seed(seed)
+            yield
 
     def peak_memory(self) -> int:
         """Bytes in use at their most, so far; 0 where the system does not say."""
@@ -221,22 +228,21 @@ def _accelerate(model: nn.Module, device: Device) -> tuple[nn.Module, str]:
     return accelerate(model, device.name, device.precision, device.compiled)
 
 
-def keep_freed_memory(reserve_gib: float = 6.0) -> str:
+def keep_freed_memory(reserve_gib: float = 6.0) -> None:
     """Make glibc keep large freed tensors, on huge pages where the kernel lends them.
 
     By default each is unmapped on free and faulted in again, page by page: 40 % of a training
-    epoch on a two-core Xeon. Returns what was done; elsewhere than glibc it does nothing.
+    epoch on a two-core Xeon. Elsewhere than with glibc it does nothing.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return "left alone (not glibc)"
+        return
     libc = ctypes.CDLL(None)
     # No separate mapping for any block; the heap's end never goes back.
-    if not (libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1)):
-        return "left alone (mallopt refused)"
-    return "kept, huge pages" if _reserve_huge_pages(libc, reserve_gib) else "kept"
+    if libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1):
+        _reserve_huge_pages(libc, reserve_gib)
 
 
-def _reserve_huge_pages(libc: ctypes.CDLL, gib: float) -> bool:
+def _reserve_huge_pages(libc: ctypes.CDLL, gib: float) -> None:
     # One untouched block at the heap's end, advised, then freed: it costs address space only,
     # and every later tensor is cut from it. A re-exec with GLIBC_TUNABLES would do the same.
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -245,12 +251,10 @@ def _reserve_huge_pages(libc: ctypes.CDLL, gib: float) -> bool:
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = libc.malloc(size)
-    if not block:
-        return False
-    start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
-    done = libc.madvise(start, size - 2 * _HUGE_PAGE, _HUGE_PAGE_ADVICE)
-    libc.free(block)
-    return bool(done == 0)
+    if block:
+        start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+        libc.madvise(start, size - 2 * _HUGE_PAGE, _HUGE_PAGE_ADVICE)
+        libc.free(block)
 
 
 class Stopwatch:

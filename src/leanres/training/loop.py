@@ -1,10 +1,10 @@
-"""TrainState, steps(), train(): the loop, which knows neither files nor terminals."""
+"""TrainState, steps(), train_epochs(): the loop, which knows neither files nor terminals."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -123,8 +123,7 @@ def initial_network(shape: str | ModelConfig, setup: Setup) -> nn.Module:
     One that has `init_from_data_` gets a sample of normalised images (N, C, H, W) to start from.
     """
     recipe = setup.recipe
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with setup.device.seeded(recipe.seed):
         model = replace(resolve(shape), num_classes=len(setup.train.classes)).build()
     init: Callable[[Tensor], None] | None = getattr(model, "init_from_data_", None)
     if init is not None:
@@ -171,7 +170,8 @@ def steps(
         set_lr_(state.optimizers, lr_factor(state.step))
         if (momentum := counts.momentum(state.step)) is not None:
             set_momentum_(state.optimizers, momentum)
-        with _seeded(random, device, recipe.seed, epoch, position):
+        seed = generator(recipe.seed, epoch, position + 1, 1).initial_seed()
+        with device.seeded(seed) if random else nullcontext():
             if function.select is not None:
                 kept = hardest(function.select, Batch(inputs, targets), setup)
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
@@ -246,17 +246,6 @@ def restart_(state: TrainState, setup: Setup) -> None:
                 if isinstance(value, Tensor):
                     value.zero_()
     state.step, state.history, state.losses, state.correct = 0, [], [], []
-
-
-@contextmanager
-def _seeded(random: bool, device: Device, seed: int, epoch: int, step: int) -> Iterator[None]:
-    """Seed the global generator, which a network draws from, for one step; then put it back."""
-    if not random:
-        yield
-        return
-    with device.fork_rng():
-        torch.manual_seed(generator(seed, epoch, step + 1, 1).initial_seed())
-        yield
 
 
 def freeze_stem_(model: nn.Module) -> None:
@@ -337,7 +326,7 @@ def _gradient_norm(model: nn.Module) -> Tensor:
     return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
-def train(
+def train_epochs(
     state: TrainState,
     setup: Setup,
     val: Split | None = None,

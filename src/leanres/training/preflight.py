@@ -42,7 +42,7 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
                 predict_logits(network, images, normalize=prepared)
                 if alone:  # batch norm refuses one image whose map is one pixel
                     model = copy.deepcopy(network).train()
-                    with torch.no_grad(), setup.device.fork_rng():
+                    with torch.no_grad(), setup.device.seeded(0):
                         model(prepared(images[:1].to(next(model.parameters()).device)))
         except ValueError as error:
             raise UserError(

@@ -16,7 +16,7 @@ from leanres.metrics.statistics import mean_sd, paired_seeds
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import resolve
 from leanres.registry import Table
-from leanres.runs.layout import INFO
+from leanres.runs.run_json import INFO
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, CUTOUT, RECIPES
 from leanres.trials.jobs import Event, Executor, Job, is_finished, run_jobs

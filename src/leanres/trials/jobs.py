@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import Lock
-from leanres.runs.layout import INFO, check_data, is_queued, read_history, read_info
+from leanres.runs.layout import check_data, read_history
 from leanres.runs.run import enqueue
+from leanres.runs.run_json import INFO, is_queued, read_info
 from leanres.runs.stop import Stop
 from leanres.training.recipe import Recipe, matches_run
 

@@ -11,7 +11,8 @@ from leanres.errors import UserError
 from leanres.io import locked, write_bytes
 from leanres.metrics.classification import METRICS
 from leanres.metrics.statistics import mean_sd
-from leanres.runs.layout import read_history, read_info
+from leanres.runs.layout import read_history
+from leanres.runs.run_json import read_info
 from leanres.training.recipe import from_dict, matches_run
 
 KEPT = ("split", "tta", "n", "params", "train_seconds")  # beside the reported metrics

@@ -83,7 +83,7 @@ def warm_runs(
     ready = runs.prepare(recipe, dataset, device)
     test = dataset.test.to(device.name)
     state = ready.state
-    for step in phases(ready.counts):
+    for step in phases(ready.setup.counts):
         state.step = step
         for _ in islice(steps(state, ready.setup), WARM_UP + 1):
             pass

@@ -19,8 +19,10 @@ import torch
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import LOCK_WAIT_S, InUseError
-from leanres.runs.layout import load_data_of, read_info
-from leanres.runs.run import DivergedError, complete, device_of, reopen
+from leanres.runs.fit import DivergedError, complete
+from leanres.runs.layout import load_data_of
+from leanres.runs.run import device_of, reopen
+from leanres.runs.run_json import read_info
 from leanres.runs.stop import Stopped
 from leanres.training.device import Device
 from leanres.training.loop import TrainState

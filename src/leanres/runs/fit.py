@@ -1,0 +1,179 @@
+"""Training a run: to its end, saving on the way, and the final evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+from leanres.models.cost import count_params
+from leanres.models.preprocess import ImageClassifier
+from leanres.runs import checkpoint
+from leanres.runs.layout import CHECKPOINTS, PREDICTIONS, load_data_of, write_predictions
+from leanres.runs.predictor import Predictor
+from leanres.runs.run import Run, create, device_of, reopen, save, write_info
+from leanres.runs.stop import Stop
+from leanres.runs.weights import WEIGHTS, save_weights
+from leanres.training.device import Device, detect, matrix_rate
+from leanres.training.loop import (
+    MetricsRow,
+    NonFiniteLossError,
+    TrainState,
+    check_finite,
+    train_epochs,
+)
+from leanres.training.recipe import Recipe
+
+SAVE_SHARE = 20  # times a save's seconds, between saves
+LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
+
+
+class DivergedError(UserError):
+    """The training's loss or weights are not finite any more."""
+
+
+def epochs(
+    run: Run,
+    stop: Stop,
+    watch: Callable[[TrainState], None] = lambda state: None,
+    until_epoch: int | None = None,
+) -> Iterator[MetricsRow]:
+    """Train to the end, to `until_epoch` or to the stop, saving after epochs and at the stop.
+
+    After each epoch, but no sooner than after `SAVE_SHARE` times what the last save took: on a GPU
+    an epoch of a second is not followed by half a second of writing. Yields each epoch's row with
+    its `seconds` and `images_per_s`. A loss that is not finite is a UserError that names the step;
+    the checkpoint before it stays the newest.
+    """
+    last = math.inf if until_epoch is None else until_epoch * run.setup.counts.steps_per_epoch
+
+    def keep_going(state: TrainState) -> bool:
+        watch(state)
+        return not stop.signal and state.step < last
+
+    if run.state.step >= last:
+        return
+    write_info(run)  # what a resumed run has changed is so from its first step on, not before
+    clock = time.perf_counter() - run.carried_s
+    due = 0.0
+    val = run.val if run.info["origin"].get("validate", True) else None
+    rows = train_epochs(run.state, run.setup, val, watch=keep_going)
+    try:
+        for row in rows:
+            now = time.perf_counter()
+            seconds, clock = now - clock, now
+            run.times.append(_time(run, row, seconds))
+            if now >= due or run.state.step == run.setup.counts.total:
+                save(run)
+                due = time.perf_counter() + SAVE_SHARE * (time.perf_counter() - now)
+            yield row | run.times[-1]
+        if run.state.step < run.setup.counts.total:  # stopped
+            check_finite(run.state)
+            if run.state.losses:  # within an epoch
+                run.info["unfinished_seconds"] = time.perf_counter() - clock
+                write_info(run)
+            save(run)
+    except NonFiniteLossError as error:
+        kept = checkpoint.saved(run.folder / CHECKPOINTS)
+        raise DivergedError(
+            f"{error}: stopped; the last good checkpoint is {kept[0] if kept else 'none'}"
+            ' (a lower lr, or precision = "float32", may help)'
+        ) from None
+
+
+def fit(
+    folder: Path | str, recipe: Recipe, dataset: Dataset, device: Device | None = None
+) -> dict[str, Any]:
+    """Train `recipe` on `dataset` into a new run folder, measure it once, return the result.
+
+    The result is run.json's: accuracy, accuracy_tta, nll, ece, per_class, confusion, n and more.
+    Ctrl-C saves and raises Stopped, a KeyboardInterrupt; `resume(FOLDER)` continues.
+    """
+    device = device or detect("auto", recipe.precision, recipe.compiled)
+    device.tune()
+    return complete(create(Path(folder), recipe, dataset, device))
+
+
+def resume(
+    folder: Path | str,
+    epochs: int | None = None,
+    *,
+    dataset: Dataset | None = None,
+    device: Device | None = None,
+) -> dict[str, Any]:
+    """Continue a run that was stopped, killed or queued, to its end; its result, as `fit`'s.
+
+    `epochs` extends a finished one. The data is loaded from where the run had it, unless it is
+    given; UserError where it is not the data that the run was trained on.
+    """
+
+    def on(info: dict[str, Any]) -> Device:
+        known = device or device_of(info)
+        known.tune()
+        return known
+
+    return complete(reopen(Path(folder), lambda info: dataset or load_data_of(info), on, epochs))
+
+
+def complete(
+    run: Run,
+    watch: Callable[[TrainState], None] = lambda state: None,
+    on_epoch: Callable[[MetricsRow], None] = lambda row: None,
+    until_epoch: int | None = None,
+) -> dict[str, Any]:
+    """Train to the recipe's end, or to `until_epoch`, and measure once at the end: the result.
+
+    What to measure, and how, is in the run's origin. Empty where `until_epoch` came first. Raises
+    Stopped, with all saved, where Ctrl-C or SIGTERM came.
+    """
+    try:
+        with Stop() as stop:
+            for row in epochs(run, stop, watch, until_epoch):
+                on_epoch(row)
+        stop.check()
+        if run.state.step < run.setup.counts.total:
+            return {}
+        return finish(run)
+    finally:  # a notebook keeps the frame of what was interrupted, and the lock with it
+        run.release()
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Write the weights, measure them once, and record the result, which is returned.
+
+    What is measured, and how, is in the run's origin: test, or val while one is still choosing.
+    Without a test split it is val, and the result says so.
+    """
+    network, origin = run.state.averaged, run.info["origin"]
+    save_weights(run.folder / WEIGHTS, network, run.config, run.preprocess)
+    test = run.dataset.test if origin.get("measure", "test") == "test" else None
+    name, split = ("val", run.val) if test is None else ("test", test)
+    result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
+    if split is not None:
+        classifier = ImageClassifier(network, run.preprocess).to(run.setup.device.name)
+        predictor = Predictor(classifier, run.config, run.setup.device)
+        measured, logits = predictor.measure(split, origin.get("tta", "flip-shift"))
+        result |= measured | {"split": name}
+        write_predictions(run.folder / PREDICTIONS, logits, split)
+    result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
+    if result["train_seconds"] > LONG_S:
+        # A timing means nothing without it where machines are shared: it may halve within an hour.
+        result["matrix_tflops"] = round(matrix_rate(run.setup.device)[0], 3)
+    run.info["result"] = result
+    run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
+    write_info(run)
+    return result
+
+
+def _time(run: Run, row: MetricsRow, seconds: float) -> MetricsRow:
+    images = run.setup.counts.steps_per_epoch * run.setup.counts.images_per_step
+    return {
+        "epoch": row["epoch"],
+        "step": row["step"],
+        "seconds": round(seconds, 3),
+        "images_per_s": round(images / seconds, 1),
+    }

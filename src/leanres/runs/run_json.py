@@ -1,0 +1,141 @@
+"""run.json: which fields it has, their types and ranges; reading and checking it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from leanres.errors import UserError
+from leanres.io import CheckpointError
+from leanres.registry import Range, checked, setting_types
+from leanres.training.recipe import Recipe
+
+INFO = "run.json"
+OBJECT: Any = dict
+OBJECTS = tuple[OBJECT, ...]
+AT_LEAST_0 = Annotated[int, Range(0, 2**63)]
+AT_LEAST_1 = Annotated[int, Range(1, 2**31)]
+AMOUNT = Annotated[float, Range(0, 1e12)]
+SHARE = Annotated[float, Range(0, 1)]
+CHANNELS = tuple[float, float, float]
+
+# Settings that name table entries: a plugin that adds one may not be imported.
+MODEL = str | OBJECT
+SPEC = tuple[str, OBJECT]
+SPECS = tuple[SPEC, ...]
+NAMED = {
+    "model": MODEL,
+    "selector": MODEL,
+    "augment": SPECS,
+    "mix": SPECS,
+    "optimizer": str,
+    "schedule": SPEC,
+}
+
+# Type -> the fields of this type, objects first. Those marked by "?" may be missing; there may be
+# others.
+Fields = Mapping[Any, str]
+QUEUED: Fields = {
+    OBJECT: "recipe origin",
+    str: "leanres origin.command? origin.tta? origin.data? origin.device?",
+    str | None: "origin.path?",
+    Literal["test", "val"]: "origin.measure?",
+    bool: "origin.validate?",
+    AT_LEAST_0: "origin.threads? recipe.val",
+    AT_LEAST_1 | None: "origin.size?",
+}
+BEGUN: Fields = {
+    OBJECT: "network preprocess data data.fingerprints hardware",
+    str: "started network.family data.name data.source data.fingerprints.train"
+    " data.fingerprints.order hardware.cpu hardware.torch hardware.python hardware.device"
+    " hardware.kernels",
+    str | None: "commit teacher data.fingerprints.val data.fingerprints.test hardware.gpu",
+    CHANNELS: "preprocess.mean preprocess.std",
+    tuple[str, ...]: "preprocess.classes",
+    AT_LEAST_0: "data.val data.test test_reads?",
+    AT_LEAST_1: "preprocess.size data.train",
+    Annotated[int, Range(1, 1024)]: "hardware.threads",
+    float | None: "hardware.memory_gib",
+    Literal["float32", "bfloat16"]: "hardware.precision",
+    bool: "hardware.compiled",
+    AMOUNT: "unfinished_seconds?",
+    OBJECTS: "resumed?",
+}
+RESULT: Fields = {
+    Literal["test", "val"] | None: "split",
+    AT_LEAST_0: "params",
+    AMOUNT: "train_seconds matrix_tflops?",
+}
+MEASURED: Fields = {
+    AT_LEAST_1: "n",
+    SHARE: "accuracy accuracy_tta",
+    float: "nll ece",
+    str: "tta",
+    tuple[float | None, ...]: "per_class",
+    tuple[tuple[AT_LEAST_0, ...], ...]: "confusion",
+}
+
+
+def is_queued(info: Mapping[str, Any]) -> bool:
+    """Whether the run of this run.json has not begun: `run.enqueue` wrote it."""
+    return info.keys() <= {"leanres", "recipe", "origin"}
+
+
+def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
+    """The content of a run folder's run.json, checked as a whole.
+
+    UserError where the folder is not a run, or has not begun, unless `queued` allows that;
+    CheckpointError where the file is damaged: it names the field.
+    """
+    file = folder / INFO
+    try:
+        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _check_info(info)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a run folder: it has no {INFO}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from None
+    if is_queued(info) and not queued:
+        raise UserError(f"{folder} has not begun yet: `leanres resume {folder}` begins it")
+    return info | {"recipe": Recipe().to_dict() | info["recipe"]}
+
+
+def _check_info(info: dict[str, Any]) -> None:
+    _check(info, QUEUED)
+    recipe = info["recipe"]
+    for name, hint in (setting_types(Recipe) | NAMED).items():
+        _check_field(recipe, f"{name}?", hint, "recipe.")
+        if name in ("model", "selector") and isinstance(recipe.get(name), dict):
+            _check(recipe[name], {str: "family"}, f"recipe.{name}.")
+    if not is_queued(info):
+        _check(info, BEGUN)
+    if "result" in info:
+        _check(info["result"], RESULT, "result.")
+        _check(info["result"], MEASURED if info["result"]["split"] else {}, "result.")
+
+
+def _check(value: Any, fields: Fields, prefix: str = "") -> None:
+    """UserError for the first field that is missing, or of another type than `fields` says."""
+    if not isinstance(value, dict):
+        raise UserError(f"{prefix[:-1] or 'it'} is not a JSON object")
+    for hint, names in fields.items():
+        for name in names.split():
+            _check_field(value, name, hint, prefix)
+
+
+def _check_field(value: dict[str, Any], name: str, hint: Any, prefix: str) -> None:
+    path = name.removesuffix("?")
+    *parents, key = path.split(".")
+    for parent in parents:  # objects: a table lists them first
+        value = value[parent]
+    if key not in value:
+        if path == name:
+            raise UserError(f"it lacks {prefix}{path}")
+        return
+    try:
+        checked(path, value[key], hint)
+    except UserError:
+        text = json.dumps(value[key])[:60]
+        raise UserError(f"{prefix}{path} cannot be {text}") from None
