@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from platformdirs import user_cache_path
 from leanres.errors import UserError
 
 LOCK = ".lock"  # the file in a folder that `Lock` holds
+PARTIAL = ".partial"  # ends the name of a file that is not whole yet
 LOCK_WAIT_S = 30.0  # longer than what is locked usually takes
 
 
@@ -24,7 +26,7 @@ class CheckpointError(UserError):
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: temporary name, fsync, rename. CheckpointError if that fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -35,6 +37,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what killed writers left in a folder. Lock it first: a living one may be at work."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 class InUseError(UserError):

@@ -21,7 +21,7 @@ from leanres.metrics.classification import accuracy_interval, accuracy_text, ece
 from leanres.report.page import write_report
 from leanres.report.record import read_record
 from leanres.report.text import text_report, text_table
-from leanres.runs.layout import HISTORY, PREDICTIONS, fingerprints, write_predictions
+from leanres.runs.layout import HISTORY, PREDICTIONS, fingerprints, predictions_table
 from leanres.runs.weights import WEIGHTS
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -286,7 +286,7 @@ def test_ten_thousand_images_take_a_few_seconds_and_little_space(copied, tmp_pat
     info["data"]["fingerprints"] = fingerprints(data)
     info["result"] |= {"n": 10_000}
     (folder / "run.json").write_text(json.dumps(info))
-    write_predictions(folder / PREDICTIONS, logits, test)
+    (folder / PREDICTIONS).write_bytes(predictions_table(logits, test))
     begin = time.process_time()
     page = write_report(folder, data)
     # 4.3 s on a 2.5 GHz Xeon core; CPU time, because other programs may run on the machine.

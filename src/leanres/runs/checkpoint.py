@@ -74,7 +74,8 @@ def _sync_folder(folder: Path) -> None:
 
 def saved(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, newest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), reverse=True)
+    named = (p for p in folder.glob("[0-9]*") if p.name.isdecimal() and p.is_dir())
+    return sorted(named, key=lambda p: int(p.name), reverse=True)
 
 
 def restore_(folder: Path, state: TrainState) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,20 @@ from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.preprocess import ImageClassifier
 from leanres.runs import checkpoint
-from leanres.runs.layout import CHECKPOINTS, PREDICTIONS, load_data_of, write_predictions
+from leanres.runs.layout import CHECKPOINTS, PREDICTIONS, load_data_of, predictions_table
+from leanres.runs.manifest import write_files
 from leanres.runs.predictor import Predictor
-from leanres.runs.run import Run, create, device_of, reopen, save, write_info
+from leanres.runs.run import (
+    Run,
+    create,
+    device_of,
+    reopen,
+    save,
+    write_info,
+    write_tables,
+)
 from leanres.runs.stop import Stop
-from leanres.runs.weights import WEIGHTS, save_weights
+from leanres.runs.weights import WEIGHTS, weights_bytes
 from leanres.training.device import Device, detect, matrix_rate
 from leanres.training.loop import (
     MetricsRow,
@@ -58,6 +68,7 @@ def epochs(
     if run.state.step >= last:
         return
     write_info(run)  # what a resumed run has changed is so from its first step on, not before
+    write_tables(run)  # a kill may have come between the newest checkpoint and its rows
     clock = time.perf_counter() - run.carried_s
     due = 0.0
     val = run.val if run.info["origin"].get("validate", True) else None
@@ -149,16 +160,21 @@ def finish(run: Run) -> dict[str, Any]:
     Without a test split it is val, and the result says so.
     """
     network, origin = run.state.averaged, run.info["origin"]
-    save_weights(run.folder / WEIGHTS, network, run.config, run.preprocess)
+    write_tables(run)
+    weights = weights_bytes(network, run.config, run.preprocess)
+    write_files(run.folder, {WEIGHTS: weights})
     test = run.dataset.test if origin.get("measure", "test") == "test" else None
     name, split = ("val", run.val) if test is None else ("test", test)
     result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
+    result["weights"] = hashlib.sha256(weights).hexdigest()
     if split is not None:
         classifier = ImageClassifier(network, run.preprocess).to(run.setup.device.name)
         predictor = Predictor(classifier, run.config, run.setup.device)
         measured, logits = predictor.measure(split, origin.get("tta", "flip-shift"))
+        if not logits.isfinite().all():
+            raise DivergedError(f"the network's answers to {name} are not finite: give a lower lr")
         result |= measured | {"split": name}
-        write_predictions(run.folder / PREDICTIONS, logits, split)
+        write_files(run.folder, {PREDICTIONS: predictions_table(logits, split)})
     result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
     if result["train_seconds"] > LONG_S:
         # A timing means nothing without it where machines are shared: it may halve within an hour.

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,40 @@ from torch import Tensor
 from leanres.data.sources import Progress, load_data
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.io import LOCK, write_bytes
+from leanres.io import LOCK, PARTIAL
+from leanres.runs.manifest import MANIFEST
 from leanres.training.loop import MetricsRow
 
 HISTORY, TIMES, TABLE = "metrics.jsonl", "times.jsonl", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
+MADE_FIRST = {MANIFEST, CHECKPOINTS, HISTORY, TIMES, TABLE}  # run.json comes after these
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds something already, with a UserError."""
-    if folder.exists() and (not folder.is_dir() or any(f.name != LOCK for f in folder.iterdir())):
+    """Refuse a folder that holds something already, with a UserError.
+
+    What a process left that was killed while it made the folder is nothing: `clear` deletes it.
+    """
+    if folder.exists() and (not folder.is_dir() or not is_unmade(folder)):
         raise UserError(
             f"{folder} exists already: `leanres resume {folder}` continues it, --out names another"
             " folder"
         )
+
+
+def is_unmade(folder: Path) -> bool:
+    """Whether a folder is empty, or one whose making was cut off: a manifest, but no run.json."""
+    names = {f.name for f in folder.iterdir() if f.suffix != PARTIAL} - {LOCK}
+    return not names or (MANIFEST in names and names <= MADE_FIRST)
+
+
+def clear(folder: Path) -> None:
+    """Delete what an earlier making of a run folder left, but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def json_lines(rows: list[MetricsRow]) -> bytes:
@@ -88,7 +109,7 @@ def is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def write_predictions(path: Path, logits: Tensor, split: Split) -> None:
+def predictions_table(logits: Tensor, split: Split) -> bytes:
     """A parquet table: index, label, predicted, confidence and one probability per class."""
     probs = logits.softmax(1).numpy().astype(np.float32)
     columns = {
@@ -99,7 +120,7 @@ def write_predictions(path: Path, logits: Tensor, split: Split) -> None:
     } | {f"p_{name}": probs[:, k] for k, name in enumerate(split.classes)}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def fingerprints(d: Dataset) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
-from leanres.io import Lock, write_bytes
+from leanres.io import Lock, remove_partial
 from leanres.models.config import ModelConfig
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
@@ -25,6 +25,7 @@ from leanres.runs.layout import (
     TIMES,
     check_data,
     check_free,
+    clear,
     commit,
     csv_table,
     exactness_notes,
@@ -33,6 +34,7 @@ from leanres.runs.layout import (
     read_times,
     with_times,
 )
+from leanres.runs.manifest import edited, write_files
 from leanres.runs.run_json import INFO, is_queued, read_info
 from leanres.runs.weights import load_teacher, weights_file
 from leanres.training.device import Device, detect, hardware
@@ -86,6 +88,7 @@ def create(
     check_free(folder)  # another process may have been quicker
     run.lock = Lock(folder)
     try:
+        clear(folder)
         _begin(run, origin or {})
     except BaseException:  # a full disk, Ctrl-C: the same command may be given again
         run.release()
@@ -102,8 +105,11 @@ def enqueue(folder: Path, recipe: Recipe, origin: dict[str, Any]) -> None:
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder)
+    clear(folder)
     info = {"leanres": __version__, "recipe": recipe.to_dict(), "origin": origin}
-    write_bytes(folder / INFO, json.dumps(info, indent=1).encode())
+    write_files(folder, {INFO: json.dumps(info, indent=1).encode()})
+    lock.release()
 
 
 def reopen(
@@ -122,12 +128,13 @@ def reopen(
     read_info(folder, queued=True)  # UserError where there is no run to lock
     lock = Lock(folder, wait_s)
     try:
+        remove_partial(folder)
         info = read_info(folder, queued=True)  # a process that held the lock may have changed it
         recipe, notes = recipe_as_started(info)
         if epochs is not None:
             recipe = replace(recipe, epochs=epochs)
         run = prepare(recipe, load(info), device(info), folder)
-        run.lock, run.notes = lock, run.notes + notes
+        run.lock, run.notes = lock, edited(folder) + notes
         if is_queued(info):
             _begin(run, info["origin"])
         else:
@@ -192,17 +199,25 @@ def device_of(info: dict[str, Any], name: str = "auto") -> Device:
 def _begin(run: Run, origin: dict[str, Any]) -> None:
     """Write step 0, and run.json last: a folder that has one is one that `resume` continues."""
     run.info = _describe(run) | {"origin": origin}
+    write_files(run.folder, {})  # a manifest: what is in the folder from now on is ours
     save(run)
     write_info(run)
 
 
 def save(run: Run) -> None:
     """Write the checkpoint and the metric rows."""
+    # Timings are kept apart: the metrics of a resumed run equal the uninterrupted run's. They are
+    # written first, as no checkpoint holds them; rows beyond it are left out by a resume.
+    write_files(run.folder, {TIMES: json_lines(run.times)})
     checkpoint.save(run.folder / CHECKPOINTS, run.state)
-    # Timings are kept apart: the metrics of a resumed run equal the uninterrupted run's.
-    write_bytes(run.folder / HISTORY, json_lines(run.state.history))
-    write_bytes(run.folder / TIMES, json_lines(run.times))
-    write_bytes(run.folder / TABLE, csv_table(with_times(run.state.history, run.times)))
+    write_tables(run)
+
+
+def write_tables(run: Run) -> None:
+    """Write the metric rows, which the newest checkpoint holds too."""
+    rows = run.state.history
+    tables = {HISTORY: json_lines(rows), TABLE: csv_table(with_times(rows, run.times))}
+    write_files(run.folder, tables)
 
 
 def _describe(run: Run) -> dict[str, Any]:
@@ -232,4 +247,4 @@ def _sha256(weights: str) -> str:
 
 def write_info(run: Run) -> None:
     """Write run.json."""
-    write_bytes(run.folder / INFO, json.dumps(run.info, indent=1).encode())
+    write_files(run.folder, {INFO: json.dumps(run.info, indent=1, allow_nan=False).encode()})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,16 @@ KEY = "leanres"
 def save_weights(
     path: Path, model: nn.Module, config: Any, preprocess: Preprocess, half: bool = False
 ) -> None:
-    """Write a weights file; `half` stores float16, a quarter of a point or less in accuracy.
+    """Write a weights file. CheckpointError where it cannot be written; else as `weights_bytes`."""
+    write_bytes(path, weights_bytes(model, config, preprocess, half))
 
-    Raises CheckpointError where it cannot be written.
+
+def weights_bytes(
+    model: nn.Module, config: Any, preprocess: Preprocess, half: bool = False
+) -> bytes:
+    """A weights file's content; `half` stores float16, a quarter of a point or less in accuracy.
+
+    UserError for weights that are not finite, or whose float16 are not.
     """
     tensors = {
         name: (t.half() if half and t.is_floating_point() else t).contiguous().cpu()
@@ -40,7 +49,24 @@ def save_weights(
         "model": config_to_dict(config),
         "preprocess": asdict(preprocess),
     }
-    write_bytes(path, tensors_to_bytes(tensors, metadata={KEY: json.dumps(about)}))
+    _check_finite(tensors)
+    about["sha256"] = _checksum(tensors, about)
+    return tensors_to_bytes(tensors, metadata={KEY: json.dumps(about)})
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> str:
+    """sha256 over the metadata, and over the name, type, shape and bytes of each tensor."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} is not finite: weights with NaN or Inf predict nothing")
 
 
 @torch.no_grad()
@@ -88,6 +114,9 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
             "give a file that leanres wrote"
         )
     try:
+        if about.pop("sha256", None) != _checksum(tensors, about):
+            raise CheckpointError(f"{path} is damaged: its content is not what its sha256 says")
+        _check_finite(tensors)
         return _rebuild(about, tensors)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = first_line(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -380,4 +381,7 @@ def _row(state: TrainState, last: StepResult, setup: Setup, val: Split | None) -
         logits = predict_logits(network, val.images, normalize=setup.normalize, autocast=autocast)
         row["val_loss"] = float(F.cross_entropy(logits, val.labels))
         row["val_accuracy"] = float((logits.argmax(1) == val.labels).float().mean())
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise NonFiniteLossError(f"{name} is {value} after step {state.step}")
     return row

@@ -1,0 +1,62 @@
+"""manifest.json: the sha256 of every file of a run folder, so that an edited one is said to be.
+
+Before a file is written the manifest gets its new digest beside the one it has: a kill at any
+moment leaves a file that is as one of the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from leanres.io import write_bytes
+
+MANIFEST = "manifest.json"
+Digests = dict[str, list[str]]
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of a run folder, each atomically. CheckpointError where one cannot be written."""
+    known = _read(folder) or {}
+    for name, content in contents.items():
+        kept = [digest for digest in known.get(name, []) if digest == _digest_of(folder / name)]
+        known[name] = list(dict.fromkeys([*kept, hashlib.sha256(content).hexdigest()]))
+    text = json.dumps({"files": known, "sha256": _seal(known)}, indent=1)
+    write_bytes(folder / MANIFEST, text.encode())
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+
+
+def edited(folder: Path) -> list[str]:
+    """A note for each file of a run folder that is not as leanres wrote it; none where all are."""
+    known = _read(folder)
+    if known is None:
+        return [f"{folder / MANIFEST} is missing or was edited: the other files are not checked"]
+    changed = [name for name, digests in known.items() if _digest_of(folder / name) not in digests]
+    return [
+        f"{folder / name} is missing or was edited: it is not as leanres wrote it"
+        for name in changed
+    ]
+
+
+def _read(folder: Path) -> Digests | None:
+    """The digests in a folder's manifest; None where there is none, or not as it was written."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        files: Digests = content["files"]
+        return files if content["sha256"] == _seal(files) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _seal(files: Digests) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
