@@ -43,11 +43,12 @@ def test_evaluate_knows_what_a_run_held_out(leanres, run_folder):
 
 def test_evaluate_tells_what_int8_weights_would_cost(leanres, run_folder):
     plain = json.loads(leanres("evaluate", run_folder, "--json").out)
-    rounded = json.loads(leanres("evaluate", run_folder, "--json", "--int8").out)
-    assert (plain["int8"], rounded["int8"]) == (False, True)
+    rounded = json.loads(leanres("evaluate", run_folder, "--json", "--int8-weights").out)
+    assert (plain["int8_weights"], rounded["int8_weights"]) == (False, True)
     assert rounded["nll"] != plain["nll"]
     assert rounded["accuracy"] == pytest.approx(plain["accuracy"], abs=0.03)
-    assert "params, weights as int8" in leanres("evaluate", run_folder, "--int8").out
+    told = leanres("evaluate", run_folder, "--int8-weights").out
+    assert "params, weights alone rounded to int8" in told
 
 
 def test_weights_that_are_damaged_or_foreign_are_named(leanres, mistake, run_folder, tmp_path):

@@ -31,7 +31,6 @@ from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.resnet import ResNetConfig
-from leanres.runs import fit as fits
 from leanres.runs import run as runs
 from leanres.runs.fit import complete, resume
 from leanres.training.device import CPU

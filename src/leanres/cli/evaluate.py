@@ -24,8 +24,12 @@ def evaluate(
     ),
     tta: str = options.TTA_OPTION,
     int8: bool = typer.Option(
-        False, "--int8", help="Round the weights to int8 first, with a scale per output channel."
+        False,
+        "--int8-weights",
+        help="Round the weights alone to int8 first, a scale per output channel: activations stay"
+        " floats, so a file that computes in int8 changes more answers.",
     ),
+    precision: str = options.PRECISION,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
     as_json: bool = options.JSON,
@@ -38,7 +42,7 @@ def evaluate(
     from leanres.runs.weights import round_to_int8_
 
     TTA[tta]
-    predictor = options.make_predictor(target, device_name, threads)
+    predictor = options.make_predictor(target, device_name, threads, precision)
     if int8:
         round_to_int8_(predictor.model)
     dataset = options.load_target_data(target, predictor.preprocess.size, data, strict)
@@ -47,7 +51,7 @@ def evaluate(
         raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
     result = predictor.evaluate(images, tta) | {
         "split": split,
-        "int8": int8,
+        "int8_weights": int8,
         "device": predictor.device.name,
         "precision": predictor.device.precision,
     }
@@ -60,7 +64,7 @@ def evaluate(
 def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     from leanres.metrics.classification import accuracy_text, other_metrics
 
-    rounded = ", weights as int8" if result["int8"] else ""
+    rounded = ", weights alone rounded to int8" if result["int8_weights"] else ""
     typer.echo(
         f"{result['split']} accuracy {accuracy_text(result)}\n"
         f"{other_metrics(result)}, {result['params']:,} params{rounded};"

@@ -77,6 +77,9 @@ DEVICE = machine_option(
     "auto", "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1."
 )
 THREADS = machine_option(0, min=0, max=1024, help="CPU threads; 0: one per core.")
+PRECISION = machine_option(
+    "auto", help="float32 or bfloat16. Default: the run's own; of a weights file the fastest."
+)
 DEVICES = machine_option(
     "auto", help="Comma-separated devices to spread the trainings over: cuda:0,cuda:1."
 )
@@ -183,12 +186,15 @@ def make_device(name: str, recipe: Recipe, threads: int) -> Device:
     return device
 
 
-def make_predictor(target: Path, device: str, threads: int) -> Predictor:
+def make_predictor(target: Path, device: str, threads: int, precision: str = "auto") -> Predictor:
     """The network of a run folder or weights file, ready to evaluate and predict."""
+    from leanres.runs.manifest import edited
     from leanres.runs.predictor import load_predictor
 
     set_threads(threads)
-    return load_predictor(target, device)
+    predictor = load_predictor(target, device, precision)
+    print_notes(edited(target) if target.is_dir() else [])
+    return predictor
 
 
 def set_threads(threads: int | None) -> None:

@@ -24,6 +24,7 @@ from leanres.runs.layout import (
     with_times,
 )
 from leanres.runs.ledger import differences
+from leanres.runs.manifest import edited
 from leanres.runs.run_json import read_info
 from leanres.training.loop import MetricsRow
 from leanres.training.recipe import Recipe
@@ -136,7 +137,8 @@ def read_record(folder: Path | str) -> Record:
     folder = Path(folder)
     info = read_info(folder)
     rows, damaged = read_history(folder)
-    record = Record(folder, info, with_times(rows, read_times(folder)), None)
+    rows = with_times(rows, read_times(folder))
+    record = Record(folder, info, rows, None, tuple(edited(folder)))
     if damaged:
         lines = "1 line" if damaged == 1 else f"{damaged} lines"
         record = record.with_notes(f"{lines} of {folder / HISTORY} could not be read: left out")

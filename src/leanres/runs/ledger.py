@@ -6,6 +6,7 @@ Only JSON is read, so listing a hundred runs imports no torch and loads no data.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import operator
@@ -17,6 +18,7 @@ from typing import Any
 from leanres.errors import UserError
 from leanres.metrics.classification import HEADLINE, METRICS
 from leanres.registry import Table, unknown
+from leanres.runs.manifest import edited
 
 LedgerRow = dict[str, Any]
 Difference = tuple[str, str, str]  # key, first value, second value
@@ -47,9 +49,26 @@ def read_ledger(runs: Path, results: Path) -> tuple[list[LedgerRow], list[str]]:
         try:
             for row in _read_rows(path):
                 rows.setdefault(_identity(row), row)
+            notes += edited(path.parent) if path.name == "run.json" else edited_entry(path)
         except UserError as error:
             notes.append(str(error))
     return sorted(rows.values(), key=lambda row: str(row["started"])), notes
+
+
+def entry_sum(entry: Mapping[str, Any]) -> str:
+    """The sha256 of a ledger entry's content, which the entry itself carries as `sha256`."""
+    content = {key: value for key, value in entry.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def edited_entry(path: Path) -> list[str]:
+    """A note if a ledger entry is not as leanres wrote it. UserError if it is none."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        intact = entry.get("sha256") == entry_sum(entry)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a ledger entry: {error}") from None
+    return [] if intact else [f"{path} was edited: it is not as leanres wrote it"]
 
 
 def _identity(row: LedgerRow) -> str:

@@ -20,6 +20,8 @@ from leanres.metrics.inference import predict_both
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params
 from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess
+from leanres.runs.run import device_of
+from leanres.runs.run_json import read_info
 from leanres.runs.weights import load_classifier, weights_file
 from leanres.training.device import Device, detect
 
@@ -128,10 +130,14 @@ class Predictor:
 def load_predictor(path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """The network of a run folder (its model.safetensors) or of a weights file, in eval mode.
 
-    UserError for a path that is neither, CheckpointError for a damaged file.
+    precision: "auto" is the run's own on the kind of device that it had, so that its figures are
+    measured again as they were. UserError for a path that is neither, CheckpointError for a damaged
+    file.
     """
-    found = detect(device, precision, compiled=False)
     classifier, config = load_classifier(weights_file(path))
+    if precision == "auto" and Path(path).is_dir():
+        precision = device_of(read_info(Path(path)), device).precision
+    found = detect(device, precision, compiled=False)
     placed: ImageClassifier = found.place(classifier)  # type: ignore[assignment]
     return Predictor(placed, config, found)
 

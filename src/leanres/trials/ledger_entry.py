@@ -12,6 +12,7 @@ from leanres.io import locked, write_bytes
 from leanres.metrics.classification import METRICS
 from leanres.metrics.statistics import mean_sd
 from leanres.runs.layout import read_history
+from leanres.runs.ledger import entry_sum
 from leanres.runs.run_json import read_info
 from leanres.training.recipe import from_dict, matches_run
 
@@ -70,6 +71,7 @@ def add_run(
         if run["seed"] not in {known["seed"] for known in entry["runs"]}:
             entry["runs"].append(run)
             entry["summary"] = summary(entry["runs"], target)
+            entry["sha256"] = entry_sum(entry)
             write_bytes(out, (json.dumps(entry, indent=1) + "\n").encode())
     return summary(entry["runs"], target)
 

@@ -25,7 +25,7 @@ from leanres.data.split import Dataset, Split
 from leanres.errors import UserError, first_line
 from leanres.io import write_bytes
 
-_FORMAT = 2  # of the cache files: raise it when decoding changes, and all files are rebuilt
+_FORMAT = 3  # of the cache files: raise it when decoding changes, and all files are rebuilt
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 

@@ -20,7 +20,7 @@ from leanres.data.sources.cifar10_formats import (
 )
 from leanres.data.sources.download import download
 from leanres.data.sources.source import LoadOptions
-from leanres.data.split import Dataset
+from leanres.data.split import Dataset, Split
 from leanres.errors import NotFoundError, UserError
 
 LAYOUT = "CIFAR-10 (python or binary batches, their .tar.gz, or parquet)"
@@ -28,6 +28,10 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 SUBFOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin", "plain_text", "data", "cifar10")
+FINGERPRINTS = {  # of all images with their labels and class names, in any order
+    "train": "aae5113c3782113e1d8020d9782aa4397707df320b7f56dd5e8e36ec35878f0d",
+    "test": "9c0d5f843320d4e1d92def01e474797a7e75311259f1f257991184de786ea0a4",
+}
 _COMPLETE = (50_000, 10_000)  # images of train and test
 _ADVICE = (
     f"give a path, or set LEANRES_DATA to a folder, with {LAYOUT}, "
@@ -90,12 +94,23 @@ def _decoded(files: CifarFiles, options: LoadOptions) -> Dataset:
 
     def decode() -> Dataset:
         train, test = read_cifar10(files, options.progress)
-        complete = (len(train), len(test)) == _COMPLETE
-        note = f"{len(train):,} train and {len(test):,} test images, not 50,000 and 10,000"
         where = f"{files.root} ({files.kind})"
-        return Dataset("cifar10", train, None, test, () if complete else (note,), where)
+        return Dataset("cifar10", train, None, test, _differences(train, test), where)
 
     return cached("cifar10", files.root, files.paths, [files.kind], options.cache, decode)
+
+
+def _differences(train: Split, test: Split) -> tuple[str, ...]:
+    """What is not as in CIFAR-10: a note; or for each split of the right size that differs, one."""
+    if (len(train), len(test)) != _COMPLETE:
+        return (f"{len(train):,} train and {len(test):,} test images, not 50,000 and 10,000",)
+    found = {"train": train.fingerprint, "test": test.fingerprint}
+    return tuple(
+        f"the {name} images or labels are not CIFAR-10's: a file is damaged or was edited"
+        f" (fingerprint {found[name]}, not {known})"
+        for name, known in FINGERPRINTS.items()
+        if found[name] != known
+    )
 
 
 def _from_cache(options: LoadOptions) -> Dataset | None:
