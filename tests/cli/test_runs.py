@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from leanres.runs.ledger import entry_sum
+from leanres.runs.manifest import write_files
+
 
 @pytest.fixture
 def places(tmp_path) -> tuple[str, ...]:
@@ -23,11 +26,11 @@ def places(tmp_path) -> tuple[str, ...]:
         if accuracy:
             measured = {"split": "test", "accuracy": accuracy, "ece": 0.0123, "nll": 0.25}
             info["result"] = {**measured, "n": 10_000, "params": 269_722}
-        (runs / name / "run.json").write_text(json.dumps(info))
+        write_files(runs / name, {"run.json": json.dumps(info).encode()})
     (runs / "broken").mkdir()
     (runs / "broken" / "run.json").write_text("{")
     claim = {"recipe": {"model": "speednet", "epochs": 10}, "accuracy": 0.92, "started": "2026-10"}
-    (results / "claim.json").write_text(json.dumps(claim))
+    (results / "claim.json").write_text(json.dumps(claim | {"sha256": entry_sum(claim)}))
     return ("--runs", str(runs), "--results", str(results))
 
 

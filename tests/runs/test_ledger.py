@@ -16,12 +16,14 @@ from leanres.runs.ledger import (
     columns,
     diff_rows,
     differences,
+    entry_sum,
     matching,
     read_ledger,
     read_row,
     sort_rows,
     to_csv,
 )
+from leanres.runs.manifest import write_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +45,7 @@ def folders(tmp_path) -> tuple[Path, Path]:
         }
         if accuracy:
             info["result"] = {"split": "test", "accuracy": accuracy, "n": 10_000, "params": 5}
-        (runs / name / "run.json").write_text(json.dumps(info))
+        write_files(runs / name, {"run.json": json.dumps(info).encode()})
     (runs / "broken").mkdir()
     (runs / "broken" / "run.json").write_text("{")
     (runs / "data").mkdir()
@@ -53,7 +55,7 @@ def folders(tmp_path) -> tuple[Path, Path]:
         "val": {"accuracy": 0.92},
         "test": {"accuracy": 0.9206, "n": 10_000},
     }
-    (results / "claim.json").write_text(json.dumps(claim))
+    (results / "claim.json").write_text(json.dumps(claim | {"sha256": entry_sum(claim)}))
     (results / "raw.json").write_text("[1, 2]")
     return runs, results
 
@@ -71,6 +73,18 @@ def test_runs_and_results_are_listed_oldest_first_and_others_noted(folders):
     assert len(notes) == 2
     assert "broken/run.json is not a run" in notes[0]
     assert read_ledger(folders[0] / "no", folders[1] / "no") == ([], [])
+
+
+def test_an_edited_run_and_an_edited_result_are_said_to_be(folders):
+    runs, results = folders
+    for file in (runs / "a" / "run.json", results / "claim.json"):
+        file.write_text(file.read_text().replace("0.9", "0.8"))
+    (runs / "b" / "manifest.json").unlink()
+    rows, notes = read_ledger(*folders)
+    assert [row["accuracy"] for row in rows] == [0.8206, 0.81, 0.93, None]
+    assert len(notes) == 5
+    for file in (runs / "a" / "run.json", runs / "b" / "manifest.json", results / "claim.json"):
+        assert any(note.startswith(f"{file} ") and "was edited" in note for note in notes)
 
 
 def test_a_committed_result_of_a_run_that_is_there_is_one_row(folders):

@@ -86,7 +86,11 @@ def test_what_makes_a_resumed_run_inexact_is_said(tmp_path, digits, device, smal
     now = info["hardware"][key]
     info["hardware"][key] = before
     (tmp_path / "run" / INFO).write_text(json.dumps(info))
-    (note,) = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device).notes
+    edited, note = runs.reopen(tmp_path / "run", lambda _: digits, lambda _: device).notes
+    assert (
+        edited
+        == f"{tmp_path / 'run' / INFO} is missing or was edited: it is not as leanres wrote it"
+    )
     assert "not be bit-identical" in note
     assert note.endswith(f": {key} changed from {before} to {now}")
 

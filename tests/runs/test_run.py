@@ -171,6 +171,7 @@ def test_the_folder_holds_what_the_readme_says(uninterrupted):
         "run.json",
         "metrics.jsonl",
         "metrics.csv",
+        "manifest.json",
         "times.jsonl",
         "model.safetensors",
         "checkpoint",

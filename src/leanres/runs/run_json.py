@@ -67,6 +67,7 @@ RESULT: Fields = {
     Literal["test", "val"] | None: "split",
     AT_LEAST_0: "params",
     AMOUNT: "train_seconds matrix_tflops?",
+    str: "weights",  # sha256 of the weights file
 }
 MEASURED: Fields = {
     AT_LEAST_1: "n",
