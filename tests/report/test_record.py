@@ -42,7 +42,10 @@ def test_damaged_lines_are_skipped_counted_and_noted(copied):
     (folder / HISTORY).write_bytes(b"\n".join([good[0], *bad, *good[1:]]))
     record = read_record(folder)
     assert len(record.rows) == 3
-    assert record.notes == (f"5 lines of {folder / HISTORY} could not be read: left out",)
+    assert record.notes == (
+        f"{folder / HISTORY} is missing or was edited: it is not as leanres wrote it",
+        f"5 lines of {folder / HISTORY} could not be read: left out",
+    )
 
 
 def test_times_are_optional_and_damaged_ones_are_left_out(copied):
@@ -52,7 +55,10 @@ def test_times_are_optional_and_damaged_ones_are_left_out(copied):
     assert read_record(folder).column("seconds")[0] == [2, 3]
     (folder / TIMES).unlink()
     record = read_record(folder)
-    assert (len(record.rows), record.column("seconds"), record.notes) == (3, ([], []), ())
+    assert (len(record.rows), record.column("seconds")) == (3, ([], []))
+    assert record.notes == (
+        f"{folder / TIMES} is missing or was edited: it is not as leanres wrote it",
+    )
 
 
 def test_an_unfinished_run_is_read_as_far_as_it_is_written(copied):
@@ -88,12 +94,13 @@ def test_unusable_predictions_become_a_note(copied, how):
     record = read_record(folder)
     assert record.predictions is None
     assert record.result is not None
-    assert len(record.notes) == 1
-    assert PREDICTIONS in record.notes[0]
+    edited, note = record.notes
+    assert edited == f"{path} is missing or was edited: it is not as leanres wrote it"
+    assert PREDICTIONS in note
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path, copied):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         read_record(tmp_path)
     folder = copied()
     info = json.loads((folder / "run.json").read_text())
