@@ -1,7 +1,7 @@
 # Each target sets up what it needs in .venv, once. PYTHON=... picks another interpreter.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test lint reference clean
+.PHONY: help train test lint reference campaign clean
 
 # A version manager's shim may exist and still fail, so each candidate must run, be new enough
 # and be able to create an environment with pip. Evaluated only when .venv is made.
@@ -26,6 +26,9 @@ lint: .venv/.ready ## check style, format and types
 reference: .venv/.ready ## write docs/commands.md and the files of docs/architecture.md from the code
 	@.venv/bin/python docs/commands.py
 	@.venv/bin/python docs/architecture.py
+
+campaign: .venv/.ready ## look for faults at length, about an hour (ARGS="kills writers": these parts)
+	@OMP_NUM_THREADS=1 exec .venv/bin/python tests/faults/campaign.py $(ARGS)
 
 clean: ## remove .venv, builds and caches; runs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

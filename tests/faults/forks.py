@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,9 @@ def fork(
     memory: bytes that it may use beyond what this process has.
     """
     with TemporaryFile() as file:
-        pid = os.fork()
+        with warnings.catch_warnings():  # of threads, from 3.12 on: these children start none
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid == 0:
             _child(function, file.fileno(), seconds, memory)
         _, status = os.waitpid(pid, 0)

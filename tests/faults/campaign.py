@@ -1,0 +1,71 @@
+"""The long form of every fault harness: `make campaign`, about an hour on two cores.
+
+    python tests/faults/campaign.py [PART ...]
+
+runs the parts (all, or those named), prints their figures and keeps them in results/faults.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filesystem
+import hostile
+import kills
+import mutations
+import writers
+
+from leanres.io import write_bytes
+from leanres.runs.layout import commit
+from leanres.training.device import CPU, hardware
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "faults.json"
+KERNELS = Path(__file__).with_name("kernels.py")
+CHECKED = "-O3 -fsanitize=undefined -fsanitize-undefined-trap-on-error"
+
+
+def compiled() -> dict[str, Any]:
+    """300 random shapes between guard pages for each way to compile the kernels."""
+    done: dict[str, Any] = {"cases_each": 300, "wrong": []}
+    for flags in ("-O0", "-O1", "-O3", "-Os", "-O1 -fno-inline", CHECKED):
+        command = [sys.executable, str(KERNELS), "300", "0", *flags.split()]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            done["wrong"].append(f"{flags}: exit {ended.returncode}: {ended.stderr[-300:]}")
+    return done
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "kernels": compiled,
+    "two_writers": lambda: writers.main(60, rows=500),
+    "mutations": lambda: mutations.main(11_000),
+    "mutations_of_cifar10": lambda: mutations.main(200, cifar=True),
+    "hostile_inputs": lambda: hostile.main(5_000),
+    "file_system": filesystem.main,
+    "kills": lambda: kills.main(300),
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the parts and write their figures; the number of things that went wrong."""
+    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    wrong = 0
+    for name in names or PARTS:
+        began = time.monotonic()
+        figures = PARTS[name]()
+        figures |= {"seconds": round(time.monotonic() - began), "commit": commit()}
+        wrong += len(figures.get("wrong", []))
+        print(json.dumps({name: figures}, indent=1), flush=True)
+        known[name] = figures | {"hardware": hardware(CPU("cpu", "float32", False))}
+        write_bytes(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 100))
