@@ -199,3 +199,28 @@ def test_a_one_cycle_schedule_without_lr_min_gets_that_of_the_test(found, given)
     low = found.lr_min if given is None else given
     assert changed.schedule == ("one-cycle", {"peak_epoch": 2.0, "lr_min": low})
     assert replace(changed, lr=0.5, schedule=recipe.schedule) == recipe
+
+
+def quadratic_losses(sweep: LRSweep, condition: float, noise: float, seed: int) -> list[float]:
+    """SGD on sum h w^2 / 2 with curvatures h from 1 / condition to L = 1; an oracle in numpy."""
+    rng, h = np.random.default_rng(seed), np.geomspace(1, 1 / condition, 50)
+    w, losses = rng.standard_normal(50) / 50**0.5, []
+    for lr in sweep.lrs:
+        loss = 0.5 * float((h * w * w).sum()) + 1e-3
+        losses.append(loss * (1 + 0.1 * bool(noise) * rng.standard_normal()))
+        if loss > 1e12:
+            break
+        w = w - lr * (h * w + noise * rng.standard_normal(50))
+    return losses
+
+
+@pytest.mark.parametrize("condition", [1, 100])
+@pytest.mark.parametrize(("noise", "low", "high"), [(0.0, 1.0, 4.0), (0.05, 0.05, 0.3)])
+def test_on_quadratics_lr_max_is_where_the_comment_says(condition, noise, low, high):
+    """In units of the stability limit 2 / L: beyond it without noise, far below it with noise."""
+    sweep = LRSweep(lr_min=1e-5, lr_max=100.0, steps=100)
+    found = [
+        analyse(quadratic_losses(sweep, condition, noise, seed), sweep).lr_max / 2
+        for seed in range(12)
+    ]
+    assert low < min(found) <= max(found) < high
