@@ -20,8 +20,8 @@ from leanres.io import locked
 from leanres.models.cost import count_params, summarize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
+from leanres.runs import fit
 from leanres.runs import run as runs
-from leanres.runs.fit import complete
 from leanres.runs.stop import Stopped
 from leanres.training.device import CPU
 from leanres.training.recipe import from_dict
@@ -97,7 +97,7 @@ def test_the_best_is_at_least_as_good_as_a_hand_made_network_of_its_size(found, 
     by_hand = fit_widths(ResNetConfig(), 2.0, BOUNDS)
     run = runs.create(tmp_path / "run", from_dict({"model": by_hand}, RECIPE), digits, CPU32)
     rows = []
-    complete(run, on_epoch=rows.append)
+    fit.complete(run, on_epoch=rows.append)
     assert best.accuracy >= rows[-1]["val_accuracy"]
 
 
@@ -146,18 +146,18 @@ def test_an_interrupted_candidate_continues_from_its_checkpoint(
     found, digits, tmp_path, monkeypatch
 ):
     seen = found[2]
-    real = runs.epochs
+    real = fit.epochs
 
-    def interrupted(run, stop, watch, **more):
-        yield next(real(run, stop, watch, **more))
+    def interrupted(run, stop, *more):
+        yield next(real(run, stop, *more))
         stop.signal = signal.SIGINT
 
-    monkeypatch.setattr(runs, "epochs", interrupted)
+    monkeypatch.setattr(fit, "epochs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_search(BOUNDS, RECIPE, digits, tmp_path, trials=1)
     (place,) = (p.parent for p in tmp_path.glob("*/run.json"))
     assert place.name == seen[0].name  # the same seed proposes the same network first
-    monkeypatch.setattr(runs, "epochs", real)
+    monkeypatch.setattr(fit, "epochs", real)
     (again,) = run_search(BOUNDS, RECIPE, digits, tmp_path, trials=1)
     assert again == seen[0]
     resumed = json.loads((place / "run.json").read_text())["resumed"]
