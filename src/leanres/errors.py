@@ -17,3 +17,8 @@ class NotFoundError(UserError):
 def first_line(error: Exception) -> str:
     """The first line of an exception's message; its type's name if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def printable(text: object) -> str:
+    """A file's name, or any other text from outside, as one line that a terminal only shows."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))

@@ -1,23 +1,32 @@
-"""Files: atomic writes, locks between processes, the cache folder, values as TOML."""
+"""Files: bounded reads, atomic writes, locks between processes, the cache folder, TOML."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
+import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from leanres.errors import UserError
 
+if TYPE_CHECKING:
+    from pyarrow import Table
+
 LOCK = ".lock"  # the file in a folder that `Lock` holds
 PARTIAL = ".partial"  # ends the name of a file that is not whole yet
 LOCK_WAIT_S = 30.0  # longer than what is locked usually takes
+MIB = 2**20
+MAX_TEXT = 64 * MIB  # a run's JSON files; a recipe's and a plan's TOML has less than `MAX_TOML`
+MAX_TOML, MAX_DOTS = MIB // 4, 200  # its parser takes memory by the square of a key's parts
+MAX_DEPTH = 100  # of JSON and TOML
 
 
 class CheckpointError(UserError):
@@ -44,6 +53,101 @@ def remove_partial(folder: Path) -> None:
     for path in folder.glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def open_file(path: Path, max_bytes: int) -> BinaryIO:
+    """Open a file that came from outside, to read it; its content is at most `max_bytes` long.
+
+    UserError for what is no regular file (a pipe, a device, a folder: those may block or never end)
+    or is larger; OSError where it cannot be opened.
+    """
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115  # the caller closes it
+    about = os.fstat(file.fileno())
+    if stat.S_ISREG(about.st_mode) and about.st_size <= max_bytes:
+        return file
+    file.close()
+    if not stat.S_ISREG(about.st_mode):
+        raise UserError(f"{path} is no regular file: give one, not a pipe or a device")
+    size, most = (f"{count / MIB:,.1f} MiB" for count in (about.st_size, max_bytes))
+    raise UserError(f"{path} has {size}, at most {most} fit: give another file")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+
+def read_file(path: Path, max_bytes: int = MAX_TEXT) -> bytes:
+    """The content of a file, opened as `open_file` does."""
+    with open_file(path, max_bytes) as file:
+        return file.read(max_bytes)  # files of /proc have more than they say
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text. ValueError where it is none, or too deep."""
+    return _shallow(json.loads, text)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text. ValueError where it is none, or too deep."""
+    if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
+        raise ValueError(f"a line has more than {MAX_DOTS} dots")
+    table: dict[str, Any] = _shallow(tomllib.loads, text)
+    return table
+
+
+def _shallow(parse: Callable[[Any], Any], text: bytes | str) -> Any:
+    """What `parse` makes of a text. ValueError where it is so deep that printing it would fail."""
+    level = None
+    with contextlib.suppress(RecursionError):
+        value = parse(text)
+        level = [value] if isinstance(value, dict | list) else []
+        for _ in range(MAX_DEPTH):
+            inner = (item.values() if isinstance(item, dict) else item for item in level)
+            level = [v for values in inner for v in values if isinstance(v, dict | list)]
+    if level != []:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table of a TOML file. UserError where it cannot be read, or is none."""
+    try:
+        return parse_toml(read_file(path, MAX_TOML).decode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+
+
+def read_parquet(path: Path, max_bytes: int, columns: list[str] | None = None) -> Table:
+    """The table of a parquet file, which takes at most `max_bytes` in the file and in memory.
+
+    UserError for a larger one; OSError or ArrowException for a damaged one.
+    """
+    import pyarrow.parquet as pq
+
+    with open_file(path, max_bytes) as file, pq.ParquetFile(file) as opened:
+        about = opened.metadata
+        groups = [about.row_group(i).total_byte_size for i in range(about.num_row_groups)]
+        if sum(groups) > max_bytes or about.num_rows * about.num_columns > max_bytes:
+            raise UserError(f"{path} says it holds {sum(groups):,} bytes: give another file")
+        return opened.read(columns)
+
+
+def csv_text(text: str) -> str:
+    """A name as a cell of a CSV file, which no spreadsheet takes for a formula."""
+    is_formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(text)
+    return f"'{text}" if is_formula else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class InUseError(UserError):
@@ -90,16 +194,6 @@ def locked(path: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 def lock_file(path: Path) -> Path:
     """The file beside `path` that `locked` locks."""
     return path.with_name(f".{path.name}.lock")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file; UserError where it cannot be read or is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
 
 
 def cache_folder() -> Path:

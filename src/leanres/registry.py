@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -119,6 +119,15 @@ def checked(label: str, value: Any, hint: Any) -> Any:
         return _fit(value, hint)
     except (ValueError, OverflowError):
         raise UserError(f"{label} = {value!r}: give {wanted(hint)}") from None
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """UserError for class names that repeat, or are longer than 255 characters or unprintable."""
+    if len(set(names)) != len(names):
+        raise UserError(f"class names repeat: {', '.join(names)}; give each its own")
+    for name in names:
+        if len(name) > 255 or not name.isprintable():
+            raise UserError(f"class name {name[:40]!r}: give at most 255 printable characters")
 
 
 def notes_of(hint: Any) -> tuple[Any, ...]:

@@ -28,12 +28,15 @@ from leanres.cli import (
     search,
     train,
 )
+from leanres.cli.console import say
 from leanres.cli.help import HelpCommand, HelpGroup
-from leanres.errors import UserError
+from leanres.errors import UserError, printable
 from leanres.version import __version__
 
 CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ended
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OUT_OF_MEMORY = ("MemoryError", "allocate memory", "out of memory", "bad_alloc")  # who says which
+MAX_MESSAGE = 2000  # characters: a file may name things of any length
 
 
 class App(HelpGroup):
@@ -73,7 +76,7 @@ for heading, commands in COMMANDS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"leanres {__version__}")
+        say(f"leanres {__version__}")
         raise typer.Exit
 
 
@@ -117,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.drop_output()
         _fail(f"cannot read or write {error.filename or 'the output'}: {error.strerror}", 2)
     except Exception as error:
+        if any(words in f"{error!r} {error}" for words in OUT_OF_MEMORY):
+            _fail("out of memory: give a smaller network, smaller batches or fewer images", 2)
         message = getattr(error, "format_message", None)  # of the parser's own errors
         if message is None:
             raise
@@ -125,6 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    one_line = " ".join(message.split())
+    one_line = printable(" ".join(message.split())[:MAX_MESSAGE])
     print(f"leanres: {one_line}", file=sys.stderr)
     sys.exit(code)

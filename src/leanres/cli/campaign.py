@@ -11,6 +11,7 @@ import typer
 
 from leanres.cli import options
 from leanres.cli.compare import print_rows
+from leanres.cli.console import say
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def campaign(
     row_of = {job.folder: row for row, job in planned}
     before = {job.folder for _, job in planned if is_finished(job, dataset)}
     executor = LocalProcesses(at_once or len(names), names, threads)
-    typer.echo(
+    say(
         f"{plan}: {len(before)} of {len(planned)} finished; {executor.slots} at once,"
         f" progress in {runs}/*.log",
         err=as_json,
@@ -69,12 +70,12 @@ def campaign(
             kept = _keep(row, event.job, weights, dataset, found[0], is_old)
         failed = failed or event.kind in ("failed", "diverged")
         if as_json:
-            typer.echo(json.dumps({"event": event.kind, "run": str(event.job.folder)}))
+            say(json.dumps({"event": event.kind, "run": str(event.job.folder)}))
         elif kept or not is_old:
-            typer.echo(f"{options.event_line(event)}{kept}")
+            say(f"{options.event_line(event)}{kept}")
     count = sum(is_finished(job) for _, job in planned)
     again = "" if count == len(planned) else "; the same command continues"
-    typer.echo(f"{count} of {len(planned)} finished{again}", err=as_json)
+    say(f"{count} of {len(planned)} finished{again}", err=as_json)
     for measure in ("test", "val") if not as_json else ():
         if table := library.summary_rows(rows, results, measure):
             print_rows(table, "row", measure)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table
+from leanres.cli.console import print_table, say
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def compare(
     dataset = options.load_dataset(data, size, strict)
 
     def watch(event: Event) -> None:
-        typer.echo(options.event_line(event), err=True)
+        say(options.event_line(event), err=True)
 
     rows = library.compare(
         comparison,
@@ -64,9 +64,9 @@ def compare(
     )
     if as_json:
         facts = {"comparison": name, "command": command, "measured_on": measure}
-        typer.echo(json.dumps(facts | {"question": comparison.question, "rows": rows}, indent=1))
+        say(json.dumps(facts | {"question": comparison.question, "rows": rows}, indent=1))
     else:
-        typer.echo(comparison.question)
+        say(comparison.question)
         print_rows(rows, "variant", measure)
 
 

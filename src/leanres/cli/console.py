@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanres.errors import UserError
+from leanres.errors import UserError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +54,13 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
+def say(text: object = "", err: bool = False) -> None:
+    """Print lines on stdout or stderr; names in them cannot control the terminal."""
+    import typer
+
+    typer.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
+
+
 def print_table(
     heads: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -68,6 +75,7 @@ def print_table(
     from rich.cells import cell_len
 
     out = console()
+    rows = [list(map(printable, row)) for row in rows]
     cells = zip(*rows, strict=True) if rows else [()] * len(heads)
     columns = list(zip(heads, cells, strict=True))
     droppable = [head for head in drop if head in heads]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table
+from leanres.cli.console import print_table, say
 
 if TYPE_CHECKING:
     from leanres.data.describe import Description
@@ -37,7 +37,7 @@ def data(
     facts = describe(dataset)
     grids = _write_grids(dataset, out)
     if as_json:
-        typer.echo(json.dumps(asdict(facts) | {"grids": [str(g) for g in grids]}, indent=1))
+        say(json.dumps(asdict(facts) | {"grids": [str(g) for g in grids]}, indent=1))
     else:
         _print_description(facts, grids)
 
@@ -63,7 +63,7 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
 
 def _print_description(facts: Description, grids: list[Path]) -> None:
     splits = facts.splits
-    typer.echo(f"{facts.name} from {facts.source}")
+    say(f"{facts.name} from {facts.source}")
     rows = [
         [label, *(f"{split.per_class[label]:,}" for split in splits.values())]
         for label in facts.classes
@@ -73,7 +73,7 @@ def _print_description(facts: Description, grids: list[Path]) -> None:
     for name, split in splits.items():
         height, width = split.size
         mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
-        typer.echo(
+        say(
             f"{name}: {height}x{width} px, mean {mean}, std {std}\n"
             f"  fingerprint {split.fingerprint[:16]}"
         )
@@ -84,5 +84,5 @@ def _print_description(facts: Description, grids: list[Path]) -> None:
             else f"of {pair.second} that are in {pair.first} too"
         )
         pairs = ", ".join(f"{a}={b}" for a, b in pair.pairs)
-        typer.echo(f"duplicates {where}: {pair.count}{f' ({pairs})' if pairs else ''}")
-    typer.echo(f"pictures: {', '.join(map(str, grids))}")
+        say(f"duplicates {where}: {pair.count}{f' ({pairs})' if pairs else ''}")
+    say(f"pictures: {', '.join(map(str, grids))}")

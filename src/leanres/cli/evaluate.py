@@ -9,7 +9,7 @@ from typing import Any, Literal
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import console, print_table
+from leanres.cli.console import console, print_table, say
 from leanres.errors import UserError
 
 HEAD_WIDTH = 4  # characters of a class name above its column of the confusion matrix
@@ -56,7 +56,7 @@ def evaluate(
         "precision": predictor.device.precision,
     }
     if as_json:
-        typer.echo(json.dumps(result))
+        say(json.dumps(result))
     else:
         _print_evaluation(result, images.classes)
 
@@ -65,7 +65,7 @@ def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     from leanres.metrics.classification import accuracy_text, other_metrics
 
     rounded = ", weights alone rounded to int8" if result["int8_weights"] else ""
-    typer.echo(
+    say(
         f"{result['split']} accuracy {accuracy_text(result)}\n"
         f"{other_metrics(result)}, {result['params']:,} params{rounded};"
         f" {result['precision']} on {result['device']}"
@@ -76,8 +76,8 @@ def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     column = max(HEAD_WIDTH, len(str(result["n"]))) + 2
     if max(map(len, classes)) + 9 + len(classes) * column > console().width:
         heads, counts = [], [[] for _ in classes]
-        typer.echo("the confusion matrix is wider than the terminal: --json has it")
+        say("the confusion matrix is wider than the terminal: --json has it")
     else:
-        typer.echo("rows: true class; columns: predicted class")
+        say("rows: true class; columns: predicted class")
     rows = [[name, share, *row] for name, share, row in zip(classes, shares, counts, strict=True)]
     print_table(["class", "acc %", *heads], rows)

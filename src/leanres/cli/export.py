@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from leanres.cli import options
+from leanres.cli.console import say
 from leanres.errors import UserError
 
 
@@ -46,12 +47,12 @@ def export(
     if card:
         out.with_suffix(".md").write_text(model_card(target, out, dataset), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(asdict(done) | {"path": str(done.path)}))
+        say(json.dumps(asdict(done) | {"path": str(done.path)}))
         return
-    typer.echo(
+    say(
         f"{done.path}: {done.bytes / 2**20:.2f} MiB. Checked on {done.images:,} images:"
         f" {100 * done.agreement:.2f} % keep their class,\n"
         f"no probability changes by more than {done.drift:.2g}"
     )
     if card:
-        typer.echo(f"model card: {out.with_suffix('.md')}")
+        say(f"model card: {out.with_suffix('.md')}")

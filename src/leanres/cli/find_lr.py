@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import check_picture, console, print_table, save_picture
+from leanres.cli.console import check_picture, console, print_table, save_picture, say
 from leanres.runs.command import without_options
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ def find_lr(
 
         save_picture(figure(result), out)
     if as_json:
-        typer.echo(json.dumps(result.to_dict()))
+        say(json.dumps(result.to_dict()))
         return
     _print_range(result, out)
-    typer.echo(f"train with it: {train_command(sys.argv[2:], settings, result, chosen)}")
+    say(f"train with it: {train_command(sys.argv[2:], settings, result, chosen)}")
 
 
 def train_command(
@@ -121,6 +121,6 @@ def _print_range(result: LRRange, picture: Path | None) -> None:
         reason = "; ".join(f"{name}: {result.reasons[name]}" for name in names)
         rows.append([rule.capitalize(), f"{lr:.2g}", reason or RULES[rule].description])
     print_table(["rule", "lr", "why"], rows, left=("why",))
-    typer.echo(result.stopped)
+    say(result.stopped)
     if picture is not None:
-        typer.echo(f"picture: {picture}")
+        say(f"picture: {picture}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.console import print_table
+from leanres.cli.console import print_table, say
 from leanres.cli.options import JSON
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def models(as_json: bool = JSON) -> None:
         for costs in [summarize(entry.config)]
     ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1, default=asdict))
+        say(json.dumps(rows, indent=1, default=asdict))
     else:
         _print_models(rows)
 
@@ -63,7 +63,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     print_table(
         [*heads, "measured %", "source"], cells, left=("source",), drop=("source", "rf (chained)")
     )
-    typer.echo(
+    say(
         "\naccuracies on CIFAR-10's test images: as the source reports it, and measured here"
         "\nleanres summary NAME lists one layer by layer"
     )
@@ -95,10 +95,10 @@ def summary(
     costs = summarize(entry.config, (3, size, size))
     if as_json:
         within = {"name": name, "budget": most, "within_budget": costs.params <= most}
-        typer.echo(json.dumps(within | costs.to_dict(), indent=1))
+        say(json.dumps(within | costs.to_dict(), indent=1))
         return
     _print_summary(name, costs, most)
-    typer.echo(f"source: {'; '.join(filter(None, (entry.source, entry.note)))}")
+    say(f"source: {'; '.join(filter(None, (entry.source, entry.note)))}")
 
 
 def _print_summary(name: str, costs: Summary, most: int) -> None:
@@ -118,7 +118,7 @@ def _print_summary(name: str, costs: Summary, most: int) -> None:
     print_table(heads, rows, left=("kind",), drop=("rf (chained)", "kind"))
     sizes = ", ".join(f"{mib:.2f} MiB {kind}" for kind, mib in costs.size_mib.items())
     verdict = "within" if costs.params <= most else "OVER"
-    typer.echo(
+    say(
         f"\n{name}: {costs.params:,} params ({verdict} the budget of {most:,}),"
         f" {costs.macs / 1e6:,.1f} MMACs\n{sizes}\n"
         f"receptive field {costs.receptive_field} px"

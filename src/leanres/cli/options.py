@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from leanres.cli.console import say
 from leanres.errors import NotFoundError, UserError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def load_data_or_digits(
     try:
         return load_dataset("cifar10", size, strict), "cifar10", recipe
     except NotFoundError:
-        typer.echo(
+        say(
             "CIFAR-10 was not found and could not be downloaded: training on the embedded digits"
             " instead (set LEANRES_DATA to a folder with CIFAR-10)",
             err=True,
@@ -153,7 +154,7 @@ def load_target_data(target: Path, size: int, name: str | None, strict: bool = F
 def print_notes(notes: tuple[str, ...] | list[str]) -> None:
     """One line each on stderr."""
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 @contextmanager

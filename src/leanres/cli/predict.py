@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table
+from leanres.cli.console import print_table, say
 from leanres.errors import UserError
+from leanres.io import csv_text
 
 if TYPE_CHECKING:
     from leanres.runs.predictor import Prediction
@@ -54,7 +55,7 @@ def predict(
     elif as_json:
         for p in read:
             ranked = [{"class": c, "prob": x} for c, x in zip(p.classes, p.probs, strict=True)]
-            typer.echo(json.dumps({"path": str(p.path), "top": ranked}))
+            say(json.dumps({"path": str(p.path), "top": ranked}))
     else:
         _print_predictions(read)
 
@@ -64,16 +65,14 @@ def _write_predictions(path: Path, predictions: list[Prediction]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["ID", "Labels"])
-        writer.writerows([p.path.stem, p.classes[0]] for p in predictions)
-    typer.echo(f"{len(predictions)} predictions written to {path}")
+        writer.writerows([csv_text(p.path.stem), csv_text(p.classes[0])] for p in predictions)
+    say(f"{len(predictions)} predictions written to {path}")
 
 
 def _print_predictions(predictions: list[Prediction]) -> None:
-    from leanres.data.image_files import printable
-
     rows = []
     for p in predictions:
         first, *others = (f"{100 * prob:.1f} %" for prob in p.probs)
         then = ", ".join(f"{name} {prob}" for name, prob in zip(p.classes[1:], others, strict=True))
-        rows.append([printable(p.path), p.classes[0], first, then])
+        rows.append([str(p.path), p.classes[0], first, then])
     print_table(["image", "class", "prob", "then"], rows, left=("class", "then"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli.console import console, counted
+from leanres.cli.console import console, counted, say
 from leanres.cli.options import print_notes
 from leanres.errors import UserError
 from leanres.runs.tracking import open_trackers
@@ -97,7 +97,7 @@ def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) 
     from leanres.runs.layout import with_times
     from leanres.runs.stop import Stopped
 
-    typer.echo(_headline(run), err=as_json)
+    say(_headline(run), err=as_json)
     history = with_times(run.state.history, run.times)
     with open_trackers(
         trackers, run.folder, run.info, history, lambda note: print_notes([note])
@@ -113,7 +113,7 @@ def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) 
             except Stopped as stopped:
                 number, result = stopped.number, {}
         if not result:
-            typer.echo(
+            say(
                 f"stopped at step {run.state.step} of {run.setup.counts.total}, saved\n"
                 f"continue with: leanres resume {run.folder}",
                 err=as_json,
@@ -121,7 +121,7 @@ def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) 
             raise typer.Exit(128 + number)
         track.result(result)
     if as_json:
-        typer.echo(json.dumps({"run": str(run.folder), **result}))
+        say(json.dumps({"run": str(run.folder), **result}))
     else:
         _print_result(run, result)
     if report:
@@ -137,7 +137,7 @@ def _write_report(run: Run, as_json: bool) -> None:
     except (UserError, OSError) as error:
         print_notes([f"no report ({error}): leanres report {run.folder} writes one"])
     else:
-        typer.echo(f"report: {page}", err=as_json)
+        say(f"report: {page}", err=as_json)
 
 
 def _headline(run: Run) -> str:
@@ -169,11 +169,11 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
                 f" (a large {run.setup.device.precision} product on this machine:"
                 f" {result['matrix_tflops']:.2f} TFLOP/s)"
             )
-        typer.echo(
+        say(
             f"{result['split']} accuracy {accuracy_text(result)}\n"
             f"{other_metrics(result)}; trained in {result['train_seconds']:.0f} s{rate}"
         )
-    typer.echo(
+    say(
         f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json\n"
         f"next: leanres evaluate {folder}\n"
         f"      leanres predict {folder} IMAGES\n"

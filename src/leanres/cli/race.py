@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from leanres.cli import options
+from leanres.cli.console import say
 
 
 def race(
@@ -66,8 +67,8 @@ def race(
     counted = "warm: training alone" if warm else "cold: the whole process"
     header = command | {"counted": counted, "recipe": chosen.to_dict()}
     for summary in library.race(train, range(seed, seed + n), target / 100, entry, header):
-        typer.echo(_line(summary), err=as_json)
-    typer.echo(json.dumps(summary) if as_json else f"{entry} holds every run")
+        say(_line(summary), err=as_json)
+    say(json.dumps(summary) if as_json else f"{entry} holds every run")
 
 
 def _line(summary: dict[str, Any]) -> str:

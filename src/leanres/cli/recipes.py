@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import typer
 
-from leanres.cli.console import print_table
+from leanres.cli.console import print_table, say
 from leanres.cli.models import accuracies
 from leanres.cli.options import JSON
 
@@ -26,12 +26,12 @@ def recipes(
 
     if name:
         recipe = load_recipe(name)
-        typer.echo(json.dumps({"name": name, **recipe.to_dict()}) if as_json else to_toml(recipe))
+        say(json.dumps({"name": name, **recipe.to_dict()}) if as_json else to_toml(recipe))
     elif as_json:
         for known, entry in NAMED_RECIPES.items():
             about = asdict(entry) | {"reported": entry.reported, "flop": cost(entry.recipe)}
             del about["recipe"]
-            typer.echo(json.dumps({"name": known, **entry.recipe.to_dict(), **about}))
+            say(json.dumps({"name": known, **entry.recipe.to_dict(), **about}))
     else:
         _print_recipes()
 
@@ -65,8 +65,8 @@ def _print_recipes() -> None:
     changed = [(n, e.measured.changed) for n, e in NAMED_RECIPES.items() if e.measured]
     for name, settings in changed:
         if settings:
-            typer.echo(f"* {name} was measured with another {', '.join(settings)}: docs/systems.md")
-    typer.echo(
+            say(f"* {name} was measured with another {', '.join(settings)}: docs/systems.md")
+    say(
         "\nPFLOP: arithmetic of a training on 50,000 images; at 1 TFLOP/s each takes 1,000 s"
         "\nleanres recipes NAME prints one in full; leanres train NAME trains with it"
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table
+from leanres.cli.console import print_table, say
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def report(
         page = write_report(runs, dataset, out=out, budget=limit, layers=layer)
     options.print_notes([*notes, *(note for record in records for note in record.notes)])
     if not text:
-        typer.echo(page)
+        say(page)
     elif len(records) == 1:
-        typer.echo(text_report(records[0], limit))
+        say(text_report(records[0], limit))
     else:
         print_table(*text_table(records), left=("network",))
-        typer.echo("\n".join(["", *verdicts(records)]))
+        say("\n".join(["", *verdicts(records)]))
 
 
 def _load_if_here(info: dict[str, Any], data: str | None) -> tuple[Dataset | None, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import counted, print_table
+from leanres.cli.console import counted, print_table, say
 from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.errors import UserError
 
@@ -60,14 +60,14 @@ def runs(
     rows = sort_rows(rows, sort) if sort else rows
     if as_csv is not None:
         as_csv.write_text(to_csv(rows), encoding="utf-8")
-        typer.echo(f"{counted(len(rows), 'run')} written to {as_csv}")
+        say(f"{counted(len(rows), 'run')} written to {as_csv}")
     elif as_json:
         for row in rows:
-            typer.echo(json.dumps(row))
+            say(json.dumps(row))
     elif rows:
         _print_rows(rows, [key.strip() for key in show.split(",")] if show else [])
     else:
-        typer.echo(f"no such runs in {runs}/ and {results}/")
+        say(f"no such runs in {runs}/ and {results}/")
 
 
 def _print_rows(rows: list[dict[str, Any]], chosen: list[str]) -> None:
@@ -117,12 +117,12 @@ def diff(
     recipe, outcome = diff_rows(a, b)
     if as_json:
         parts = {"recipe": recipe, "outcome": outcome}
-        typer.echo(json.dumps({k: {key: [x, y] for key, x, y in v} for k, v in parts.items()}))
+        say(json.dumps({k: {key: [x, y] for key, x, y in v} for k, v in parts.items()}))
         return
     for title, lines in (("recipe and origin", recipe), ("outcome", outcome)):
-        typer.echo(f"{title}:" if lines else f"{title}: the same")
+        say(f"{title}:" if lines else f"{title}: the same")
         for key, x, y in lines:
-            typer.echo(f"  {key}: {x} -> {y}")
+            say(f"  {key}: {x} -> {y}")
 
 
 def _find_run(name: str, runs: Path, results: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import check_picture, print_table, save_picture, write_json
+from leanres.cli.console import check_picture, print_table, save_picture, say, write_json
 from leanres.errors import UserError
 
 
@@ -68,7 +68,7 @@ def scaling(
         "curves": [curve.to_dict() for curve in curves],
     }
     if as_json:
-        typer.echo(json.dumps(report))
+        say(json.dumps(report))
     else:
         for curve in report["curves"]:
             _print_curve(curve)
@@ -99,4 +99,4 @@ def _print_curve(curve: dict[str, Any]) -> None:
     takes = f"seconds {curve['takes']}"
     print_table([curve["grows"], takes, "off the line", ""], rows)
     fixed, slope = curve["fixed_seconds"], curve["seconds_per_unit"]
-    typer.echo(f"line: {fixed:.3g} {takes}, plus {slope:.3g} per {curve['unit']}\n")
+    say(f"line: {fixed:.3g} {takes}, plus {slope:.3g} per {curve['unit']}\n")

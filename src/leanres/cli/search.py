@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table
+from leanres.cli.console import print_table, say
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def search(
 
     def watch(c: Candidate) -> None:
         ended = "" if c.finished else f", stopped after epoch {c.epochs}"
-        typer.echo(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
+        say(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
 
     executor = local_executor(dataset, short, devices.split(","), at_once, threads)
     origin = {"command": options.current_command()} | locate(data, size=size)
@@ -74,11 +74,11 @@ def search(
     base = recipe if recipe in RECIPES else "speed"
     best = library.write_best(out, found[0], whole, base)
     if as_json:
-        typer.echo(json.dumps([asdict(c) for c in found]))
+        say(json.dumps([asdict(c) for c in found]))
         return
     _print(found, bounds)
     words = [str(best), "--data", data, *(["--size", str(size)] if size else [])]
-    typer.echo(
+    say(
         "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
         f" recipe's own epochs:\n{shlex.join(['leanres', 'train', *words])}"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table, write_json
+from leanres.cli.console import print_table, say, write_json
 
 
 def step(
@@ -44,7 +44,7 @@ def step(
     device = options.make_device(device_name, chosen, threads)
     report = measure_step(chosen, options.load_dataset(data, size, strict), device, steps)
     if as_json:
-        typer.echo(json.dumps(report))
+        say(json.dumps(report))
     else:
         _print_step(report)
     write_json(out, report)
@@ -55,7 +55,7 @@ def _print_step(report: dict[str, Any]) -> None:
     cores = f"{hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
     where = hardware["gpu"] or f"{hardware['cpu']}, {cores}"
     compiled = ", compiled" if hardware["compiled"] else ""
-    typer.echo(
+    say(
         f"{r['model']} at {r['side']} px, batch {r['batch_size']},"
         f" {hardware['precision']}{compiled}\non {where}; kernels: {hardware['kernels']}\n"
         f"{r['images_per_s']:,.0f} images/s, {1e3 * r['seconds_per_step']:.1f} ms per step"
@@ -63,12 +63,12 @@ def _print_step(report: dict[str, Any]) -> None:
     for title, parts in (("part of a step", r["parts"]), ("kind of operator", r["operators"])):
         total = sum(parts.values())
         ordered = sorted(parts.items(), key=lambda part: -part[1])
-        typer.echo()
+        say()
         print_table(
             [title, "ms", "share"],
             [[name, f"{1e3 * s:.1f}", f"{100 * s / total:.1f} %"] for name, s in ordered],
         )
-    typer.echo(
+    say(
         f"\narithmetic: {r['tflops']:.3g} TFLOP/s\n"
         f"  {100 * r['share_of_matrix_rate']:.0f} % of what a {r['matrix_size']}^3 product reaches"
         f" ({r['matrix_tflops']:.3g})\n"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli import options
+from leanres.cli.console import say
 from leanres.cli.progress import train_and_print
 from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers
@@ -70,7 +71,7 @@ def train(
     dataset, data, recipe = options.load_data_or_digits(data, size, strict, recipe)
     chosen = load_recipe(recipe, changed)
     options.check_val(measure, bool(chosen.val or dataset.val))
-    typer.echo(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
+    say(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
     folder = out or _next_folder(Path(recipe).stem)
     check_free(folder)
     found: dict[str, Any] = {}
@@ -111,8 +112,8 @@ def _with_found_lr(
     took = time.perf_counter() - clock
     for name in ("lr_min", "lr_max"):
         rule, reason = result.rules[name], result.reasons[name]
-        typer.echo(f"{name} {getattr(result, name):.2g} ({rule}): {reason}", err=as_json)
-    typer.echo(f"learning rates found in {took:.1f} s", err=as_json)
+        say(f"{name} {getattr(result, name):.2g} ({rule}): {reason}", err=as_json)
+    say(f"learning rates found in {took:.1f} s", err=as_json)
     facts = result.to_dict()
     kept = ("suggestions", "lr_min", "lr_max", "rules", "reasons", "stopped")
     return from_dict(result.settings(recipe), recipe), {"lr_range": {k: facts[k] for k in kept}}

@@ -8,19 +8,25 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from leanres.errors import first_line
+from leanres.errors import first_line, printable
+from leanres.io import MIB, open_file
 
 MAX_PIXELS = 25_000_000  # checked in the header, before any pixel is decoded
-# Formats that run another program (EPS runs Ghostscript), or that Pillow lists but cannot decode.
-_EXCLUDED_FORMATS = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}
+MAX_BYTES = 256 * MIB  # 25 megapixels of 8 bytes, and room for metadata
+# No others: icons hold an image of another size than their header says, EPS runs Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_one_at_a_time = Lock()  # decoding an image of 25 megapixels takes some hundred MB
+_SMALL = 4_000_000  # pixels of an image that is decoded beside others
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,6 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key that orders digits by value (class2 before class10) and ignores case."""
     parts = re.findall(r"([0-9]+)|([^0-9]+)", name.casefold())
     return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts], name
-
-
-def printable(name: str | Path) -> str:
-    """A file name as one printable line, whatever bytes it consists of."""
-    return "".join(char if char.isprintable() else "?" for char in str(name))
 
 
 def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
@@ -63,9 +64,8 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]
 
 @cache
 def _extensions() -> dict[str, str]:
-    """File extension -> format, for the formats that Pillow itself decodes here."""
-    known = Image.registered_extensions()
-    return {e: f for e, f in known.items() if f in Image.OPEN and f not in _EXCLUDED_FORMATS}
+    """File extension -> format, for FORMATS."""
+    return {e: f for e, f in Image.registered_extensions().items() if f in FORMATS}
 
 
 def read_image_or_reason(paths: list[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
@@ -92,17 +92,18 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     is cut before resizing, so that no image is distorted and a long thin one needs no memory.
     Raises what Pillow raises, and ValueError above 25 megapixels.
     """
-    if not path.is_file():
-        raise ValueError("not a file")  # a broken link, or a pipe that would block
-    try:
-        image = Image.open(path, formats=sorted(set(_extensions().values())))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError("more than 25 megapixels") from None
-    with image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width * height / 1e6:.1f} megapixels, at most 25 fit")
-        rgb = _rgb(ImageOps.exif_transpose(image))
+    with open_file(path, MAX_BYTES) as file:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise ValueError("more than 25 megapixels") from None
+        except UnidentifiedImageError:
+            raise ValueError(f"no image: give {', '.join(FORMATS)}") from None
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"{pixels / 1e6:.1f} megapixels, at most 25 fit")
+        with image, _one_at_a_time if pixels > _SMALL else nullcontext():
+            rgb = _rgb(ImageOps.exif_transpose(image))
     width, height = rgb.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -125,9 +126,10 @@ def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Grey values as bytes: integers have 16 bits; floats are in [0, 1], or in [0, 255] if any
     is above 1.
     """
-    grey = np.nan_to_num(values.astype(np.float64))
+    grey = values.astype(np.float64)  # in place from here on: 200 MB for 25 megapixels
+    np.nan_to_num(grey, copy=False)
     if np.issubdtype(values.dtype, np.integer):
-        grey = grey / 257
+        grey /= 257
     elif grey.max() <= 1:
-        grey = grey * 255
-    return grey.clip(0, 255).round().astype(np.uint8)
+        grey *= 255
+    return grey.clip(0, 255, out=grey).round(out=grey).astype(np.uint8)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leanres.errors import UserError
+from leanres.registry import check_class_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +30,7 @@ class Split:
     def __post_init__(self) -> None:
         _check_images(self.images)
         _check_labels(self.labels, self.images, len(self.classes))
-        if len(set(self.classes)) != len(self.classes):
-            raise UserError(f"class names repeat: {', '.join(self.classes)}; give each its own")
+        check_class_names(self.classes)
 
     def __len__(self) -> int:
         return len(self.images)

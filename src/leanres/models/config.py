@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import Field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
+from leanres.errors import UserError
 from leanres.registry import Range
 
 if TYPE_CHECKING:
@@ -12,7 +13,17 @@ if TYPE_CHECKING:
 
 Width = Annotated[int, Range(1, 65_536)]  # channels
 Widths = Annotated[tuple[int, ...], Range(1, 65_536)]  # channels of each stage
+MAX_STAGES, MAX_LAYERS = 16, 600  # each stage halves the map; ResNet-1202 has 600 blocks
 Classes = Annotated[int, Range(2, 1_000_000)]
+
+
+def check_depth(stages: int, layers: int) -> None:
+    """UserError for more stages, or more blocks or convolutions in all, than are of use."""
+    if stages > MAX_STAGES or layers > MAX_LAYERS:
+        raise UserError(
+            f"{stages:,} stages and {layers:,} blocks or convolutions: give at most"
+            f" {MAX_STAGES} and {MAX_LAYERS:,}"
+        )
 
 
 class ModelConfig(Protocol):

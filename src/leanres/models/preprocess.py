@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from leanres.errors import UserError
+from leanres.registry import Range, check_class_names, check_fields
+
+Channels = tuple[float, ...]  # three
+
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The image size and normalisation that a network was trained with, and its class names."""
+    """The image size and normalisation that a network was trained with, and its class names.
 
-    size: int  # side of the images in pixels
-    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
-    std: tuple[float, ...]
+    Raises `UserError` for values that do not fit, such as images without any contrast.
+    """
+
+    size: Annotated[int, Range(1, 4096)]  # side of the images in pixels
+    mean: Annotated[Channels, Range(0, 1)]  # of pixels in [0, 1]
+    std: Annotated[Channels, Range(1e-6, 1)]
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not len(self.mean) == len(self.std) == 3:
+            raise UserError(f"{len(self.mean)} means, {len(self.std)} deviations: give 3 of each")
+        check_class_names(self.classes)
 
 
 class Normalize(nn.Module):

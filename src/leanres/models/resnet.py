@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from leanres.errors import UserError
 from leanres.models.branch_layers import DropPath, ShakeShake, SqueezeExcite
-from leanres.models.config import Classes, Width, Widths
+from leanres.models.config import Classes, Width, Widths, check_depth
 from leanres.registry import Range, Table, check_fields
 
 DropRate = Annotated[float, Range(0, 0.999)]
@@ -71,6 +71,7 @@ def _check_stages(config: ResNetConfig) -> None:
     if not widths or len(widths) != len(depths):
         given = f"{len(widths)} widths but {len(depths)} depths"
         raise UserError(f"{given}: give one of each per stage")
+    check_depth(len(depths), sum(depths))
     chain = (config.stem_width or widths[0], *widths)
     if config.shortcut == "shift" and any(width % 2 for width in widths):
         raise UserError(f"shortcut 'shift' halves the widths {widths}: give even numbers")

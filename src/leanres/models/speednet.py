@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from leanres.errors import UserError
-from leanres.models.config import Classes, Widths
+from leanres.models.config import Classes, Widths, check_depth
 from leanres.registry import Range, Table, check_fields
 
 ACTIVATIONS: Table[Callable[[], nn.Module]] = Table(
@@ -49,6 +49,7 @@ class SpeedNetConfig:
         check_fields(self)
         if not self.widths:
             raise UserError("widths = (): give one width per stage, such as (64, 256)")
+        check_depth(len(self.widths), self.depth * len(self.widths))
 
     def build(self) -> nn.Module:
         """A new network: normalised (N, 3, H, W) -> logits (N, num_classes)."""

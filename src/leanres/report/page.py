@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_eval_context, select_autoescape
+from jinja2.nodes import EvalContext
+from markupsafe import Markup
 
 from leanres.data.split import Dataset
-from leanres.errors import UserError
+from leanres.errors import UserError, printable
 from leanres.io import write_bytes
 from leanres.metrics.classification import (
     accuracy_interval,
@@ -176,17 +179,27 @@ def _pareto(records: Sequence[Record], budget: int) -> sections.Chart:
     return sections.make_chart("Accuracy against parameters", figure, caption)
 
 
+@pass_eval_context
+def _markdown(context: EvalContext, value: Any) -> Any:
+    """A value of the card, where no text is a tag, a link or another cell; HTML escapes its own."""
+    if context.autoescape or not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(r"([\\`*<>|]|(?<=\])\()", r"\\\1", printable(value)).replace("&", "&amp;")
+
+
 @cache
 def _environment() -> Environment:
     env = Environment(
         loader=PackageLoader("leanres.report"),
         autoescape=select_autoescape(["html.j2"]),
+        finalize=_markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     # A no-break space keeps the number and its unit on one line.
     env.filters["percent"] = lambda share, digits=2: percent(share, digits).replace(" ", "\u00a0")
+    env.filters["code"] = lambda text: Markup(printable(text).replace("`", "'"))  # no end of it
     env.filters |= {"duration": sections.duration, "shown": shown}
     env.globals |= {"cell_text": cell_text, "interval": accuracy_interval, "version": __version__}
     env.globals |= {"accuracy_text": accuracy_text, "other_metrics": other_metrics}

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from leanres.io import MIB, read_parquet
 from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, summarize
 from leanres.models.zoo import config_from_dict, network_name
@@ -28,6 +28,8 @@ from leanres.runs.manifest import edited
 from leanres.runs.run_json import read_info
 from leanres.training.loop import MetricsRow
 from leanres.training.recipe import Recipe
+
+MAX_TABLE = 1024 * MIB  # of predictions
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def _with_predictions(record: Record) -> Record:
 
 
 def _read_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
-    table = pq.read_table(path)
+    table = read_parquet(path, MAX_TABLE)
     columns = [table[f"p_{name}"].to_numpy() for name in classes]
     probs = torch.from_numpy(np.stack(columns, 1).astype(np.float32))
     labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))

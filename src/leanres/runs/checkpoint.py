@@ -16,9 +16,10 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from leanres.errors import first_line
-from leanres.io import CheckpointError, write_bytes
+from leanres.io import MIB, CheckpointError, parse_json, read_file, write_bytes
 from leanres.training.loop import TrainState
 
+MAX_BYTES = 16_384 * MIB  # of a state
 KEEP = 2  # newest checkpoints on disk
 STATE, META, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
@@ -97,12 +98,12 @@ def restore_(folder: Path, state: TrainState) -> list[str]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        digests = json.loads((path / MANIFEST).read_bytes())["sha256"]
-        contents = {name: (path / name).read_bytes() for name in (STATE, META)}
+        digests = parse_json(read_file(path / MANIFEST))["sha256"]
+        contents = {name: read_file(path / name, MAX_BYTES) for name in (STATE, META)}
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != digests[name]:
                 raise ValueError(f"the sha256 of {name} is not the manifest's")
-        return load_tensors(contents[STATE]), json.loads(contents[META])
+        return load_tensors(contents[STATE]), parse_json(contents[META])
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, SafetensorError) as error:

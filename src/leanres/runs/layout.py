@@ -20,7 +20,7 @@ from torch import Tensor
 from leanres.data.sources import Progress, load_data
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.io import LOCK, PARTIAL
+from leanres.io import LOCK, PARTIAL, parse_json, read_file
 from leanres.runs.manifest import MANIFEST
 from leanres.training.loop import MetricsRow
 
@@ -88,7 +88,7 @@ def read_times(folder: Path) -> list[MetricsRow]:
 
 def _read_rows(path: Path, needed: tuple[str, ...]) -> tuple[list[MetricsRow], int]:
     try:
-        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        lines = [line for line in read_file(path).splitlines() if line.strip()]
     except OSError:
         return [], 0
     rows = [row for row in map(_parse_row, lines) if all(is_number(row.get(k)) for k in needed)]
@@ -98,7 +98,7 @@ def _read_rows(path: Path, needed: tuple[str, ...]) -> tuple[list[MetricsRow], i
 def _parse_row(line: bytes) -> MetricsRow:
     """The JSON object of a line; an empty one where it is damaged."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:  # includes UnicodeDecodeError
         return {}
     return row if isinstance(row, dict) else {}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from leanres.errors import UserError
+from leanres.io import csv_text, parse_json, read_file
 from leanres.metrics.classification import HEADLINE, METRICS
 from leanres.registry import Table, unknown
 from leanres.runs.manifest import edited
@@ -64,7 +65,7 @@ def entry_sum(entry: Mapping[str, Any]) -> str:
 def edited_entry(path: Path) -> list[str]:
     """A note if a ledger entry is not as leanres wrote it. UserError if it is none."""
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = parse_json(read_file(path))
         intact = entry.get("sha256") == entry_sum(entry)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a ledger entry: {error}") from None
@@ -97,7 +98,7 @@ def _read_rows(path: Path) -> list[LedgerRow]:
     """
     name = path.resolve().parent.name if path.name == "run.json" else path.stem
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = parse_json(read_file(path))
         if "runs" not in info:
             return [_to_row(path, name, info)]
         rows = [_to_row(path, f"{name}:{run['seed']}", run) for run in info["runs"]]
@@ -203,10 +204,12 @@ def _check_key(rows: list[LedgerRow], key: str) -> None:
 def to_csv(rows: Sequence[LedgerRow]) -> str:
     """All columns of all rows as CSV, lists and tables in it as JSON."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns(rows), lineterminator="\n")
-    writer.writeheader()
+    heads = columns(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(csv_text, heads))
     for row in rows:
-        writer.writerow({key: "" if row[key] is None else shown(row[key]) for key in row})
+        values = (row.get(key) for key in heads)
+        writer.writerow(["" if value is None else csv_text(shown(value)) for value in values])
     return text.getvalue()
 
 

@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from leanres.io import write_bytes
+from leanres.io import MIB, parse_json, read_file, write_bytes
 
 MANIFEST = "manifest.json"
+MAX_BYTES = 4096 * MIB
 Digests = dict[str, list[str]]
 
 
@@ -44,7 +45,7 @@ def edited(folder: Path) -> list[str]:
 def _read(folder: Path) -> Digests | None:
     """The digests in a folder's manifest; None where there is none, or not as it was written."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = parse_json(read_file(folder / MANIFEST))
         files: Digests = content["files"]
         return files if content["sha256"] == _seal(files) else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -57,6 +58,6 @@ def _seal(files: Digests) -> str:
 
 def _digest_of(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(read_file(path, MAX_BYTES)).hexdigest()
+    except (OSError, ValueError):
         return ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
-from leanres.io import Lock, remove_partial
+from leanres.io import Lock, read_file, remove_partial
 from leanres.models.config import ModelConfig
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
@@ -36,7 +36,7 @@ from leanres.runs.layout import (
 )
 from leanres.runs.manifest import edited, write_files
 from leanres.runs.run_json import INFO, is_queued, read_info
-from leanres.runs.weights import load_teacher, weights_file
+from leanres.runs.weights import MAX_BYTES, load_teacher, weights_file
 from leanres.training.device import Device, detect, hardware
 from leanres.training.loop import MetricsRow, TrainState, network_config, start
 from leanres.training.preflight import preflight_check
@@ -242,7 +242,7 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def _sha256(weights: str) -> str:
-    return hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
+    return hashlib.sha256(read_file(weights_file(weights), MAX_BYTES)).hexdigest()
 
 
 def write_info(run: Run) -> None:

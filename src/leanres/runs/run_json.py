@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from leanres.errors import UserError
-from leanres.io import CheckpointError
+from leanres.io import CheckpointError, parse_json, read_file
 from leanres.registry import Range, checked, setting_types
 from leanres.training.recipe import Recipe
 
@@ -92,7 +92,7 @@ def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
     """
     file = folder / INFO
     try:
-        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        info: dict[str, Any] = parse_json(read_file(file))
         _check_info(info)
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run folder: it has no {INFO}") from None

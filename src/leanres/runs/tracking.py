@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from leanres.errors import UserError, first_line
+from leanres.io import parse_json, read_file
 from leanres.registry import Table
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class MLflow:
         from mlflow.exceptions import MlflowException
 
         try:
-            kept = json.loads((folder / "mlflow.json").read_text())
+            kept = parse_json(read_file(folder / "mlflow.json"))
             if kept["uri"] == uri:
                 self.client.update_run(kept["run_id"], status="RUNNING")
                 return str(kept["run_id"])

@@ -16,7 +16,7 @@ from torch import nn
 
 from leanres.data.split import Split
 from leanres.errors import UserError, first_line
-from leanres.io import CheckpointError, write_bytes
+from leanres.io import MIB, CheckpointError, open_file, parse_json, write_bytes
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
 from leanres.training.device import Device
@@ -24,6 +24,7 @@ from leanres.version import __version__
 
 WEIGHTS = "model.safetensors"  # of a run folder
 KEY = "leanres"
+MAX_BYTES, MAX_HEADER = 4096 * MIB, 16 * MIB  # of a file, and of its names, shapes and metadata
 
 
 def save_weights(
@@ -103,8 +104,11 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
     Raises CheckpointError for a file that is missing, damaged, or not one of ours.
     """
     try:
+        with open_file(path, MAX_BYTES) as raw:
+            if int.from_bytes(raw.read(8), "little") > MAX_HEADER:
+                raise ValueError("its header is too long")
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(KEY, "null"))
+            about = parse_json((file.metadata() or {}).get(KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as weights: {error}") from None
@@ -145,9 +149,15 @@ def _rebuild(
     about: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[ImageClassifier, Any]:
     config, fields = config_from_dict(about["model"]), about["preprocess"]
-    mean, std, classes = (tuple(fields[key]) for key in ("mean", "std", "classes"))
-    model: nn.Module = config.build()
-    floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    model.load_state_dict(floats)
-    preprocess = Preprocess(int(fields["size"]), mean, std, classes)
+    preprocess = Preprocess(*(fields[key] for key in ("size", "mean", "std", "classes")))
+    if len(preprocess.classes) != config.num_classes:
+        raise ValueError("it names another number of classes than the network has")
+    with torch.device("meta"):  # without memory: a file may name any network
+        model: nn.Module = config.build()
+    wanted = model.state_dict()
+    shapes, own = ({n: t.shape for n, t in of.items()} for of in (wanted, tensors))
+    if differing := sorted(n for n in shapes | own if shapes.get(n) != own.get(n)):
+        raise ValueError(f"{len(differing)} of its tensors differ, such as {differing[0]}")
+    copies = {n: t.to(wanted[n].dtype, copy=True) for n, t in tensors.items()}
+    model.load_state_dict(copies, assign=True)
     return ImageClassifier(model, preprocess).eval(), config

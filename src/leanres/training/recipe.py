@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 from leanres.augment.mix import MIXES
 from leanres.augment.registry import AUGMENTS, OF_PIXEL_VALUES
 from leanres.errors import UserError
+from leanres.io import parse_toml
 from leanres.models.config import ModelConfig
 from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
 from leanres.registry import (
@@ -273,8 +273,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"setting {text!r}: give key=value, as in lr=0.2")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError as error:
+        return key.strip(), parse_toml(f"value = {value}")["value"]
+    except ValueError as error:
         if value.strip().startswith(("[", "{")):
             raise UserError(
                 f"setting {text!r}: {error}; give TOML, lists as [1, 2], tables as {{key = 1}}"

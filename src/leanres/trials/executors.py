@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from leanres.data.split import Dataset
+from leanres.io import read_file
 from leanres.runs.stop import Stopped
 from leanres.training.device import Device, detect
 from leanres.training.recipe import Recipe
@@ -134,7 +135,7 @@ def log_file(job: Job) -> Path:
 
 
 def _last_line(job: Job) -> str:
-    lines = log_file(job).read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_file(log_file(job)).decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leanres.errors import UserError
-from leanres.io import locked, write_bytes
+from leanres.io import locked, parse_json, read_file, write_bytes
 from leanres.metrics.classification import METRICS
 from leanres.metrics.statistics import mean_sd
 from leanres.runs.layout import read_history
@@ -46,7 +46,7 @@ def read_entry(out: Path, header: dict[str, Any]) -> dict[str, Any]:
     if not out.exists():
         return {"runs": []} | header
     try:
-        entry: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        entry: dict[str, Any] = parse_json(read_file(out))
         recipe = from_dict(header["recipe"])
         fits = [matches_run(run, replace(recipe, seed=run["seed"])) for run in entry["runs"]]
         counted = entry["counted"]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import InUseError, lock_file, locked, toml_value, write_bytes
+from leanres.io import InUseError, lock_file, locked, read_file, toml_value, write_bytes
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_to_dict
 from leanres.runs.layout import CHECKPOINTS, read_history
@@ -121,7 +121,7 @@ def _check_same(path: Path, asked: str) -> None:
     """Record what a folder searches for; UserError where it searches for something else."""
     if not path.exists():
         write_bytes(path, asked.encode())
-    elif path.read_text(encoding="utf-8") != asked:
+    elif read_file(path) != asked.encode():
         raise UserError(
             f"{path.parent} holds a search with other bounds, recipe or data: give another --out"
         )

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError, first_line
-from leanres.io import write_bytes
+from leanres.io import MIB, open_file, parse_json, write_bytes
 
 _FORMAT = 3  # of the cache files: raise it when decoding changes, and all files are rebuilt
+_MAX_BYTES = 65_536 * MIB
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
@@ -87,12 +88,13 @@ def all_cached(source: str, cache: Path) -> Iterator[tuple[Path, Dataset]]:
 
 def _read_file(file: Path) -> Dataset:
     """The data set in `file`. FileNotFoundError, or one of _READ_ERRORS if it is damaged."""
+    open_file(file, _MAX_BYTES).close()
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
     tensors = load_file(file)
     if _checksum(metadata["about"], tensors) != metadata["crc"]:
         raise ValueError("its checksum is wrong")
-    about = json.loads(metadata["about"])
+    about = parse_json(metadata["about"])
     splits = {
         name: Split(tensors[f"{name}.images"], tensors[f"{name}.labels"], tuple(about["classes"]))
         for name in about["splits"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
-import json
 import re
 import tarfile
 import zlib
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_di
 from leanres.data.sources.source import Progress
 from leanres.data.split import Split
 from leanres.errors import UserError, first_line
+from leanres.io import MIB, open_file, parse_json, read_file, read_parquet
 
 _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 CLASSES = ("airplane", "automobile", *_ANIMALS, "ship", "truck")
@@ -27,7 +30,9 @@ PYTHON_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 BINARY_FILES = tuple(f"{name}.bin" for name in PYTHON_FILES)
 SHARD_NAME = re.compile(r"(train|test)-(\d{5})-of-(\d{5})\.parquet")
 _ROWS, _PIXELS = 10_000, 3072  # of one official batch
-_MAX_MEMBER_BYTES = 64_000_000  # a batch has 31 MB; a member that claims far more is not one
+_MAX_FILE = 64_000_000  # a batch has 31 MB
+_MAX_ARCHIVE, _MAX_MEMBERS = 400_000_000, 200  # an official one has 186 MB and 9 members
+_WITHOUT_CONTENT = set(tarfile.SUPPORTED_TYPES) - {*tarfile.REGULAR_TYPES, *tarfile.GNU_TYPES}
 
 Pixels = NDArray[np.uint8]  # (N, 3, 32, 32)
 Labels = NDArray[np.int64]  # (N,)
@@ -72,7 +77,7 @@ def _join(batches: list[CifarBatch], classes: tuple[str, ...]) -> Split:
 
 def _file_contents(files: CifarFiles) -> dict[str, bytes]:
     try:
-        return {path.name: path.read_bytes() for path in files.paths if path.exists()}
+        return {path.name: read_file(path, _MAX_FILE) for path in files.paths if path.exists()}
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
 
@@ -80,17 +85,47 @@ def _file_contents(files: CifarFiles) -> dict[str, bytes]:
 def _archive_contents(archive: Path) -> dict[str, bytes]:
     """The batch files in a .tar.gz by base name, read into memory: nothing is extracted to disk."""
     wanted = {*PYTHON_FILES, *BINARY_FILES, "batches.meta", "batches.meta.txt"}
-    contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r|gz") as tar:
-            for member in tar:
-                name = member.name.rsplit("/", 1)[-1]
-                if member.isreg() and name in wanted and member.size < _MAX_MEMBER_BYTES:
-                    stream = tar.extractfile(member)
-                    contents[name] = stream.read() if stream else b""
+        with open_file(archive, _MAX_ARCHIVE) as file, gzip.GzipFile(fileobj=file) as stream:
+            return {name: content for name, content in _members(stream) if name in wanted}
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{archive} is truncated or corrupt: {first_line(error)}") from None
-    return contents
+
+
+def _members(archive: gzip.GzipFile) -> Iterator[tuple[str, bytes]]:
+    """Base name and content of the files in a tar archive. TarError where it is damaged.
+
+    `tarfile` itself follows chains of headers and reads names of gigabytes; here a header is 512
+    bytes, and what extends it (a long name, a sparse map) is skipped like a folder or link.
+    """
+    left = _MAX_ARCHIVE
+    for _ in range(_MAX_MEMBERS):
+        header = archive.read(tarfile.BLOCKSIZE)
+        if not header.strip(b"\0"):
+            return
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        if member.type in _WITHOUT_CONTENT:
+            continue
+        left -= member.size
+        if not 0 <= member.size <= left:
+            raise tarfile.ReadError("it has more than 400 MB")
+        pieces = _pieces(archive, member.size)
+        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.size < _MAX_FILE:
+            yield member.name.rsplit("/", 1)[-1], b"".join(pieces)
+        else:
+            deque(pieces, maxlen=0)
+        archive.read(-member.size % tarfile.BLOCKSIZE)
+    raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
+
+
+def _pieces(archive: gzip.GzipFile, size: int) -> Iterator[bytes]:
+    """The next `size` bytes, in pieces. TarError where there are fewer."""
+    while size > 0:
+        piece = archive.read(min(size, MIB))
+        if not piece:
+            raise tarfile.ReadError("unexpected end of data")
+        size -= len(piece)
+        yield piece
 
 
 def _class_names(contents: dict[str, bytes], where: Path) -> tuple[str, ...]:
@@ -116,6 +151,8 @@ def parse_python_batch(data: bytes, name: str) -> CifarBatch:
     array, labels = fields.get("data"), fields.get("labels")
     if not isinstance(array, PickledArray) or not isinstance(labels, list):
         raise UserError(f"{name} lacks 'data' or 'labels': it is no CIFAR-10 batch")
+    if not all(type(label) is int for label in labels):
+        raise UserError(f"{name} is corrupt: it has labels that are no whole numbers")
     try:
         pixels, numbers = array.matrix(), np.array(labels, dtype=np.int64)
     except (ValueError, TypeError, OverflowError) as error:
@@ -169,7 +206,7 @@ def _check_shards(files: CifarFiles) -> None:
 
 def _read_shard(path: Path) -> CifarBatch:
     try:
-        table = pyarrow.parquet.read_table(path, columns=["img", "label"])
+        table = read_parquet(path, _MAX_ARCHIVE, ["img", "label"])
         blobs = table["img"].combine_chunks().field("bytes").to_pylist()
         labels = table["label"].to_numpy().astype(np.int64)
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
@@ -192,9 +229,10 @@ def _decode_png(blob: bytes, path: Path, row: int) -> NDArray[np.uint8]:
 
 def _schema_classes(path: Path) -> tuple[str, ...]:
     """Class names from the schema's `huggingface` entry; the official ten without one."""
-    metadata = pyarrow.parquet.read_schema(path).metadata or {}
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        with open_file(path, _MAX_ARCHIVE) as file:
+            metadata = pyarrow.parquet.read_schema(file).metadata or {}
+        features = parse_json(metadata[b"huggingface"])["info"]["features"]
         names = tuple(str(name) for name in features["label"]["names"])
     except (KeyError, TypeError, ValueError):
         return CLASSES

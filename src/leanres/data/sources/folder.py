@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leanres.data.image_files import image_files, natural_key, printable, read_image_or_reason
+from leanres.data.image_files import image_files, natural_key, read_image_or_reason
 from leanres.data.sources.cache import cached
 from leanres.data.sources.source import LoadOptions
 from leanres.data.split import Dataset, Split, stratified_split
-from leanres.errors import UserError
+from leanres.errors import UserError, printable
 
 LAYOUT = "a folder with one subfolder per class"
 TEST_SHARE = 0.2  # of the images, if the folder has no test split
