@@ -18,7 +18,8 @@ def test_hostile_inputs_neither_run_nor_crash_nor_hang_nor_end_in_a_traceback():
     figures = eval(end.message)  # the dict that main returns
     assert figures["wrong"] == []
     assert figures["inputs"] > 300
-    assert len(figures["by_kind"]) == 9
+    kinds = {"pickle", "archive", "image", "weights", "TOML", "JSON", "odd file", "command"}
+    assert kinds <= figures["by_kind"].keys()
 
 
 @pytest.mark.parametrize(
