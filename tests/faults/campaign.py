@@ -7,6 +7,7 @@ runs the parts (all, or those named), prints their figures and keeps them in res
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import hostile
 import kills
 import mutations
 import writers
+from forks import fork
 
 from leanres.io import write_bytes
 from leanres.runs.layout import commit
@@ -46,7 +48,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "two_writers": lambda: writers.main(60, rows=500),
     "mutations": lambda: mutations.main(11_000),
     "mutations_of_cifar10": lambda: mutations.main(200, cifar=True),
-    "hostile_inputs": lambda: hostile.main(5_000),
+    # In a process of its own: it changes folder and environment.
+    "hostile_inputs": lambda: ast.literal_eval(fork(hostile.main).message),
     "file_system": filesystem.main,
     "kills": lambda: kills.main(300),
 }
