@@ -104,7 +104,7 @@ def test_a_race_runs_the_seeds_that_its_file_lacks(tmp_path):
     entry = json.loads(out.read_text())
     assert [run["seed"] for run in entry["runs"]] == [0, 1, 2]
     assert (entry["counted"], entry["summary"]["n"]) == ("warm", 3)
-    assert entry.keys() == {"command", "counted", "recipe", "runs", "summary"}
+    assert entry.keys() == {"command", "counted", "recipe", "runs", "sha256", "summary"}
 
 
 def test_a_race_that_is_stopped_keeps_its_runs(tmp_path):
