@@ -19,7 +19,9 @@ from leanres.io import (
     CheckpointError,
     Lock,
     cache_folder,
+    csv_text,
     locked,
+    read_file,
     read_toml,
     toml_value,
     write_bytes,
@@ -235,3 +237,24 @@ def test_tuples_become_lists():
     assert toml_value((("crop", {"padding": 2}), ("flip", {}))) == (
         '[["crop", {padding = 2}], ["flip", {}]]'
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_only_a_regular_file_of_the_stated_size_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"abcd")
+    assert read_file(tmp_path / "file", 4) == b"abcd"
+    with pytest.raises(UserError, match="at most"):
+        read_file(tmp_path / "file", 3)
+    with pytest.raises(UserError, match="pipe is no regular file"):
+        read_file(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("text", ["=cmd|x", "+a", "-a", "@a", "\ta", "\ra"])
+def test_no_name_is_a_formula_of_a_spreadsheet(text):
+    assert csv_text(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "cat", "-1.5", "+3", "a=b"])
+def test_other_names_and_numbers_stay_as_they_are_in_a_csv_file(text):
+    assert csv_text(text) == text
