@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from leanres.metrics.classification import accuracy_text
 from leanres.report.card import model_card, portable_command
 from leanres.runs.predictor import load_predictor
 from leanres.runs.weights import WEIGHTS, load_classifier, save_weights
+
+SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
 
 def rows(card: str) -> dict[str, str]:
@@ -45,6 +49,7 @@ def test_the_card_says_what_was_measured_on_the_file_and_how_it_was_trained(
     params = f"{found['params'] / 1e6:.3g} M parameters"
     assert card.splitlines()[0] == f"# custom speednet, {params}"
     assert card.count("`small.safetensors`") == 1
+    assert f"`{hashlib.sha256(out.read_bytes()).hexdigest()}`" in card
     assert "\nleanres train digits --seed 0   # trains it again\n" in card
     assert "\nleanres evaluate small.safetensors\n" in card
 
@@ -75,3 +80,10 @@ def test_a_run_without_a_command_or_a_result_has_no_line_or_no_card(copied, digi
 )
 def test_the_command_leaves_out_what_depends_on_the_machine(command, shown):
     assert portable_command(command) == shown
+
+
+@pytest.mark.parametrize("card", sorted(SHIPPED.glob("[!R]*.md")), ids=lambda path: path.stem)
+def test_a_shipped_card_has_the_sum_of_its_weights_which_are_intact(card):
+    weights = card.with_suffix(".safetensors")
+    assert f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`" in card.read_text()
+    load_classifier(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     facts = {
         "record": record,
         "weights": weights.name,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "result": result,
         "command": record.command and portable_command(record.command),
         "pairs": confused_pairs(logits.softmax(1), split.labels, 3),
