@@ -192,14 +192,21 @@ def test_an_error_of_our_own_has_a_traceback_and_exit_code_1():
 
 
 @pytest.mark.parametrize(
-    ("interrupt", "code"), [(KeyboardInterrupt(), 130), (Stopped(2), 130), (Stopped(15), 143)]
+    ("interrupt", "code", "by"),
+    [
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+        (Stopped(2), 130, "Ctrl-C"),
+        (Stopped(15), 143, "SIGTERM"),
+    ],
 )
-def test_an_interrupt_is_one_line_and_the_signals_exit_code(leanres, monkeypatch, interrupt, code):
+def test_an_interrupt_is_one_line_and_the_signals_exit_code(
+    leanres, monkeypatch, interrupt, code, by
+):
     def interrupted(*_, **__):
         raise interrupt
 
     monkeypatch.setattr("leanres.data.sources.load_data", interrupted)
-    assert leanres("data", "digits") == (code, "", "leanres: interrupted\n")
+    assert leanres("data", "digits") == (code, "", f"leanres: stopped by {by}\n")
 
 
 def test_a_system_error_that_names_no_file_is_our_own(monkeypatch):

@@ -49,4 +49,4 @@ def test_predicting_nothing_or_nonsense_is_one_line(
     mistake(leanres("predict", run_folder, pictures / "broken.png"), "broken.png cannot be read")
     mistake(leanres("predict", run_folder, pictures, "--strict"), "broken.png cannot be read")
     out = tmp_path / "no" / "out.csv"
-    mistake(leanres("predict", run_folder, pictures, "--csv", out), f"cannot read or write {out}")
+    mistake(leanres("predict", run_folder, pictures, "--csv", out), f"cannot write {out}")

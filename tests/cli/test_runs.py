@@ -79,7 +79,7 @@ def test_two_runs_are_compared_by_name(leanres, places):
         (["--show", "accurracy"], "did you mean 'accuracy'"),
         (["--where", "accuracy"], "give key=value"),
         (["--sort", "epoch"], "did you mean 'epochs'"),
-        (["--csv", "/dev/null/x.csv"], "cannot read or write /dev/null/x.csv: Not a directory"),
+        (["--csv", "/dev/null/x.csv"], "cannot write /dev/null/x.csv: Not a directory"),
     ],
 )
 def test_a_mistake_is_one_line(leanres, mistake, places, words, part):

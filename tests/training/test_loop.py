@@ -156,6 +156,16 @@ def test_weights_that_are_not_finite_are_found_at_the_epochs_end(digits, device,
         list(train_epochs(state, setup, watch=poison))
 
 
+def test_statistics_that_are_not_finite_are_found_at_the_epochs_end(digits, device, small):
+    """A variance may overflow while all weights and losses are finite."""
+    state, setup = fresh(small, digits.train, device)
+    for name, buffer in state.model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(float("inf"))
+    with pytest.raises(NonFiniteLossError, match="weights are not finite after step 7"):
+        list(train_epochs(state, setup))
+
+
 def test_dropout_is_drawn_from_the_counters_too(digits, device, small):
     dropped = ResNetConfig((4, 8), (1, 1), dropout=0.5)
     recipe = replace(small, model=dropped, optimizer="sgd", lr=0.1)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import pytest
 
 from leanres.data.sources import locate
 from leanres.errors import UserError
-from leanres.io import Lock
+from leanres.io import LOCK_WAIT_S, Lock
 from leanres.models.resnet import ResNetConfig
 from leanres.runs.checkpoint import saved
 from leanres.runs.fit import fit
@@ -172,8 +173,11 @@ class FakeProcess:
 
     codes: list[int]
     commands: list[list[str]]
+    says: bytes
+    stdin = None
 
     def __init__(self, command, **options):
+        options["stdout"].write(self.says)
         self.commands.append(command)
         self.returncode = self.codes.pop(0)
 
@@ -191,6 +195,7 @@ class FakeProcess:
 def processes(monkeypatch):
     monkeypatch.setattr(FakeProcess, "codes", [], raising=False)
     monkeypatch.setattr(FakeProcess, "commands", [], raising=False)
+    monkeypatch.setattr(FakeProcess, "says", b"", raising=False)
     monkeypatch.setattr(subprocess, "Popen", FakeProcess)
     return FakeProcess
 
@@ -217,7 +222,7 @@ def test_a_folder_that_another_process_trains_in_is_left_to_it(
     lock = Lock(job.folder)
     here = list(run_jobs([job], InProcess(digits, device)))
     processes.codes += [worker.EXIT_CODES["in use"]]
-    job.folder.with_name("run-0.log").write_text(f"leanres: {job.folder} is in use\n")
+    processes.says = f"leanres: {job.folder} is in use\n".encode()
     there = list(run_jobs([job], LocalProcesses()))
     lock.release()
     assert told(here) == told(there) == ["started run-0", "in use run-0"]
@@ -252,7 +257,7 @@ def test_a_folder_that_another_process_has_just_made_is_taken(jobs, monkeypatch)
 
 def test_a_lost_process_is_tried_once_more_and_no_more(jobs, processes):
     processes.codes += [-signal.SIGKILL, -signal.SIGSEGV]
-    jobs[0].folder.parent.joinpath("run-0.log").write_text("first\nthe last line\n\n")
+    processes.says = b"first\nthe last line\n\n"
     events = list(run_jobs(jobs[:1], LocalProcesses()))
     assert [event.kind for event in events] == ["started", "retried", "failed"]
     assert events[1].detail == "signal 9 killed its process"
@@ -264,20 +269,36 @@ def test_a_process_that_was_stopped_from_outside_is_not_tried_again(jobs, proces
     assert told(run_jobs(jobs[:1], LocalProcesses())) == ["started run-0", "stopped run-0"]
 
 
-@pytest.mark.usefixtures("_one_thread")
-def test_a_process_saves_at_its_next_step_when_its_parent_has_ended(tmp_path, tiny, monkeypatch):
-    folder, me = tmp_path / "run", os.getppid()
-    enqueue(folder, replace(tiny, epochs=100_000), DIGITS)
-    options = {"origin": DIGITS, "until_epoch": 1, "parent": me}
-    parents = iter([me, me, me, me, 1])  # one call before the first step
-    monkeypatch.setattr(worker.os, "getppid", lambda: next(parents))
-    assert worker.main(folder, options) == 128 + signal.SIGTERM
-    assert saved(folder / CHECKPOINTS)[0].name == "00000004"
-    monkeypatch.undo()
-    assert worker.main(folder, options | {"parent": 1}) == 128 + signal.SIGTERM
-    assert "resumed" not in read_info(folder)  # it was ended before it touched the run
-    assert worker.main(folder, options) == 0
-    assert [resumed["step"] for resumed in read_info(folder)["resumed"]] == [4]
+def test_a_process_saves_and_ends_when_its_parent_was_killed(tmp_path, tiny):
+    job = Job(replace(tiny, epochs=100_000), tmp_path / "run", DIGITS)
+    enqueue(job.folder, job.recipe, job.origin)
+    script = (
+        "import sys; from pathlib import Path; from types import SimpleNamespace as Of\n"
+        "from leanres.trials.executors import LocalProcesses\n"
+        "job = Of(folder=Path(sys.argv[1]), origin={'device': 'cpu'}, until_epoch=None)\n"
+        "LocalProcesses(1, ['cpu'], threads=1).submit(job)\n"
+        "sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", script, str(job.folder)]
+    parent = subprocess.Popen(words, stdin=subprocess.PIPE)
+    log = executors.log_file(job)
+    while not log.exists() or "epoch" not in log.read_text():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.communicate()
+    Lock(job.folder, wait_s=LOCK_WAIT_S).release()  # its process has ended
+    step = int(saved(job.folder / CHECKPOINTS)[0].name)
+    time.sleep(1)
+    assert int(saved(job.folder / CHECKPOINTS)[0].name) == step > 0
+
+
+def test_only_what_a_process_wrote_itself_is_its_reason(jobs, processes):
+    executors.log_file(jobs[0]).write_text("the last line of a process that was killed\n")
+    processes.codes += [1]
+    assert [event.detail for event in run_jobs(jobs[:1], LocalProcesses())][1:] == [
+        "it ended with 1: its log is empty"
+    ]
 
 
 def test_one_job_at_a_time_runs_in_this_process_and_more_in_their_own(digits, tiny):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tomllib
 from dataclasses import replace
@@ -291,3 +292,25 @@ def test_without_optuna_it_says_what_to_install(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'leanres\[search\]'"):
         run_search(BOUNDS, RECIPE, digits, tmp_path)
+
+
+def test_a_study_that_was_cut_off_anywhere_goes_on(found, digits, tmp_path):
+    whole = (found[0] / "study.log").read_bytes()
+    for number in range(40):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "study.log").write_bytes(whole[: len(whole) * number // 40])
+        for owner in ("first", "second"):  # what the first writes can be read
+            searcher = _Searcher(folder, BOUNDS, RECIPE, digits, {}, 7, 0, owner)
+            with locked(folder / owner):
+                assert searcher.next_job() is not None
+        assert (folder / "study.log").read_bytes().endswith(b"\n")
+
+
+def test_a_search_whose_study_lost_its_end_trains_those_networks_again(found, digits, tmp_path):
+    shutil.copytree(found[0], tmp_path / "s")
+    log = tmp_path / "s" / "study.log"
+    log.write_bytes(log.read_bytes()[: log.stat().st_size // 2 + 7])
+    again = run_search(BOUNDS, RECIPE, digits, tmp_path / "s", trials=4)
+    assert len(again) >= 4
+    assert again[0].finished

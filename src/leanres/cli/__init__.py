@@ -31,6 +31,7 @@ from leanres.cli import (
 from leanres.cli.console import say
 from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.errors import UserError, printable
+from leanres.runs.stop import terminable
 from leanres.version import __version__
 
 CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ended
@@ -45,9 +46,12 @@ class App(HelpGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command. An interrupt is caught here: typer would make each of them a 130."""
         try:
-            return super().invoke(ctx)
+            with terminable():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            _fail("interrupted", 128 + getattr(stop, "number", signal.SIGINT))
+            number = getattr(stop, "number", signal.SIGINT)
+            by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            _fail(f"stopped by {by}", 128 + number)
 
 
 app = typer.Typer(

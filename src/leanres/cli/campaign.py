@@ -90,6 +90,7 @@ def _keep(
 
     One that `is_old`, finished by an earlier call, has its card already unless that was killed.
     """
+    from leanres.io import write_bytes
     from leanres.report.card import model_card
     from leanres.ship.export import DriftError, export
 
@@ -105,7 +106,7 @@ def _keep(
         except DriftError as error:  # rounding would change its answers
             export(run, out, images, full=True)
             note = f" as float32 ({error})"
-        card.write_text(model_card(run, out, dataset, device), encoding="utf-8")
+        write_bytes(card, model_card(run, out, dataset, device).encode())
     # The run is safe in its folder, and others are running; a full GPU is a RuntimeError.
     except (UserError, OSError, RuntimeError) as error:
         return f"; its weights are not in {weights}: {error}"

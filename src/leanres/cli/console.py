@@ -122,8 +122,12 @@ def check_picture(option: str, path: Path | None) -> None:
 
 def save_picture(drawing: Figure, path: Path) -> None:
     """Write a matplotlib figure, and the folder for it."""
+    from leanres.io import write_bytes
+
+    content = io.BytesIO()
+    drawing.savefig(content, format=path.suffix[1:].lower(), dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=150)
+    write_bytes(path, content.getvalue())
 
 
 def write_json(out: Path | None, report: dict[str, Any]) -> None:

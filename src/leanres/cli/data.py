@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     from leanres.augment.registry import augment
     from leanres.augment.rng import Draw, generator
     from leanres.data.describe import batch_grid, sample_grid
+    from leanres.io import write_bytes
     from leanres.training.recipes import RECIPES
 
     recipe = RECIPES["digits" if dataset.name == "digits" else "speed"]
@@ -57,7 +59,9 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     grids = {"samples.png": sample_grid(dataset.train), "augmented.png": batch_grid(batch)}
     out.mkdir(parents=True, exist_ok=True)
     for name, image in grids.items():
-        image.save(out / name)
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        write_bytes(out / name, content.getvalue())
     return [out / name for name in grids]
 
 

@@ -31,6 +31,7 @@ def export(
 
     Example: leanres export runs/first first.onnx
     """
+    from leanres.io import write_bytes
     from leanres.report.card import model_card
     from leanres.runs.run_json import INFO
     from leanres.runs.weights import load_classifier, weights_file
@@ -45,7 +46,7 @@ def export(
     images = (dataset.test or dataset.val or dataset.train).images[:CHECKED_IMAGES]
     done = write_checked(target, out, images, full)
     if card:
-        out.with_suffix(".md").write_text(model_card(target, out, dataset), encoding="utf-8")
+        write_bytes(out.with_suffix(".md"), model_card(target, out, dataset).encode())
     if as_json:
         say(json.dumps(asdict(done) | {"path": str(done.path)}))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,11 +62,14 @@ def predict(
 
 
 def _write_predictions(path: Path, predictions: list[Prediction]) -> None:
+    from leanres.io import write_bytes
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["ID", "Labels"])
+    writer.writerows([csv_text(p.path.stem), csv_text(p.classes[0])] for p in predictions)
     # a name in another encoding than UTF-8 keeps its bytes
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["ID", "Labels"])
-        writer.writerows([csv_text(p.path.stem), csv_text(p.classes[0])] for p in predictions)
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
     say(f"{len(predictions)} predictions written to {path}")
 
 

@@ -51,6 +51,7 @@ def runs(
     """
     if context.invoked_subcommand is not None:
         return
+    from leanres.io import write_bytes
     from leanres.runs.ledger import matching, read_ledger, sort_rows, to_csv
 
     rows, notes = read_ledger(runs, results)
@@ -59,7 +60,7 @@ def runs(
         rows = matching(rows, condition)
     rows = sort_rows(rows, sort) if sort else rows
     if as_csv is not None:
-        as_csv.write_text(to_csv(rows), encoding="utf-8")
+        write_bytes(as_csv, to_csv(rows).encode())
         say(f"{counted(len(rows), 'run')} written to {as_csv}")
     elif as_json:
         for row in rows:

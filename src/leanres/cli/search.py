@@ -71,6 +71,8 @@ def search(
     executor = local_executor(dataset, short, devices.split(","), at_once, threads)
     origin = {"command": options.current_command()} | locate(data, size=size)
     found = library.search(bounds, short, dataset, executor, out, trials, seed, origin, watch)
+    if not found[0].finished:
+        raise UserError("every network diverged: give a lower --set lr, and another --out")
     base = recipe if recipe in RECIPES else "speed"
     best = library.write_best(out, found[0], whole, base)
     if as_json:

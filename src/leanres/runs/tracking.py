@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from leanres.errors import UserError, first_line
-from leanres.io import parse_json, read_file
+from leanres.io import parse_json, read_file, write_bytes
 from leanres.registry import Table
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ class MLflow:
         run_id = str(self.client.create_run(number, tags=tags, run_name=folder.name).info.run_id)
         for key, value in info["recipe"].items():
             self.client.log_param(run_id, key, json.dumps(value)[:6000])  # MLflow's own limit
-        (folder / "mlflow.json").write_text(json.dumps({"uri": uri, "run_id": run_id}))
+        known = {"uri": uri, "run_id": run_id}
+        write_bytes(folder / "mlflow.json", json.dumps(known).encode())
         return run_id
 
     def row(self, row: MetricsRow) -> None:

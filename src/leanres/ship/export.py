@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def export(target: Path | str, out: Path | str, images: Tensor, full: bool = Fal
         raise UserError(f"images of {shape}: the network takes 3x{size}x{size}")
     expected = safetensors.classify(classifier, images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unchecked = out.with_name(f".{out.name}")
+    unchecked = out.with_name(f".{secrets.token_hex(8)}.{out.name}")
     try:
         kind.write(unchecked, classifier, config, full)
         answer = kind.probabilities(unchecked, images)

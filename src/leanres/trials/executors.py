@@ -59,6 +59,7 @@ class _Child:
     device: str
     process: subprocess.Popen[bytes]
     retried: bool
+    logged: int  # bytes of its log that are older
     told: bool = False  # to stop
 
 
@@ -86,17 +87,18 @@ class LocalProcesses:
         busy = [child.device for child in self._children]
         device = min(self.devices, key=busy.count)
         origin = job.origin | {"device": device, "threads": self.threads}
-        options = {"origin": origin, "until_epoch": job.until_epoch, "parent": os.getpid()}
+        options = {"origin": origin, "until_epoch": job.until_epoch}
         command = [sys.executable, "-m", "leanres.trials.worker", str(job.folder)]
         with log_file(job).open("ab") as log:
+            logged = log.tell()
             process = subprocess.Popen(
                 [*command, json.dumps(options)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it closes with this process, which tells the child
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches it through `stop` alone
             )
-        self._children.append(_Child(job, device, process, retried))
+        self._children.append(_Child(job, device, process, retried, logged))
 
     def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -104,6 +106,8 @@ class LocalProcesses:
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
             event = _ended(child)
+            if child.process.stdin:
+                child.process.stdin.close()
             if event.kind == "retried":
                 self.submit(child.job, retried=True)
             yield event
@@ -126,7 +130,7 @@ def _ended(child: _Child) -> Event:
     if kind == "finished":
         return Event(kind, job)
     ended = f"it ended with {code}: " if kind == "failed" else ""
-    return Event(kind, job, ended + _last_line(job))
+    return Event(kind, job, ended + _last_line(child))
 
 
 def log_file(job: Job) -> Path:
@@ -134,8 +138,10 @@ def log_file(job: Job) -> Path:
     return job.folder.with_name(f"{job.folder.name}.log")
 
 
-def _last_line(job: Job) -> str:
-    lines = read_file(log_file(job)).decode(errors="replace").split("\n")
+def _last_line(child: _Child) -> str:
+    """The last line of the process; earlier ones, which may have been killed, wrote there too."""
+    own = read_file(log_file(child.job))[child.logged :]
+    lines = own.decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
 
 

@@ -18,7 +18,7 @@ from leanres.runs import run as runs
 from leanres.runs.layout import commit, fingerprints
 from leanres.training.cuda_graph import WARM_UP
 from leanres.training.device import Device, Stopwatch, hardware, matrix_rate
-from leanres.training.loop import restart_, steps
+from leanres.training.loop import NonFiniteLossError, check_finite, restart_, steps
 from leanres.training.recipe import Recipe, StepCounts
 from leanres.trials.jobs import Executor, Job, run_jobs
 from leanres.trials.ledger_entry import EntryRun, add_run, read_entry, read_run, summary
@@ -93,9 +93,12 @@ def warm_runs(
         rates = matrix_rates(device)
         watch = Stopwatch(device)
         restart_(state, setup)
-        for _ in steps(state, setup):
-            pass
+        state.losses = [result.loss for result in steps(state, setup)]
         watch("train")
+        try:
+            check_finite(state)
+        except NonFiniteLossError as error:
+            raise UserError(f"seed {seed} diverged: {error}; try a lower lr") from None
         plain, augmented = predict_both(
             state.averaged,
             test.images,

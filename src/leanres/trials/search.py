@@ -1,7 +1,7 @@
 """Architecture search under a budget: Optuna proposes, successive halving on val decides.
 
 Networks are proposed by Optuna's TPE sampler (`pip install 'leanres[search]'`) and stopped early by
-its successive-halving rule (Li et al. 2018, arXiv:1810.05934). The study is OUT/study.log, each
+successive halving (Li et al. 2018, arXiv:1810.05934). The study is OUT/study.log, each
 network's run OUT/NAME, so a killed search continues. Several processes may share the work:
 
     trial asked of Optuna -> job to the first rung -> reported -> pruned, or promoted to the next
@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,16 +119,6 @@ def write_best(folder: Path, best: Candidate, recipe: Recipe, base: str) -> Path
     return folder / BEST
 
 
-def _check_same(path: Path, asked: str) -> None:
-    """Record what a folder searches for; UserError where it searches for something else."""
-    if not path.exists():
-        write_bytes(path, asked.encode())
-    elif read_file(path) != asked.encode():
-        raise UserError(
-            f"{path.parent} holds a search with other bounds, recipe or data: give another --out"
-        )
-
-
 @dataclass
 class _Searcher:
     """What this process does of a search: some trials of a study that all processes share."""
@@ -146,9 +138,8 @@ class _Searcher:
     def __post_init__(self) -> None:
         asked: dict[str, Any] = {"bounds": asdict(self.bounds), "recipe": self.recipe.to_dict()}
         asked["data"] = self.dataset.train.fingerprint
-        with locked(self.folder / STUDY):
-            _check_same(self.folder / "search.json", json.dumps(asked, indent=1) + "\n")
-            self.study = _open_study(self.folder / STUDY, first_rung(self.recipe.epochs))
+        with _locked_study(self.folder):
+            self.study = _open_study(self.folder, json.loads(json.dumps(asked)))
 
     def candidates(self) -> list[Candidate]:
         """Every network that has ended, here or in another process, best first."""
@@ -163,7 +154,7 @@ class _Searcher:
         if self.waiting:
             return self.waiting.popleft()
         for _ in range(PATIENCE):
-            with locked(self.folder / STUDY):
+            with _locked_study(self.folder):
                 trial = self._abandoned()
                 if trial is None:
                     if len(self._trials("network")) >= self.trials:
@@ -193,18 +184,30 @@ class _Searcher:
         finished = len(rows) == self.recipe.epochs
         network = trial.user_attrs["network"]
         candidate = Candidate(**network, epochs=len(rows), accuracy=accuracy, finished=finished)
-        with locked(self.folder / STUDY):
-            if event.kind == "finished" and not finished:
-                trial.report(accuracy, len(rows))
-                if not trial.should_prune():
-                    self.waiting.append(self._job(trial))
-                    return None
+        with _locked_study(self.folder):
+            at_rung = event.kind == "finished" and not finished
+            if at_rung and self._is_promoted(trial, accuracy, len(rows)):
+                trial.set_user_attr("rung", len(rows))
+                self.waiting.append(self._job(trial))
+                return None
             trial.set_user_attr("candidate", asdict(candidate))
             state = optuna.trial.TrialState.COMPLETE if finished else optuna.trial.TrialState.PRUNED
             self.study.tell(trial, accuracy if finished else None, state)
         if not finished:  # after the study knows: a killed search may need them
-            shutil.rmtree(job.folder / CHECKPOINTS)
+            shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
         return candidate
+
+    def _is_promoted(self, trial: optuna.Trial, accuracy: float, epochs: int) -> bool:
+        """Report a network's accuracy; whether it is in the best third that reached this rung.
+
+        Asked again after a kill, the answer is the same, which Optuna's own pruner's is not.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        others = [t.intermediate_values for t in trials if t.number != trial.number]
+        reached = [accuracy, *(values[epochs] for values in others if epochs in values)]
+        if epochs not in trials[trial.number].intermediate_values:
+            trial.report(accuracy, epochs)
+        return accuracy >= sorted(reached, reverse=True)[max(1, len(reached) // REDUCTION) - 1]
 
     def _trials(self, attribute: str) -> list[optuna.trial.FrozenTrial]:
         return [t for t in self.study.get_trials(deepcopy=False) if attribute in t.user_attrs]
@@ -241,8 +244,9 @@ class _Searcher:
         network = trial.user_attrs["network"]
         place = self.folder / network["name"]
         self.live[place] = trial
-        frozen = self.study.get_trials(deepcopy=False)[trial.number]
-        until = next_rung(self.recipe.epochs, max(frozen.intermediate_values, default=0))
+        if not (place / CHECKPOINTS).exists():  # the study has lost its end: it begins again
+            shutil.rmtree(place, ignore_errors=True)
+        until = next_rung(self.recipe.epochs, trial.user_attrs.get("rung", 0))
         return Job(from_dict({"model": network["model"]}, self.recipe), place, self.origin, until)
 
 
@@ -259,23 +263,43 @@ def next_rung(epochs: int, done: int) -> int | None:
     return rung if rung < epochs else None
 
 
-def _open_study(path: Path, first: int) -> optuna.Study:
-    """The study in this file; a new one proposes the shape that one would choose by hand first."""
+@contextlib.contextmanager
+def _locked_study(folder: Path) -> Iterator[None]:
+    """Lock the study; a last line that a kill or a full disk cut off is dropped first."""
+    path = folder / STUDY
+    with locked(path):
+        if path.exists() and not (lines := read_file(path)).endswith(b"\n"):
+            os.truncate(path, lines.rfind(b"\n") + 1)
+        yield
+
+
+def _open_study(folder: Path, asked: dict[str, Any]) -> optuna.Study:
+    """The folder's study; a new one proposes the shape that one would choose by hand first.
+
+    UserError where it is damaged, or of something else than what is `asked`.
+    """
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
+    path = folder / STUDY
+    # The study's own lock would outlive a killed process by half a minute; ours is held already.
+    journal = JournalFileBackend(str(path), lock_obj=threading.Lock())  # type: ignore[arg-type]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruner = optuna.pruners.SuccessiveHalvingPruner(first, reduction_factor=REDUCTION)
     try:
         study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
-            pruner=pruner,
+            storage=optuna.storages.JournalStorage(journal),
             direction="maximize",
             study_name="search",
             load_if_exists=True,
         )
     except (ValueError, KeyError, TypeError):  # a line is not JSON, or not one of Optuna's
         raise UserError(f"{path} is damaged: give another --out") from None
+    if not study.user_attrs:
+        study.set_user_attr("asked", asked)
+    elif study.user_attrs != {"asked": asked}:
+        raise UserError(
+            f"{folder} holds a search with other bounds, recipe or data: give another --out"
+        )
     if not study.trials:
         study.enqueue_trial(HAND_MADE)
     return study

@@ -1,7 +1,8 @@
 """`python -m leanres.trials.worker FOLDER OPTIONS`: run one job, for LocalProcesses.
 
-OPTIONS is JSON: `origin` and `until_epoch` of the Job, and `parent`, the number of the process that
-waits for it. Exit codes: those of EXIT_CODES, and 130 and 143 stopped and saved.
+OPTIONS is JSON: `origin` and `until_epoch` of the Job. stdin is a pipe that its parent holds open:
+the process stops when that has ended. Exit codes: those of EXIT_CODES, and 130 and 143 stopped and
+saved.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from leanres.training.loop import TrainState
 from leanres.training.recipe import from_dict
 from leanres.trials.jobs import Event, Job, Kind, is_finished
 
+ORPHAN_S = LOCK_WAIT_S / 2  # to save in; whoever continues the run waits twice as long for it
 EXIT_CODES: dict[Kind, int] = {"finished": 0, "failed": 2, "diverged": 4, "in use": 5}
 
 
@@ -55,7 +59,7 @@ def train(
     try:
         if halted():
             raise Stopped(signal.SIGTERM)
-        # A process whose parent was killed holds the folder until its next step.
+        # A process whose parent was killed holds the folder until it has saved.
         run = reopen(job.folder, load, device, wait_s=LOCK_WAIT_S)
         if is_finished(job):  # by the process that held the folder: test is not read again
             run.release()
@@ -75,7 +79,7 @@ def train(
 
 def main(folder: Path, options: dict[str, Any]) -> int:
     """Run the job and return the exit code; progress and errors go to stderr."""
-    origin, parent = options["origin"], int(options["parent"])
+    origin = options["origin"]
 
     def load(info: dict[str, Any]) -> Dataset:
         return load_data_of(info | {"origin": info["origin"] | origin})
@@ -87,13 +91,10 @@ def main(folder: Path, options: dict[str, Any]) -> int:
         found.tune()
         return found
 
-    def orphaned() -> bool:
-        return os.getppid() != parent
-
     recipe = from_dict(read_info(folder, queued=True)["recipe"])
     try:
         job = Job(recipe, folder, origin, options["until_epoch"])
-        event = train(job, load, device, orphaned, _log)
+        event = train(job, load, device, lambda: False, _log)
     except Stopped as stopped:
         return 128 + stopped.number
     if event.detail:
@@ -101,9 +102,18 @@ def main(folder: Path, options: dict[str, Any]) -> int:
     return EXIT_CODES[event.kind]
 
 
+def _end_with_parent() -> None:
+    """Save and stop when the other end of stdin is closed, as it is by the parent's end, or die."""
+    os.read(sys.stdin.fileno(), 1)  # of sys.stdin itself, the interpreter's end would wait
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_S)
+    os._exit(128 + signal.SIGTERM)
+
+
 def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
