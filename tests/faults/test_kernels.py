@@ -18,6 +18,6 @@ UNDEFINED = ["-O3", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"
 def test_kernels_stay_within_their_tensors_and_are_right(flags, tmp_path, monkeypatch):
     """In a process of its own, which a wrong access kills."""
     monkeypatch.setenv("LEANRES_CACHE", str(tmp_path))
-    command = [sys.executable, str(Path(__file__).with_name("kernels.py")), "45", "0", *flags]
+    command = [sys.executable, str(Path(__file__).with_name("kernels.py")), "27", "0", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
