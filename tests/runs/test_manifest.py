@@ -36,12 +36,18 @@ def test_a_deleted_file_is_named(folder):
     assert note.startswith(f"{folder / 'b'} is missing")
 
 
+def test_the_content_before_the_last_write_is_an_edit(folder):
+    write_files(folder, {"a": b"new"})
+    (folder / "a").write_bytes(b"1")
+    assert len(edited(folder)) == 1
+
+
 def test_a_kill_between_manifest_and_file_is_no_edit(folder, monkeypatch):
     """Whichever write is the last."""
     from leanres.runs import manifest
 
     write, files = manifest.write_bytes, {"a": b"new", "b": b"newer"}
-    for writes in range(4):
+    for writes in range(5):
         left = [writes]
 
         def killed(path, content, left=left):

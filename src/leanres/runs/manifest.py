@@ -1,7 +1,7 @@
 """manifest.json: the sha256 of every file of a run folder, so that an edited one is said to be.
 
-Before a file is written the manifest gets its new digest beside the one it has: a kill at any
-moment leaves a file that is as one of the two.
+Before a file is written the manifest gets its new digest beside the one it has, and after it the new
+one alone: a kill at any moment leaves a file that is as one of those named.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ Digests = dict[str, list[str]]
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files of a run folder, each atomically. CheckpointError where one cannot be written."""
-    known = _read(folder) or {}
+    known, new = _read(folder) or {}, {}
     for name, content in contents.items():
         kept = [digest for digest in known.get(name, []) if digest == _digest_of(folder / name)]
-        known[name] = list(dict.fromkeys([*kept, hashlib.sha256(content).hexdigest()]))
-    text = json.dumps({"files": known, "sha256": _seal(known)}, indent=1)
-    write_bytes(folder / MANIFEST, text.encode())
+        new[name] = [hashlib.sha256(content).hexdigest()]
+        known[name] = [*kept, *new[name]]
+    _write(folder, known)
     for name, content in contents.items():
         write_bytes(folder / name, content)
+    _write(folder, known | new)  # what was there before is not right any more
+
+
+def _write(folder: Path, files: Digests) -> None:
+    text = json.dumps({"files": files, "sha256": _seal(files)}, indent=1)
+    write_bytes(folder / MANIFEST, text.encode())
 
 
 def edited(folder: Path) -> list[str]:
