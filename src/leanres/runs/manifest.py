@@ -1,7 +1,7 @@
 """manifest.json: the sha256 of every file of a run folder, so that an edited one is said to be.
 
-Before a file is written the manifest gets its new digest beside the one it has, and after it the new
-one alone: a kill at any moment leaves a file that is as one of those named.
+Before a file is written the manifest gets its new digest beside the one it has, and after it the
+new one alone: a kill at any moment leaves a file that is as one of those named.
 """
 
 from __future__ import annotations
