@@ -66,7 +66,7 @@ def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanr
     assert sorted(run["seed"] for run in quick["runs"]) == [3, 4]
     assert quick["summary"]["n"] == 2
     assert quick["recipe"]["epochs"] == 1
-    assert quick.keys() == {"command", "counted", "recipe", "runs", "summary"}
+    assert quick.keys() == {"command", "counted", "recipe", "runs", "sha256", "summary"}
     (other,) = json.loads((tmp_path / "results" / "digits.json").read_text())["runs"]
     assert (other["split"], other["n"], len(other["epochs"])) == ("val", 180, 2)
     shipped = sorted(path.name for path in (tmp_path / "weights").iterdir())

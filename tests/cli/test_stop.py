@@ -36,6 +36,8 @@ def test_a_signal_ends_a_command_with_its_exit_code_and_says_so(name, number, tm
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell ignores Ctrl-C for what it starts in the background, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if name == "race":  # which prints nothing before its first result
         while not any(tmp_path.glob("runs/*/run.json")):
