@@ -2,7 +2,7 @@
 
     python tests/faults/campaign.py [PART ...]
 
-runs the parts (all, or those named), prints their figures and keeps them in results/faults.json.
+runs the parts (all, or those named), prints their figures and keeps them in results/bench/faults.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from leanres.io import write_bytes
 from leanres.runs.layout import commit
 from leanres.training.device import CPU, hardware
 
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "faults.json"
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "bench" / "faults.json"
 KERNELS = Path(__file__).with_name("kernels.py")
 CHECKED = "-O3 -fsanitize=undefined -fsanitize-undefined-trap-on-error"
 

@@ -1,4 +1,4 @@
-"""The fault harnesses in small: `make campaign` runs them at length (results/faults.json)."""
+"""The fault harnesses in small: `make campaign` runs them at length (results/bench/faults.json)."""
 
 from __future__ import annotations
 
