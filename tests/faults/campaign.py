@@ -2,7 +2,8 @@
 
     python tests/faults/campaign.py [PART ...]
 
-runs the parts (all, or those named), prints their figures and keeps them in results/bench/faults.json.
+runs the parts (all, or those named), prints their figures and keeps them in
+results/bench/faults.json.
 """
 
 from __future__ import annotations
