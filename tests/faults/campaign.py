@@ -1,4 +1,4 @@
-"""The long form of every fault harness: `make campaign`, about an hour on two cores.
+"""The long form of every fault harness: `make campaign`, about an hour.
 
     python tests/faults/campaign.py [PART ...]
 
@@ -22,7 +22,8 @@ import hostile
 import kills
 import mutations
 import writers
-from forks import fork
+from forks import OK, Outcome, fork
+from progress import shown
 
 from leanres.io import write_bytes
 from leanres.runs.layout import commit
@@ -36,7 +37,7 @@ CHECKED = "-O3 -fsanitize=undefined -fsanitize-undefined-trap-on-error"
 def compiled() -> dict[str, Any]:
     """300 random shapes between guard pages for each way to compile the kernels."""
     done: dict[str, Any] = {"cases_each": 300, "wrong": []}
-    for flags in ("-O0", "-O1", "-O3", "-Os", "-O1 -fno-inline", CHECKED):
+    for flags in shown(("-O0", "-O1", "-O3", "-Os", "-O1 -fno-inline", CHECKED), "kernels"):
         command = [sys.executable, str(KERNELS), "300", "0", *flags.split()]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
@@ -44,25 +45,41 @@ def compiled() -> dict[str, Any]:
     return done
 
 
+def figures_of(end: Outcome) -> dict[str, Any]:
+    """The figures that a process returned."""
+    if end.code != OK:
+        raise RuntimeError(end.message)
+    figures: dict[str, Any] = ast.literal_eval(end.message)
+    return figures
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "kernels": compiled,
     "two_writers": lambda: writers.main(60, rows=500),
     "mutations": lambda: mutations.main(11_000),
-    "mutations_of_cifar10": lambda: mutations.main(200, cifar=True),
+    "mutations_of_pages": lambda: mutations.main(550, of="pages"),
+    "mutations_of_small_cifar10": lambda: mutations.main(4_000, of="small cifar10"),
+    "mutations_of_cifar10": lambda: mutations.main(200, of="cifar10"),
     # In a process of its own: it changes folder and environment.
-    "hostile_inputs": lambda: ast.literal_eval(fork(hostile.main).message),
+    "hostile_inputs": lambda: figures_of(fork(hostile.main)),
     "file_system": filesystem.main,
     "kills": lambda: kills.main(300),
 }
 
 
 def main(names: list[str]) -> int:
-    """Run the parts and write their figures; the number of things that went wrong."""
+    """Run the parts and write the figures of each as it ends; how many things went wrong."""
+    if unknown := set(names) - PARTS.keys():
+        raise SystemExit(f"no part {', '.join(sorted(unknown))}: give {', '.join(PARTS)}")
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     wrong = 0
     for name in names or PARTS:
         began = time.monotonic()
-        figures = PARTS[name]()
+        print(f"{name}: begins at {time.strftime('%H:%M:%S')}", file=sys.stderr, flush=True)
+        try:
+            figures = PARTS[name]()
+        except Exception as error:  # the other parts run all the same
+            figures = {"wrong": [f"the harness itself: {type(error).__name__}: {error}"]}
         figures |= {"seconds": round(time.monotonic() - began), "commit": commit()}
         wrong += len(figures.get("wrong", []))
         print(json.dumps({name: figures}, indent=1), flush=True)

@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from forks import OK, TOLD, Outcome, fork
+from progress import shown
 
 from leanres.data.sources import load_data
 from leanres.data.split import Dataset
@@ -182,7 +183,7 @@ def main(sample: int | None = None, seed: int = 0) -> dict[str, Any]:
         calls = len(cases) // len(FAULTS)
         if sample is not None:
             cases = random.Random(seed).sample(cases, sample)
-        for at, fault in cases:
+        for at, fault in shown(cases, "file system"):
             folder = root / "run"
             first = fork(partial(disturbed, folder, data, at, fault, counter))
             again = fork(partial(live, folder, data))

@@ -168,6 +168,7 @@ def main(kills: int, seed: int = 0, names: list[str] | None = None) -> dict[str,
                 if reason or differs:
                     wrong.append(f"{name}: {reason or f'other content: {differs}'}")
                 shutil.rmtree(folder)
+                print(f"kills: {made.total():,} of {kills:,}", file=sys.stderr, flush=True)
     return {"kills": dict(made), "chains": dict(chains), "wrong": wrong}
 
 

@@ -43,7 +43,7 @@ def extend(path: Path, rows: int, name: str) -> None:
 
 
 def main(seconds: float, rows: int = 50) -> dict[str, Any]:
-    """Counts of reads, torn reads, failed writes, and of rows kept of those added."""
+    """Counts of reads, torn reads, failed writes, and of rows lost of those added."""
     fork = multiprocessing.get_context("fork")
     reads, torn = fork.Value("q", 0), fork.Value("q", 0)
     failed = [fork.Value("q", 0) for _ in "ab"]
@@ -64,14 +64,14 @@ def main(seconds: float, rows: int = 50) -> dict[str, Any]:
             process.join()
         kept = len(json.loads(table.read_bytes()))
         left = [p.name for p in Path(name).iterdir() if p.name.endswith(".partial")]
-    return {
-        "reads": reads.value,
+    faults = {
         "torn_reads": torn.value,
         "failed_writes": sum(count.value for count in failed),
-        "rows_added": 2 * rows,
-        "rows_kept": kept,
+        "rows_lost": 2 * rows - kept,
         "left_behind": left,
     }
+    wrong = [f"{name}: {found}" for name, found in faults.items() if found]
+    return {"reads": reads.value, "rows_added": 2 * rows, **faults, "wrong": wrong}
 
 
 if __name__ == "__main__":

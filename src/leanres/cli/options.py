@@ -157,6 +157,13 @@ def print_notes(notes: tuple[str, ...] | list[str]) -> None:
         say(f"note: {note}", err=True)
 
 
+def print_edits(target: Path) -> None:
+    """Say which files of a run folder are not as leanres wrote them; nothing for a weights file."""
+    from leanres.runs.manifest import edited
+
+    print_notes(edited(target) if target.is_dir() else [])
+
+
 @contextmanager
 def _progress() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -189,12 +196,11 @@ def make_device(name: str, recipe: Recipe, threads: int) -> Device:
 
 def make_predictor(target: Path, device: str, threads: int, precision: str = "auto") -> Predictor:
     """The network of a run folder or weights file, ready to evaluate and predict."""
-    from leanres.runs.manifest import edited
     from leanres.runs.predictor import load_predictor
 
     set_threads(threads)
     predictor = load_predictor(target, device, precision)
-    print_notes(edited(target) if target.is_dir() else [])
+    print_edits(target)
     return predictor
 
 
