@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from leanres.data.split import Split, channel_stats, stratified_split
+from leanres.data.split import Dataset, Split, channel_stats, content_split, stratified_split
 from leanres.errors import UserError
 
 NAMES = ("cat", "dog", "owl")
@@ -155,3 +157,68 @@ def test_a_constant_channel_has_a_deviation_of_exactly_zero():
     mean, std = channel_stats(Split(images, torch.arange(1500) % 2, ("a", "b")))
     assert mean == (77 / 255,) * 3
     assert std == (0.0,) * 3
+
+
+def dealt(parts: tuple[Split, Split]) -> dict[bytes, int]:
+    """The digest of each image, and the part it is in."""
+    return {d.tobytes(): side for side, part in enumerate(parts) for d in part.digests}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.1])
+def test_further_images_move_none_and_equal_ones_stay_together(share):
+    split = make_split((60, 90, 150))
+    before = dealt(content_split(split, share))
+    for more in (1, 7, 300):
+        other = make_split((more, more, more), seed=more)
+        pixels = torch.cat([other.images, split.images, split.images[:20]])
+        labels = torch.cat([other.labels, split.labels, split.labels[:20]])
+        grown = content_split(Split(pixels, labels, NAMES), share)
+        after = dealt(grown)
+        assert all(after[digest] == side for digest, side in before.items())
+        assert sum(map(len, grown)) == len(pixels)
+        assert not {d.tobytes() for d in grown[0].digests} & {d.tobytes() for d in grown[1].digests}
+
+
+def test_shares_by_content_are_met_on_average_and_no_class_is_empty():
+    counts = []
+    for seed in range(60):
+        train, test = content_split(make_split((10, 30, 60), seed=seed), 0.2)
+        assert {*train.labels.tolist()} == {*test.labels.tolist()} == {0, 1, 2}
+        counts.append(len(test))
+    assert abs(np.mean(counts) - 20) < 3 * 4 / 60**0.5  # a binomial's sd is 4
+    assert 2.5 < np.std(counts) < 5.5
+
+
+def test_a_number_of_images_by_content_is_met_in_every_class():
+    train, val = content_split(make_split((20, 30, 50)), 10)
+    assert torch.bincount(val.labels).tolist() == [2, 3, 5]
+    assert len(train) == 90
+
+
+def test_test_and_val_are_drawn_independently():
+    data = Dataset.of("x", {"all": make_split((400, 400, 400))}).with_val(0.5)
+    assert 0.4 < len(data.val) / (len(data.val) + len(data.train)) < 0.6
+
+
+def test_a_class_of_equal_images_cannot_be_split():
+    split = make_split((20, 30))
+    images = torch.where(split.labels[:, None, None, None] == 0, 7, split.images).contiguous()
+    with pytest.raises(UserError, match="class 'cat' has fewer than 2 different images"):
+        content_split(Split(images.to(torch.uint8), split.labels, split.classes), 0.2)
+
+
+def test_complete_sets_hold_out_exact_numbers():
+    data = Dataset("x", make_split((200, 300, 500)), None, None)
+    by_share, by_number = data.with_val(0.1), data.with_val(100)
+    assert by_share.val.fingerprint == by_number.val.fingerprint
+    assert torch.bincount(by_share.val.labels).tolist() == [20, 30, 50]
+    with pytest.raises(UserError, match=r"^val = 5000: cannot hold out 5000 of 1000"):
+        data.with_val(5000)
+
+
+def test_file_names_follow_their_images():
+    split = make_split()
+    named = replace(split, files=tuple(f"{i}.png" for i in range(len(split))))
+    assert named.subset([7, 3]).files == ("7.png", "3.png")
+    with pytest.raises(UserError, match="2 file names for 100 images"):
+        replace(split, files=("a", "b"))

@@ -141,14 +141,18 @@ def load_run_data(info: dict[str, Any], name: str | None = None, download: bool 
 def load_target_data(target: Path, size: int, name: str | None, strict: bool = False) -> Dataset:
     """The data to measure a run or weights file on: as given, else the run's own, else CIFAR-10.
 
-    A run's own data has the val split that the run held out of train.
+    For a run without images that it was trained on, and with the val split that it held out.
     """
+    from leanres.runs.images import unseen
     from leanres.runs.run_json import INFO, read_info
 
-    if name is not None or not (target / INFO).exists():
+    if not (target / INFO).exists():
         return load_dataset(name or "cifar10", size, strict)
     info = read_info(target)
-    return load_run_data(info).with_val(info["recipe"].get("val", 0))
+    dataset = load_dataset(name, size, strict) if name else load_run_data(info)
+    dataset, notes = unseen(target, info, dataset)
+    print_notes(notes)
+    return dataset
 
 
 def print_notes(notes: tuple[str, ...] | list[str]) -> None:
@@ -235,7 +239,9 @@ def current_command() -> str:
 def check_val(measure: str, has_val: bool) -> None:
     """UserError where val is to be measured and there is none."""
     if measure == "val" and not has_val:
-        raise UserError("--measure val: there are no val images; --set val=5000 holds some out")
+        raise UserError(
+            "--measure val: there are no val images; --set val=0.1 holds a tenth of train out"
+        )
 
 
 def event_line(event: Event) -> str:

@@ -45,7 +45,7 @@ def search(
     Optuna proposes depths, blocks and growth; widths follow from the budget. The same command
     continues a search, and shares the work where another process searches in the same folder.
 
-    Example: leanres search --budget 300k --set val=5000 --trials 10
+    Example: leanres search --budget 300k --set val=0.1 --trials 10
     """
     from leanres.data.sources import locate
     from leanres.models.cost import parse_count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from pathlib import Path
@@ -72,13 +73,19 @@ def train(
     chosen = load_recipe(recipe, changed)
     options.check_val(measure, bool(chosen.val or dataset.val))
     say(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
-    folder = out or _next_folder(Path(recipe).stem)
-    check_free(folder)
+    if out:
+        check_free(out)
     found: dict[str, Any] = {}
     if lr_max == "auto":
         chosen, found = _with_found_lr(chosen, dataset, device, as_json)
     origin = {"command": options.current_command(), "measure": measure, "tta": tta}
-    run = create(folder, chosen, dataset, device, origin | locate(data, size=size) | found)
+    folder = out or _next_folder(Path(recipe).stem)
+    try:
+        run = create(folder, chosen, dataset, device, origin | locate(data, size=size) | found)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where it is empty
+        raise
     counts = run.setup.counts
     if counts.steps_per_epoch < FEW_STEPS and counts.total < 10 * FEW_STEPS:
         options.print_notes(
@@ -120,5 +127,10 @@ def _with_found_lr(
 
 
 def _next_folder(name: str) -> Path:
-    folders = (Path("runs", f"{name}-{number}") for number in itertools.count(1))
-    return next(folder for folder in folders if not folder.exists())
+    """A new, empty folder runs/NAME-1, -2, ...: made at once, as another process may want one."""
+    for number in itertools.count(1):
+        folder = Path("runs", f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError  # for mypy: count never ends

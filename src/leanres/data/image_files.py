@@ -104,11 +104,16 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
             raise ValueError(f"{pixels / 1e6:.1f} megapixels, at most 25 fit")
         with image, _one_at_a_time if pixels > _SMALL else nullcontext():
             rgb = _rgb(ImageOps.exif_transpose(image))
-    width, height = rgb.size
+    return np.asarray(square(rgb, size))
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The centre square, resized to size x size with antialiased bicubic."""
+    width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    box = (left, top, left + side, top + side)
+    return image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from leanres.errors import UserError
 from leanres.metrics.mistakes import confused_pairs
 from leanres.report.page import render
 from leanres.report.record import read_record
-from leanres.report.run_data import measured_split
+from leanres.report.run_data import data_of_run, measured_split
 from leanres.runs.command import without_options
 from leanres.runs.predictor import load_predictor
 
@@ -35,7 +35,10 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     run = record.result
     if run is None:
         raise UserError(f"{folder} has no result: `leanres resume {folder}` measures it")
-    split = measured_split(record, dataset)
+    own = data_of_run(record, dataset)
+    if own is None:
+        raise UserError(f"{dataset.name} has not the images of {folder}: give the run's data")
+    split = measured_split(record, own)
     result, logits = load_predictor(weights, device).measure(split, run["tta"])
     facts = {
         "record": record,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.report.record import Predictions, Record
-from leanres.runs.layout import PREDICTIONS, fingerprints
+from leanres.runs.images import as_trained, is_same
+from leanres.runs.layout import PREDICTIONS
 from leanres.runs.predictor import load_predictor
 from leanres.runs.weights import WEIGHTS
 
@@ -19,9 +20,8 @@ def data_of_run(record: Record, dataset: Dataset | None) -> Dataset | None:
     """
     if dataset is None:
         return None
-    then, now = record.info["data"]["fingerprints"], fingerprints(dataset)
-    same = all(now[split] == then[split] for split in ("train", "val", "test"))
-    return dataset.with_val(record.info["recipe"]["val"]) if same else None
+    then, _ = as_trained(record.folder, record.info, dataset)
+    return then.with_val(record.info["recipe"]["val"]) if is_same(record.info, then) else None
 
 
 def measured_split(record: Record, dataset: Dataset) -> Split:

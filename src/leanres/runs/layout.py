@@ -26,7 +26,8 @@ from leanres.training.loop import MetricsRow
 
 HISTORY, TIMES, TABLE = "metrics.jsonl", "times.jsonl", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoint", "predictions.parquet"
-MADE_FIRST = {MANIFEST, CHECKPOINTS, HISTORY, TIMES, TABLE}  # run.json comes after these
+IMAGES = "images.parquet"
+MADE_FIRST = {MANIFEST, IMAGES, CHECKPOINTS, HISTORY, TIMES, TABLE}  # run.json comes after these
 
 
 def check_free(folder: Path) -> None:
@@ -110,14 +111,16 @@ def is_number(value: object) -> bool:
 
 
 def predictions_table(logits: Tensor, split: Split) -> bytes:
-    """A parquet table: index, label, predicted, confidence and one probability per class."""
+    """A parquet table: index, label, predicted, confidence, file, one probability per class."""
     probs = logits.softmax(1).numpy().astype(np.float32)
     columns = {
         "index": np.arange(len(probs)),
         "label": split.labels.cpu().numpy(),
         "predicted": probs.argmax(1),
         "confidence": probs.max(1),
-    } | {f"p_{name}": probs[:, k] for k, name in enumerate(split.classes)}
+    }
+    columns |= {"file": np.array(split.files)} if split.files else {}
+    columns |= {f"p_{name}": probs[:, k] for k, name in enumerate(split.classes)}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     return bytes(sink.getvalue().to_pybytes())

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from leanres.data.sources import origin_of
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
 from leanres.io import Lock, read_file, remove_partial
@@ -18,9 +19,11 @@ from leanres.models.config import ModelConfig
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
 from leanres.runs import checkpoint
+from leanres.runs.images import as_trained, images_table
 from leanres.runs.layout import (
     CHECKPOINTS,
     HISTORY,
+    IMAGES,
     TABLE,
     TIMES,
     check_data,
@@ -78,6 +81,7 @@ def create(
     """Start a run in a folder that does not exist yet, or is empty.
 
     `origin` goes into run.json as it is: what `reopen`'s loader needs to find the data again.
+    Arrays in memory are kept in the cache for it.
     """
     check_free(folder)
     run = prepare(recipe, dataset, device, folder)
@@ -89,7 +93,7 @@ def create(
     run.lock = Lock(folder)
     try:
         clear(folder)
-        _begin(run, origin or {})
+        _begin(run, (origin or {}) | origin_of(dataset))
     except BaseException:  # a full disk, Ctrl-C: the same command may be given again
         run.release()
         shutil.rmtree(folder, ignore_errors=True)
@@ -133,22 +137,26 @@ def reopen(
         recipe, notes = recipe_as_started(info)
         if epochs is not None:
             recipe = replace(recipe, epochs=epochs)
-        run = prepare(recipe, load(info), device(info), folder)
+        dataset, same_order = load(info), True
+        if not is_queued(info):
+            dataset, added = as_trained(folder, info, dataset)
+            same_order = check_data(folder, info, dataset)
+            notes += added
+        run = prepare(recipe, dataset, device(info), folder)
         run.lock, run.notes = lock, edited(folder) + notes
         if is_queued(info):
             _begin(run, info["origin"])
         else:
-            _restore_(run, info)
+            _restore_(run, info, same_order)
     except BaseException:
         lock.release()
         raise
     return run
 
 
-def _restore_(run: Run, info: dict[str, Any]) -> None:
+def _restore_(run: Run, info: dict[str, Any], same_order: bool) -> None:
     """Bring a fresh run to its newest intact checkpoint. UserError where it cannot continue."""
     folder, now = run.folder, hardware(run.setup.device)
-    same_order = check_data(folder, info, run.dataset)
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
     if run.setup.recipe.teacher and _sha256(run.setup.recipe.teacher) != info["teacher"]:
         raise UserError(
@@ -199,7 +207,7 @@ def device_of(info: dict[str, Any], name: str = "auto") -> Device:
 def _begin(run: Run, origin: dict[str, Any]) -> None:
     """Write step 0, and run.json last: a folder that has one is one that `resume` continues."""
     run.info = _describe(run) | {"origin": origin}
-    write_files(run.folder, {})  # a manifest: what is in the folder from now on is ours
+    write_files(run.folder, {IMAGES: images_table(run.dataset, run.val)})
     save(run)
     write_info(run)
 

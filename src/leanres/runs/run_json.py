@@ -43,7 +43,8 @@ QUEUED: Fields = {
     str | None: "origin.path?",
     Literal["test", "val"]: "origin.measure?",
     bool: "origin.validate?",
-    AT_LEAST_0: "origin.threads? recipe.val",
+    AT_LEAST_0: "origin.threads?",
+    AMOUNT: "recipe.val",
     AT_LEAST_1 | None: "origin.size?",
 }
 BEGUN: Fields = {

@@ -78,6 +78,14 @@ def _channels(label: str, value: Any) -> tuple[float, ...]:
     return values
 
 
+def _held(label: str, value: Any) -> int | float:
+    """0, a share below 1, or a whole number."""
+    number: float = checked(label, value, Annotated[float, Range(0, 10**9)])
+    if number >= 1 and number != int(number):
+        raise UserError(f"{label} = {value!r}: give a share below 1, or a whole number of images")
+    return number if 0 < number < 1 else int(number)
+
+
 def _resizing(label: str, value: Any) -> tuple[tuple[float, float], ...]:
     pairs: tuple[tuple[float, float], ...] = checked(label, value, tuple[tuple[float, float], ...])
     shares = [share for share, _ in pairs]
@@ -98,6 +106,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Channels = Annotated[tuple[float, ...], Convert(_channels)]
 Resizing = Annotated[tuple[tuple[float, float], ...], Convert(_resizing)]
 Share = Annotated[float, Range(0, 1)]
+Held = Annotated[int | float, Convert(_held)]
 
 SPEED_AUGMENT: tuple[Spec, ...] = (
     ("alternating_flip", {}),
@@ -176,7 +185,9 @@ class Recipe:
     ] = 0.0
     mean: Annotated[Channels, "per channel, in [0, 1]; []: of the training images"] = ()
     std: Annotated[Channels, "per channel, likewise"] = ()
-    val: Annotated[int, Range(0, 10**9), "size of the validation split, stratified; 0: none"] = 0
+    val: Annotated[
+        Held, "training images held out as val, by class: a share below 1, or a number; 0: none"
+    ] = 0
     precision: Annotated[Precision, "of convolutions; auto: bfloat16 where fast"] = "auto"
     compiled: Annotated[bool | None, "use torch.compile; not given: where it is faster"] = None
     seed: Annotated[int, Range(0, 2**63 - 1), "of weights, order and augmentation"] = 0

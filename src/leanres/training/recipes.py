@@ -152,7 +152,7 @@ NAMED_RECIPES: Table[NamedRecipe] = Table(
                 weight_decay=5e-4,
                 schedule=("cosine", {}),
                 warmup=0.05,
-                val=5000,
+                val=0.1,  # 5,000 of CIFAR-10's 50,000
             ),
             "He et al. 2015, section 4.2, with a cosine",
         ),

@@ -128,7 +128,7 @@ COMPARISONS: Table[Comparison] = Table(
 
 def recipes(comparison: Comparison, changes: dict[str, Any]) -> dict[str, Recipe]:
     """The recipe of each variant; `changes` (epochs, model, ...) hold for all of them."""
-    small = {"model": SMALL, "epochs": 6, "val": 5000} | changes
+    small = {"model": SMALL, "epochs": 6, "val": 0.1} | changes
     network = resolve(from_dict({"model": small["model"]}).model)
     chosen = {}
     for name, settings in comparison.variants.items():

@@ -83,7 +83,7 @@ def search(
     if importlib.util.find_spec("optuna") is None:
         raise UserError("search needs Optuna: pip install 'leanres[search]'")
     if not recipe.val and dataset.val is None:
-        raise UserError("a search chooses on val images, and there are none: --set val=5000")
+        raise UserError("a search chooses on val images, and there are none: --set val=0.1")
     own = (origin or {}) | {"measure": "val", "tta": "none"}
     owner = folder / uuid.uuid4().hex
     searcher = _Searcher(folder, bounds, recipe, dataset, own, trials, seed, owner.name)

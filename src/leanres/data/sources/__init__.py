@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from leanres.data.sources import cifar10, digits, folder
+from leanres.data.sources import cifar10, digits, folder, kept
 from leanres.data.sources.source import LoadOptions, Source
 from leanres.data.sources.source import Progress as Progress
 from leanres.data.split import Dataset
@@ -20,6 +20,7 @@ SOURCES: Table[Source] = Table(
     "data source",
     {
         "folder": Source(folder.load_folder, Path.is_dir, folder.LAYOUT),
+        "arrays": Source(kept.load_kept),
         "digits": Source(digits.load_embedded_digits),
         "cifar10": Source(cifar10.load_cifar10, cifar10.find_files, cifar10.LAYOUT),
     },
@@ -53,6 +54,13 @@ def load_data(
     if size not in (None, side := dataset.train.images.shape[-1]):
         raise UserError(f"{source} images are not resized: they have {side} pixels, not {size}")
     return dataset
+
+
+def origin_of(dataset: Dataset) -> dict[str, Any]:
+    """What run.json keeps of a data set that no source can read again: where a copy of it lies."""
+    if dataset.name in SOURCES and dataset.name != "arrays":
+        return {}
+    return {"data": "arrays", "path": str(kept.keep_arrays(dataset))}
 
 
 def locate(name: str, path: str | Path | None = None, size: int | None = None) -> dict[str, Any]:

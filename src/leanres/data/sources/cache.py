@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -25,9 +27,9 @@ from leanres.data.split import Dataset, Split
 from leanres.errors import UserError, first_line
 from leanres.io import MIB, open_file, parse_json, write_bytes
 
-_FORMAT = 3  # of the cache files: raise it when decoding changes, and all files are rebuilt
+_FORMAT = 4  # of the cache files: raise it when decoding changes, and all files are rebuilt
 _MAX_BYTES = 65_536 * MIB
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 def cached(
@@ -49,14 +51,14 @@ def cached(
     key = json.dumps([_FORMAT, source, options, stats])
     file, notes = cache / f"{prefix}{_sha256(key.encode())[:24]}.safetensors", []
     try:
-        return _read_file(file)
+        return read_cache_file(file)
     except FileNotFoundError:
         pass
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         notes.append(f"the cache file {file} was damaged ({first_line(error)}) and is rebuilt")
     dataset = decode()
     try:
-        _write_file(file, dataset)
+        write_cache_file(file, dataset)
         for outdated in {*cache.glob(f"{prefix}*.safetensors")} - {file}:
             outdated.unlink(missing_ok=True)
     except (OSError, UserError, SafetensorError) as error:
@@ -81,13 +83,13 @@ def all_cached(source: str, cache: Path) -> Iterator[tuple[Path, Dataset]]:
     files = cache.glob(f"{source}-*.safetensors")
     for file in sorted(files, key=lambda file: -_size_and_mtime(file)[1]):
         try:
-            yield file, _read_file(file)
-        except _READ_ERRORS:
+            yield file, read_cache_file(file)
+        except READ_ERRORS:
             continue
 
 
-def _read_file(file: Path) -> Dataset:
-    """The data set in `file`. FileNotFoundError, or one of _READ_ERRORS if it is damaged."""
+def read_cache_file(file: Path) -> Dataset:
+    """The data set in `file`. FileNotFoundError, or another of READ_ERRORS if it is damaged."""
     open_file(file, _MAX_BYTES).close()
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
@@ -96,11 +98,26 @@ def _read_file(file: Path) -> Dataset:
         raise ValueError("its checksum is wrong")
     about = parse_json(metadata["about"])
     splits = {
-        name: Split(tensors[f"{name}.images"], tensors[f"{name}.labels"], tuple(about["classes"]))
+        name: Split(
+            tensors[f"{name}.images"],
+            tensors[f"{name}.labels"],
+            tuple(about["classes"]),
+            _read_files(tensors[f"{name}.files"]),
+        )
         for name in about["splits"]
     }
     parts = (splits["train"], splits.get("val"), splits.get("test"))
-    return Dataset(about["name"], *parts, tuple(about["notes"]), about["source"])
+    notes = tuple(about["notes"])
+    return Dataset(about["name"], *parts, notes, about["source"], about["grows"])
+
+
+def _files_tensor(files: tuple[str, ...]) -> Tensor:
+    """File names, one a line, as uint8 text: JSON would hold a copy of a million of them."""
+    return torch.from_numpy(np.frombuffer("\n".join(files).encode(), np.uint8).copy())
+
+
+def _read_files(text: Tensor) -> tuple[str, ...]:
+    return tuple(text.numpy().tobytes().decode().split("\n")) if len(text) else ()
 
 
 def _checksum(about: str, tensors: dict[str, Tensor]) -> str:
@@ -111,10 +128,12 @@ def _checksum(about: str, tensors: dict[str, Tensor]) -> str:
     return f"{crc:08x}"
 
 
-def _write_file(file: Path, dataset: Dataset) -> None:
+def write_cache_file(file: Path, dataset: Dataset) -> None:
+    """Write a data set to `file`, which `read_cache_file` reads. OSError where that fails."""
     tensors = {f"{name}.images": split.images for name, split in dataset.splits.items()}
     tensors |= {f"{name}.labels": split.labels for name, split in dataset.splits.items()}
-    fields = {"name": dataset.name, "source": dataset.source, "notes": dataset.notes}
+    tensors |= {f"{n}.files": _files_tensor(split.files) for n, split in dataset.splits.items()}
+    fields = {name: getattr(dataset, name) for name in ("name", "source", "notes", "grows")}
     about = json.dumps(fields | {"classes": dataset.train.classes, "splits": [*dataset.splits]})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, save(tensors, {"about": about, "crc": _checksum(about, tensors)}))

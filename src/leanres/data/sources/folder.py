@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from leanres.data.image_files import image_files, natural_key, read_image_or_reason
 from leanres.data.sources.cache import cached
 from leanres.data.sources.source import LoadOptions
-from leanres.data.split import Dataset, Split, stratified_split
+from leanres.data.split import Dataset, Split
 from leanres.errors import UserError, printable
 
 LAYOUT = "a folder with one subfolder per class"
-TEST_SHARE = 0.2  # of the images, if the folder has no test split
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -118,8 +117,8 @@ def read_folder(listing: FolderListing, size: int = 32, *, strict: bool = False)
     """Decode every listed image to (3, size, size). -> Dataset with notes on what was skipped.
 
     An image that cannot be read, or has more than 25 megapixels, is skipped, named and counted;
-    with `strict` the first one is a UserError. Without split folders, a stratified fifth of the
-    images becomes the test split (seed 0).
+    with `strict` the first one is a UserError. Without split folders, the pixels of each image
+    decide whether it is a test image (`data.split.content_split`).
     """
     bad: list[str] = []
     splits = {name: _read_split(listing, name, size, strict, bad) for name in listing.files}
@@ -130,20 +129,10 @@ def read_folder(listing: FolderListing, size: int = 32, *, strict: bool = False)
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         plural = "s" * (len(bad) > 1)
         notes.append(f"{len(bad)} unreadable image{plural} skipped: {'; '.join(bad[:5])}{more}")
-    if "all" in splits:
-        train, test = _hold_out_test(splits["all"], listing.root)
-        notes.append(f"no split folders: {len(test)} of {len(splits['all'])} images are the test")
-        splits = {"train": train, "test": test}
-    parts = (splits["train"], splits.get("val"), splits.get("test"))
-    return Dataset("folder", *parts, tuple(notes), str(listing.root))
-
-
-def _hold_out_test(split: Split, root: Path) -> tuple[Split, Split]:
-    num_test = max(round(TEST_SHARE * len(split)), len(split.classes))
     try:
-        return stratified_split(split, num_test, seed=0)
+        return Dataset.of("folder", splits, notes, str(listing.root))
     except UserError as error:
-        raise UserError(f"{root}: cannot hold out a test split: {error}") from None
+        raise UserError(f"{printable(listing.root)}: {error}") from None
 
 
 def _read_split(
@@ -155,10 +144,12 @@ def _read_split(
     numbers = [label for label, own in enumerate(classes.values()) for _ in own]
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
+    read: list[str] = []
     for path, label, outcome in zip(paths, numbers, read_image_or_reason(paths, size), strict=True):
         if not isinstance(outcome, str):
             images.append(outcome)
             labels.append(label)
+            read.append(printable(path.relative_to(listing.root)))
         elif strict:
             raise UserError(f"{printable(path)} cannot be read: {outcome}; fix or remove it")
         else:
@@ -167,4 +158,5 @@ def _read_split(
         if label not in labels:
             raise UserError(f"class {own!r} of {listing.root}: none of its images can be read")
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Split(pixels, torch.tensor(labels), tuple(printable(name) for name in classes))
+    names = tuple(printable(name) for name in classes)
+    return Split(pixels, torch.tensor(labels), names, tuple(read))

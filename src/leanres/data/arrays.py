@@ -1,0 +1,121 @@
+"""Arrays from numpy or PyTorch as images and labels, checked and converted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from leanres.data.image_files import natural_key, square
+from leanres.errors import UserError, printable
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
+MAX_CLASSES = 1000
+
+
+def images_of(x: Any, what: str = "images", size: int | None = None) -> Tensor:
+    """Images as uint8 (N, C, H, W), whole squares.
+
+    x: uint8, whole numbers from 0 to 255, or floats (in [0, 1], or in [0, 255] if any is above 1)
+    of shape (N, H, W, C), (N, C, H, W) or (N, H, W), C one of 1, 3, 4. With `size` they are
+    cropped to their centre square and resized; without it they have to be square. UserError
+    starting with `what`.
+    """
+    pixels = _array(x)
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.ndim != 4 or 0 in pixels.shape:
+        fits = "(N, H, W, C), (N, C, H, W) or (N, H, W), C 1, 3 or 4"
+        raise UserError(f"{what} of shape {pixels.shape}: give {fits}")
+    channels_last = _bytes(_channels_last(pixels, what), what)
+    height, width = channels_last.shape[1:3]
+    if size is not None and (height, width) != (size, size):
+        channels_last = np.stack([_resized(image, size) for image in channels_last])
+    elif height != width:
+        raise UserError(f"{what} of {height}x{width} pixels: give square ones, or a size")
+    return torch.from_numpy(channels_last).permute(0, 3, 1, 2).contiguous()
+
+
+def _channels_last(pixels: NDArray[Any], what: str) -> NDArray[Any]:
+    """(N, H, W, C) of either layout; where both fit, the one whose images are square."""
+    layouts = [pixels, pixels.transpose(0, 2, 3, 1)]
+    fitting = [images for images in layouts if images.shape[3] in CHANNELS]
+    if len(fitting) == 2:
+        fitting = [images for images in fitting if images.shape[1] == images.shape[2]] or fitting
+    if len(fitting) != 1:
+        problem = "either axis may be the channels" if fitting else "no axis has 1, 3 or 4 channels"
+        raise UserError(f"{what} of shape {pixels.shape}: {problem}; give (N, H, W, C)")
+    return fitting[0]
+
+
+def _array(x: Any) -> NDArray[Any]:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def _bytes(pixels: NDArray[Any], what: str) -> NDArray[np.uint8]:
+    """The same values as uint8. UserError for another type, and for values out of range."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not (np.issubdtype(pixels.dtype, np.floating) or np.issubdtype(pixels.dtype, np.integer)):
+        raise UserError(f"{what} of type {pixels.dtype}: give uint8, or floats from 0 to 1")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not 0 <= low <= high <= 255:  # NaN never is
+        raise UserError(
+            f"{what} have values from {low:g} to {high:g}: give 0 to 255, or floats from 0 to 1"
+        )
+    scale = 255 if np.issubdtype(pixels.dtype, np.floating) and high <= 1 else 1
+    return (pixels * scale).round().astype(np.uint8)
+
+
+def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(H, W, C) -> (size, size, C)."""
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    return np.asarray(square(picture, size)).reshape(size, size, -1)
+
+
+def labels_of(
+    parts: Sequence[Any], classes: Sequence[str] | None = None
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Labels of several splits as int64 (N,) each, and the class names.
+
+    parts: whole numbers or strings, (N,) or (N, 1). Without `classes`, the classes are the values
+    that occur, in natural order (class2 before class10). With them, numbers are positions in
+    `classes`, and strings one of them. UserError for labels of another type, or for none of them.
+    """
+    arrays = [_label_array(part) for part in parts]
+    is_text = [array.dtype.kind in "US" for array in arrays]
+    if any(is_text) != all(is_text):
+        raise UserError("labels are text in one split and numbers in another: give one kind")
+    if classes is not None and not all(is_text):
+        return [torch.from_numpy(array.astype(np.int64)) for array in arrays], tuple(classes)
+    values: list[Any] = sorted({v for array in arrays for v in np.unique(array).tolist()})
+    if all(is_text):
+        values = sorted(values, key=natural_key)
+    known = list(classes) if classes is not None else values
+    if len(known) > MAX_CLASSES:
+        raise UserError(f"{len(known):,} classes: give at most {MAX_CLASSES:,}")
+    if foreign := [value for value in values if value not in known]:
+        raise UserError(f"label {foreign[0]!r} is no class: give one of {', '.join(known)}")
+    number = {value: i for i, value in enumerate(known)}
+    indices = [torch.tensor([number[v] for v in array.tolist()]) for array in arrays]
+    return indices, tuple(printable(name) for name in known)
+
+
+def _label_array(labels: Any) -> NDArray[Any]:
+    """(N,) of whole numbers or text."""
+    array = _array(labels)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.ravel()):
+        array = array.astype(str)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == array.round()).all():
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iuUS":
+        came = f"{array.dtype} of shape {array.shape}"
+        raise UserError(f"labels are {came}: give whole numbers or names, one per image")
+    return array.astype(str) if array.dtype.kind == "S" else array

@@ -1,0 +1,103 @@
+"""Arrays from numpy and PyTorch as data sets, against the same pixels moved by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from leanres.data.arrays import images_of, labels_of
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)  # (N, H, W, C)
+FIRST = np.ascontiguousarray(PIXELS.transpose(0, 3, 1, 2))  # (N, C, H, W)
+LABELS = np.arange(40) % 4
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (PIXELS, FIRST),
+        (FIRST, FIRST),
+        (torch.from_numpy(FIRST), FIRST),
+        (PIXELS.astype(np.int64), FIRST),
+        (PIXELS / 255, FIRST),
+        (PIXELS.astype(np.float32), FIRST),
+        (torch.from_numpy(FIRST).double() / 255, FIRST),
+        (PIXELS[..., 0], FIRST[:, :1]),
+        (PIXELS[..., :1], FIRST[:, :1]),
+    ],
+)
+def test_layouts_and_types_give_the_same_bytes(given, expected):
+    found = images_of(given)
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous()
+    assert np.array_equal(found.numpy(), expected)
+
+
+def test_rgba_keeps_four_channels_and_other_sizes_are_resized():
+    assert images_of(np.zeros((2, 8, 8, 4), np.uint8)).shape == (2, 4, 8, 8)
+    assert images_of(np.zeros((2, 8, 12), np.uint8), size=5).shape == (2, 1, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (PIXELS[0, 0], r"\(8, 3\): give"),
+        (PIXELS[..., :2], "no axis has 1, 3 or 4"),
+        (np.zeros((2, 3, 8, 3)), "either axis"),
+        (PIXELS[:, :5], "5x8 pixels: give square ones, or a size"),
+        (PIXELS.astype(np.int64) * 257, "values from 0 to 65535"),
+        (PIXELS / 255 - 0.5, "values from -0.5 to 0.5"),
+        (np.full((2, 8, 8, 3), np.nan), "values from nan"),
+        (PIXELS > 3, "of type bool"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        images_of(given, "these")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        ([3, 1, 3], None, ([1, 0, 1], ("1", "3"))),
+        ([[2], [0], [2]], ("a", "b", "c"), ([2, 0, 2], ("a", "b", "c"))),
+        ([1.0, 0.0, 1.0], None, ([1, 0, 1], ("0", "1"))),
+        (["c10", "c2", "c10"], None, ([1, 0, 1], ("c2", "c10"))),
+        (np.array([b"x", b"y", b"x"]), None, ([0, 1, 0], ("x", "y"))),
+        (["b", "a", "b"], ("b", "a"), ([0, 1, 0], ("b", "a"))),
+        (torch.tensor([5, 4, 5]), None, ([1, 0, 1], ("4", "5"))),
+    ],
+)
+def test_labels_are_numbered(labels, classes, expected):
+    (found,), names = labels_of([labels], classes)
+    assert (found.tolist(), names) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "words"),
+    [
+        ([0.5, 1], None, "whole numbers or names"),
+        ([None, 1], None, "whole numbers or names"),
+        (np.eye(3), None, r"\(3, 3\)"),
+        (["a", "z"], ("a", "b"), "'z' is no class"),
+        (np.arange(2000), None, "2,000 classes: give at most 1,000"),
+    ],
+)
+def test_labels_of_other_kinds_are_refused(labels, classes, words):
+    with pytest.raises(UserError, match=words):
+        labels_of([labels], classes)
+
+
+def test_a_data_set_of_arrays_holds_out_a_test_split_or_takes_the_one_given():
+    own = Dataset.from_arrays(PIXELS, LABELS, files=[f"{i}" for i in range(40)])
+    assert len(own.train) + len(own.test) == 40
+    assert {*own.train.files} | {*own.test.files} == {f"{i}" for i in range(40)}
+    given = Dataset.from_arrays(PIXELS[:30], LABELS[:30], test=(PIXELS[30:], LABELS[30:]))
+    assert (len(given.train), len(given.test)) == (30, 10)
+    assert given.train.classes == ("0", "1", "2", "3")
+    with pytest.raises(UserError, match="test and train differ"):
+        Dataset.from_arrays(PIXELS, LABELS, test=(PIXELS[:, :4, :4], LABELS))
