@@ -238,5 +238,5 @@ def test_a_setting_without_a_type_hint_has_the_type_of_its_default():
 
 def test_a_function_without_settings_takes_none():
     assert check_settings(abs, "abs", {}) == {}
-    with pytest.raises(UserError, match=r"^abs has no settings, but 'x' came: leave it out$"):
+    with pytest.raises(UserError, match=r"^abs has no settings, but 'x' was given: leave it out$"):
         check_settings(lambda images: images, "abs", {"x": 1})

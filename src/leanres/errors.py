@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in the input; the message says what came, what fits and what to do.
+    """A mistake in the input; the message says what was given, what is valid and what to do.
 
     The command line prints the message as one line on stderr and exits with code 2.
     """

@@ -58,8 +58,8 @@ def remove_partial(folder: Path) -> None:
 def open_file(path: Path, max_bytes: int) -> BinaryIO:
     """Open a file that came from outside, to read it; its content is at most `max_bytes` long.
 
-    UserError for what is no regular file (a pipe, a device, a folder: those may block or never end)
-    or is larger; OSError where it cannot be opened.
+    UserError for a larger file, or one that is not a regular file (a pipe or device may block or
+    never end); OSError where it cannot be opened.
     """
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115  # the caller closes it
     about = os.fstat(file.fileno())
@@ -67,9 +67,9 @@ def open_file(path: Path, max_bytes: int) -> BinaryIO:
         return file
     file.close()
     if not stat.S_ISREG(about.st_mode):
-        raise UserError(f"{path} is no regular file: give one, not a pipe or a device")
+        raise UserError(f"{path} is not a regular file: give one, not a pipe or a device")
     size, most = (f"{count / MIB:,.1f} MiB" for count in (about.st_size, max_bytes))
-    raise UserError(f"{path} has {size}, at most {most} fit: give another file")
+    raise UserError(f"{path} has {size}, more than the {most} allowed: give another file")
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -82,7 +82,7 @@ def check_settings(
     defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
     for key in settings:
         if not defaults:
-            raise UserError(f"{name} has no settings, but {key!r} came: leave it out")
+            raise UserError(f"{name} has no settings, but {key!r} was given: leave it out")
         if key not in defaults:
             raise UserError(unknown(f"setting of {name}", key, list(defaults)))
     hints = {key: type(default) for key, default in defaults.items()} | setting_types(function)

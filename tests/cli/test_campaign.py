@@ -169,7 +169,7 @@ def test_a_failing_training_is_reported_and_the_others_continue(
     [
         ("", "has no rows"),
         ("[", "is not TOML"),
-        ("digits = 3", "is no table"),
+        ("digits = 3", "is not a table"),
         ("[digit]", "digit"),
         ("[digits]\nseed = 3", "seeds"),
         ("[digits]\nseeds = [1, 1]", "give different whole numbers"),

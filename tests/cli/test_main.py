@@ -147,7 +147,7 @@ def test_the_version_is_printed(leanres):
     ("words", "parts"),
     [
         (["summary", "resnet21"], ["no model 'resnet21'", "did you mean 'resnet"]),
-        (["summary", "resnet20", "--budget", "many"], ["'many' is no count"]),
+        (["summary", "resnet20", "--budget", "many"], ["'many' is not a count"]),
         (["train", "sped"], ["no recipe 'sped'", "did you mean 'speed'"]),
         (["train", "--set", "lrr=1"], ["no setting 'lrr'", "did you mean 'lr'"]),
         (["train", "--set", "lr"], ["give key=value"]),
@@ -164,7 +164,10 @@ def test_the_version_is_printed(leanres):
         (["predict", "nowhere", "x.png"], ["nowhere does not exist"]),
         (["trian"], ["trian"]),
         (["train", "--lr", "1"], ["--lr"]),
-        (["train", "--set", "epochs=3", "--epochs", "2"], ["epochs = 3 and epochs = 2 came"]),
+        (
+            ["train", "--set", "epochs=3", "--epochs", "2"],
+            ["epochs = 3 and epochs = 2 were both given"],
+        ),
         (["train", "--set", "lr=0.1", "--lr-max", "auto"], ["lr = 0.1", "--lr-max auto"]),
         (["train", "--threads", "1000000"], ["--threads", "less than or equal to 1024"]),
         (["campaign", "plan.toml", "--threads", "1000000"], ["--threads", "1024"]),

@@ -21,7 +21,9 @@ def test_settings_come_from_set_and_from_the_options_short_for_it():
     ("settings", "short"), [(["epochs=3"], {"epochs": 2}), (["epochs=3", "epochs=2"], {})]
 )
 def test_a_setting_that_is_given_two_values_is_refused(settings, short):
-    with pytest.raises(UserError, match=r"^epochs = 3 and epochs = 2 came: give one of them$"):
+    with pytest.raises(
+        UserError, match=r"^epochs = 3 and epochs = 2 were both given: give one of them$"
+    ):
         options.changes(settings, **short)
 
 

@@ -102,7 +102,7 @@ def test_a_report_without_the_data_says_what_is_missing(leanres, copied, monkeyp
         monkeypatch.setenv(name, str(folder / "none"))
     code, out, err = leanres("report", folder)
     assert (code, out) == (0, f"{folder / 'report.html'}\n")
-    assert err.startswith("note: the run's data is not at hand (CIFAR-10 not found")
+    assert err.startswith("note: the run's data was not found (CIFAR-10 not found")
     assert "no pictures" in (folder / "report.html").read_text()
 
 
@@ -153,7 +153,10 @@ def test_the_error_for_an_unknown_layer_lists_the_layers(leanres, copied):
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(["nowhere"], "nowhere is not a run folder"), (["--budget", "few", "x"], "'few' is no count")],
+    [
+        (["nowhere"], "nowhere is not a run folder"),
+        (["--budget", "few", "x"], "'few' is not a count"),
+    ],
 )
 def test_other_mistakes_are_one_line_as_well(leanres, words, part):
     assert_one_line(leanres("report", *words), part)

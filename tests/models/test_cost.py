@@ -338,6 +338,6 @@ def test_counts_are_parsed_with_suffixes_and_underscores(text, count):
     "text", ["", "5 MB", "M", "-3", "0", "0.0001k", "1.5", "1e6", "five", "1__0", "nan", "٣"]
 )
 def test_anything_else_is_refused_in_one_line(text):
-    with pytest.raises(UserError, match="is no count: give a whole number above 0") as caught:
+    with pytest.raises(UserError, match="is not a count: give a whole number above 0") as caught:
         parse_count(text)
     assert "\n" not in str(caught.value)

@@ -31,7 +31,7 @@ def test_a_queued_run_begins_when_it_is_resumed_and_equals_one_made_at_once(
 ):
     recipe = replace(small, precision="float32", compiled=False)
     runs.enqueue(tmp_path / "queued", recipe, locate("digits") | {"tta": "none"})
-    with pytest.raises(UserError, match="has not begun yet: `leanres resume"):
+    with pytest.raises(UserError, match="has not started yet: `leanres resume"):
         read_info(tmp_path / "queued")
     with pytest.raises(UserError, match="exists already"):
         runs.create(tmp_path / "queued", recipe, digits, device)

@@ -159,7 +159,7 @@ def test_names_of_a_plugin_that_is_not_imported_are_no_damage(run):
             '{"leanres": "1", "recipe": {"val": 0, "mix": 1}, "origin": {}}',
             "recipe.mix cannot be 1",
         ),
-        ('{"leanres": "1", "recipe": {"val": 0}, "origin": {}}', "has not begun yet"),
+        ('{"leanres": "1", "recipe": {"val": 0}, "origin": {}}', "has not started yet"),
     ],
 )
 def test_a_folder_that_is_not_a_run_is_named(tmp_path, content, message):

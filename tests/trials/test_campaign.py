@@ -103,7 +103,7 @@ def test_a_run_folder_of_another_recipe_is_refused(plan, tmp_path):
 def test_a_ledger_entry_of_something_else_is_refused_before_anything_runs(plan, tmp_path):
     (tmp_path / "digits.json").write_text("{}")
     planned = plan_jobs(read_plan(plan), tmp_path / "runs", DIGITS)
-    with pytest.raises(UserError, match="is no ledger entry"):
+    with pytest.raises(UserError, match="is not a ledger entry"):
         list(campaign(planned, tmp_path, InProcess(DATA, CPU32), ""))
     assert not (tmp_path / "runs").exists()
 

@@ -78,7 +78,7 @@ def test_a_job_is_queued_then_finished_and_another_recipe_is_refused(
 @pytest.mark.parametrize("measure", ["test", "val"])
 def test_a_job_that_cannot_be_measured_is_refused(tmp_path, tiny, digits, measure):
     job = Job(tiny, tmp_path / "run", {"measure": measure})
-    with pytest.raises(UserError, match=f"measure {measure}: there are no such images"):
+    with pytest.raises(UserError, match=f"measure {measure}: the data has no such split"):
         is_finished(job, replace(digits, test=None))
     assert not job.folder.exists()
 

@@ -61,10 +61,10 @@ def test_a_seed_is_entered_once(tmp_path):
             "runs of another recipe",
         ),
         ('{"counted": "cold", "runs": []}', "runs counted cold"),
-        ('{"counted": "warm", "runs": [{"recipe": 1}]}', "is no ledger entry of a race"),
-        ("[]", "is no ledger entry of a race"),
-        ("{", "is no ledger entry of a race"),
-        ('{"runs": [1]}', "is no ledger entry of a race"),
+        ('{"counted": "warm", "runs": [{"recipe": 1}]}', "is not a ledger entry of a race"),
+        ("[]", "is not a ledger entry of a race"),
+        ("{", "is not a ledger entry of a race"),
+        ('{"runs": [1]}', "is not a ledger entry of a race"),
     ],
 )
 def test_a_file_that_is_something_else_is_left_alone(tmp_path, content, message):

@@ -36,7 +36,7 @@ def prepare_streams() -> None:
 
 def drop_output() -> None:
     """Drop what stdout still holds: Python would try to write it again at its exit."""
-    with suppress(OSError):  # a stdout that is no file
+    with suppress(OSError):  # stdout is not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -115,7 +115,7 @@ def _layout(
 
 
 def check_picture(option: str, path: Path | None) -> None:
-    """Refuse a file whose suffix is no picture's, before any work: UserError."""
+    """UserError, before any work, for a file whose suffix is not that of a picture."""
     if path is not None and path.suffix.lower() not in PICTURES:
         raise UserError(f"{option} {path}: give a file that ends in {', '.join(PICTURES)}")
 

@@ -1,4 +1,4 @@
-"""What several commands share: options, loading the data, the device, settings of a recipe."""
+"""Shared by commands: options, loading of data and networks, the device, recipe settings."""
 
 from __future__ import annotations
 
@@ -227,7 +227,9 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
     given = [(key, value) for key, value in short.items() if value is not None]
     for key, value in [*map(parse_setting, settings), *given]:
         if found.setdefault(key, value) != value:
-            raise UserError(f"{key} = {found[key]} and {key} = {value} came: give one of them")
+            raise UserError(
+                f"{key} = {found[key]} and {key} = {value} were both given: give one of them"
+            )
     return found
 
 

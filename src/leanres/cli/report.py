@@ -67,4 +67,4 @@ def _load_if_here(info: dict[str, Any], data: str | None) -> tuple[Dataset | Non
     except UserError as error:
         if data is not None:
             raise
-        return None, [f"the run's data is not at hand ({error})"]
+        return None, [f"the run's data was not found ({error})"]

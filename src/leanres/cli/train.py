@@ -65,7 +65,7 @@ def train(
     trackers = check_trackers(track)
     changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
     if lr_max == "auto" and "lr" in changed:
-        raise UserError(f"lr = {changed['lr']} and --lr-max auto came: give one of them")
+        raise UserError(f"lr = {changed['lr']} and --lr-max auto were both given: give one of them")
     chosen = load_recipe(recipe, changed)
     device = options.make_device(device_name, chosen, threads)
     clock = time.perf_counter()

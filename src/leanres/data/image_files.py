@@ -1,4 +1,4 @@
-"""Image files: which files of a folder they are, and one of them as a square of RGB pixels."""
+"""Image files: list those of a folder, read one as a square of RGB pixels."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
             raise ValueError(f"no image: give {', '.join(FORMATS)}") from None
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
-            raise ValueError(f"{pixels / 1e6:.1f} megapixels, at most 25 fit")
+            raise ValueError(f"{pixels / 1e6:.1f} megapixels; at most 25 are allowed")
         with image, _one_at_a_time if pixels > _SMALL else nullcontext():
             rgb = _rgb(ImageOps.exif_transpose(image))
     return np.asarray(square(rgb, size))

@@ -32,7 +32,7 @@ SLOPE_REACH = 0.05  # share of the steps; a slope between neighbours is mostly n
 SLOPE_WINDOW = 100  # slopes at an lr that much below that of the lowest loss are ignored as noise
 ONSET_SLOPE = 0.2  # share of the steepest slope at which the loss begins to fall
 # lr_max is the lr of the lowest loss divided by this: a loss rises only some steps after its lr
-# became too high. Tuned on trainings of small networks (docs/log.md). It is no stability limit:
+# became too high. Tuned on trainings of small networks (docs/log.md). It is not a stability limit:
 # on quadratics of SGD, lr_max is 1 to 4 times 2 / L without noise (100 steps; what diverges first
 # had vanished), and 0.01 to 0.2 times with noise, less with momentum.
 LATE = 2

@@ -173,7 +173,7 @@ def _check_scores(scores: Tensor, labels: Tensor) -> None:
     if len(outside):
         raise UserError(
             f"{len(outside)} of {n} labels are not among the network's {k} classes"
-            f" (the first is {int(outside[0])}, 0 to {k - 1} fit): give data with its classes"
+            f" (the first is {int(outside[0])}, valid are 0 to {k - 1}): give data with its classes"
         )
     bad = n - int(scores.isfinite().all(1).sum())
     if bad:

@@ -117,7 +117,7 @@ def parse_count(text: str) -> int:
         count = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2]]
         if count > 0 and count == int(count):
             return int(count)
-    raise UserError(f"{text!r} is no count: give a whole number above 0, such as 300k or 2.5M")
+    raise UserError(f"{text!r} is not a count: give a whole number above 0, such as 300k or 2.5M")
 
 
 def _on_meta(network: ModelConfig | nn.Module) -> nn.Module:

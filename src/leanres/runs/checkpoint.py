@@ -27,8 +27,8 @@ STATE, META, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 def save(folder: Path, state: TrainState) -> Path:
     """Write `folder/<step>/` beside the older checkpoints, then drop all but the newest two.
 
-    Nothing older is touched before the new one is complete: on CheckpointError (a full disk)
-    they are as they were.
+    Older ones stay until the new one is complete: on CheckpointError (a full disk) they are
+    unchanged.
     """
     target = folder / f"{state.step:08d}"
     partial = folder / f".{target.name}.partial"

@@ -172,7 +172,7 @@ def finish(run: Run) -> dict[str, Any]:
         predictor = Predictor(classifier, run.config, run.setup.device)
         measured, logits = predictor.measure(split, origin.get("tta", "flip-shift"))
         if not logits.isfinite().all():
-            raise DivergedError(f"the network's answers to {name} are not finite: give a lower lr")
+            raise DivergedError(f"the network's logits on {name} are not finite: give a lower lr")
         result |= measured | {"split": name}
         write_files(run.folder, {PREDICTIONS: predictions_table(logits, split)})
     result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)

@@ -1,7 +1,7 @@
-"""manifest.json: the sha256 of every file of a run folder, so that an edited one is said to be.
+"""manifest.json: the sha256 of every file of a run folder, so that edited files are reported.
 
 Before a file is written the manifest gets its new digest beside the one it has, and after it the
-new one alone: a kill at any moment leaves a file that is as one of those named.
+new one alone: after a kill at any moment each file has one of the digests listed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     _write(folder, known)
     for name, content in contents.items():
         write_bytes(folder / name, content)
-    _write(folder, known | new)  # what was there before is not right any more
+    _write(folder, known | new)  # the earlier digests are no longer valid
 
 
 def _write(folder: Path, files: Digests) -> None:

@@ -55,7 +55,7 @@ class Predictor:
 
     @property
     def normalize(self) -> Normalize:
-        """Bytes to what the network reads."""
+        """uint8 images -> the floats that the network takes."""
         return self.classifier.normalize
 
     @cached_property

@@ -50,7 +50,7 @@ from leanres.version import __version__
 
 @dataclass
 class Run:
-    """A run folder and what is in memory of it. Make it with `create` or `reopen`."""
+    """A run folder with its training in memory. Made by `create` or `reopen`."""
 
     folder: Path
     setup: Setup
@@ -66,7 +66,7 @@ class Run:
     lock: Lock | None = None
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Release the lock on the folder."""
         if self.lock is not None:
             self.lock.release()
 
@@ -179,8 +179,8 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
 
     UserError where recipe and images do not fit each other.
     """
-    parted = dataset.with_val(recipe.val)
-    split, val = parted.train, parted.val
+    with_val = dataset.with_val(recipe.val)
+    split, val = with_val.train, with_val.val
     own_mean, own_std = channel_stats(split)
     mean, std = recipe.mean or own_mean, recipe.std or own_std
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant

@@ -47,7 +47,7 @@ QUEUED: Fields = {
     AMOUNT: "recipe.val",
     AT_LEAST_1 | None: "origin.size?",
 }
-BEGUN: Fields = {
+STARTED: Fields = {
     OBJECT: "network preprocess data data.fingerprints hardware",
     str: "started network.family data.name data.source data.fingerprints.train"
     " data.fingerprints.order hardware.cpu hardware.torch hardware.python hardware.device"
@@ -81,14 +81,14 @@ MEASURED: Fields = {
 
 
 def is_queued(info: Mapping[str, Any]) -> bool:
-    """Whether the run of this run.json has not begun: `run.enqueue` wrote it."""
+    """Whether the run has not started yet: `run.enqueue` wrote this run.json."""
     return info.keys() <= {"leanres", "recipe", "origin"}
 
 
 def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
     """The content of a run folder's run.json, checked as a whole.
 
-    UserError where the folder is not a run, or has not begun, unless `queued` allows that;
+    UserError where the folder is not a run, or has not started, unless `queued` allows that;
     CheckpointError where the file is damaged: it names the field.
     """
     file = folder / INFO
@@ -100,7 +100,7 @@ def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from None
     if is_queued(info) and not queued:
-        raise UserError(f"{folder} has not begun yet: `leanres resume {folder}` begins it")
+        raise UserError(f"{folder} has not started yet: `leanres resume {folder}` starts it")
     return info | {"recipe": Recipe().to_dict() | info["recipe"]}
 
 
@@ -112,7 +112,7 @@ def _check_info(info: dict[str, Any]) -> None:
         if name in ("model", "selector") and isinstance(recipe.get(name), dict):
             _check(recipe[name], {str: "family"}, f"recipe.{name}.")
     if not is_queued(info):
-        _check(info, BEGUN)
+        _check(info, STARTED)
     if "result" in info:
         _check(info["result"], RESULT, "result.")
         _check(info["result"], MEASURED if info["result"]["split"] else {}, "result.")

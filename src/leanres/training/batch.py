@@ -16,26 +16,29 @@ from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split
 from leanres.training.recipe import Recipe, StepCounts
 
-# Pixels augmented at once, those of 2,048 images of 32 px: a small batch alone
-# would leave a GPU idle between kernels.
-PIXELS_AHEAD = 2048 * 32**2
+# Pixels augmented at once, those of 2,048 images of 32 px: a small batch alone would leave a GPU
+# idle between kernels.
+PIXELS_AT_ONCE = 2048 * 32**2
 
 
 class Batch(NamedTuple):
-    """What a step trains on: inputs (N, C, H, W), targets (N,) or (N, K), and, where there is a
-    teacher, its logits (N, K)."""
+    """What a step trains on: inputs (N, C, H, W), targets (N,) or (N, K), the teacher's logits.
+
+    `teacher_logits` (N, K) is None without a teacher.
+    """
 
     inputs: Tensor
     targets: Tensor
-    taught: Tensor | None = None
+    teacher_logits: Tensor | None = None
 
     def parts(self, count: int) -> Iterator[Batch]:
         """The batch in `count` parts, fewer if it has fewer images."""
-        taught = repeat(None) if self.taught is None else iter(self.taught.chunk(count))
+        logits = self.teacher_logits
+        of_parts = repeat(None) if logits is None else iter(logits.chunk(count))
         for inputs, targets in zip(
             self.inputs.chunk(count), self.targets.chunk(count), strict=True
         ):
-            yield Batch(inputs, targets, next(taught))
+            yield Batch(inputs, targets, next(of_parts))
 
 
 def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
@@ -50,21 +53,21 @@ def batches(
     """The images and targets of each step, from step `first` on.
 
     Images (N, C, H, W) are repeated, augmented, and mixed where the recipe says so: targets are
-    then probabilities (N, K), and else the labels (N,). All follows from the seed and the step.
-    Images are uint8, or what `normalize` makes of them before they are augmented.
+    then probabilities (N, K), and else the labels (N,). Everything is drawn from the seed and the
+    step. Images are uint8, or what `normalize` makes of them before they are augmented.
     """
     for epoch in range(first // counts.steps_per_epoch, counts.recipe.epochs):
         skipped = max(0, first - epoch * counts.steps_per_epoch)
-        yield from _of_epoch(train, counts, epoch, skipped, normalize)
+        yield from _epoch_batches(train, counts, epoch, skipped, normalize)
 
 
 def steps_augmented_together(train: Split, counts: StepCounts) -> int:
     """The number of steps whose images are augmented at once."""
     pixels = max(32**2, train.images[0, 0].numel())  # smaller images count as 32 px
-    return max(1, PIXELS_AHEAD // (counts.images_per_step * pixels))
+    return max(1, PIXELS_AT_ONCE // (counts.images_per_step * pixels))
 
 
-def _of_epoch(
+def _epoch_batches(
     train: Split, counts: StepCounts, epoch: int, first: int, normalize: nn.Module | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     recipe, size = counts.recipe, counts.batch_size

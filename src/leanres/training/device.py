@@ -112,7 +112,7 @@ class Device:
         return 0
 
     def model_name(self) -> str | None:
-        """The accelerator's own name; None for a CPU, which `describe_hardware` names anyway."""
+        """The accelerator's own name; None for a CPU, which `hardware` names anyway."""
         return None
 
 

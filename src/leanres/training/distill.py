@@ -1,4 +1,4 @@
-"""Knowledge distillation: the answers of a trained network on what a step trains on."""
+"""Knowledge distillation: a trained network's logits for the images of a step."""
 
 from __future__ import annotations
 

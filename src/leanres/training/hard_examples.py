@@ -11,14 +11,14 @@ from leanres.training.setup import Setup
 
 
 def hardest(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
-    """The positions, rising, of the images with the selector's largest losses: int64.
+    """Indices, ascending, of the images with the largest losses under the selector: (M,) int64.
 
-    As many as the recipe selects of a step. The selector's gradients of the whole batch are
-    added on the way, so that it learns from all images. The speed records for 96 % select half of
-    each batch so (arXiv:2404.00498, section 5).
+    M follows from the recipe's `select_fraction`. The selector's gradients are accumulated over the
+    whole batch, so that it learns from all images. The speed records for 96 % select half of each
+    batch in this way (arXiv:2404.00498, section 5).
     """
     recipe, whole = setup.recipe, len(batch.targets)
-    found = []
+    per_part = []
     for part in batch.parts(recipe.accumulate):
         with setup.device.autocast():
             logits = selector(part.inputs)
@@ -26,5 +26,5 @@ def hardest(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
             logits.float(), part.targets, label_smoothing=recipe.label_smoothing, reduction="none"
         )
         (losses.sum() / whole).backward()  # type: ignore[no-untyped-call]
-        found.append(losses.detach())
-    return torch.cat(found).topk(setup.counts.selected(whole)).indices.sort().values
+        per_part.append(losses.detach())
+    return torch.cat(per_part).topk(setup.counts.selected(whole)).indices.sort().values

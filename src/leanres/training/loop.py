@@ -28,7 +28,7 @@ from leanres.training.cuda_graph import Replay
 from leanres.training.device import Device
 from leanres.training.distill import teacher_logits
 from leanres.training.hard_examples import hardest
-from leanres.training.optim import OPTIMIZERS, classifier, set_lr_, set_momentum_
+from leanres.training.optim import OPTIMIZERS, classifier_parameters, set_lr_, set_momentum_
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
 from leanres.training.setup import Setup
@@ -36,7 +36,7 @@ from leanres.training.setup import Setup
 CHANNELS_LAST = torch.channels_last
 CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
 MetricsRow = dict[str, Any]
-Mark = Callable[[str], object]  # told the name of each part of a step when it is done
+Mark = Callable[[str], object]  # called with the name of each part of a step once it is done
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -65,16 +65,16 @@ class StepFunction:
     select: nn.Module | None  # the selector's forward pass
 
     def fits(self, setup: Setup) -> bool:
-        """Whether it is of the same recipe, but for the seed, and the same device."""
+        """Whether it was made for this device and recipe; the seed does not matter."""
         same = replace(self.recipe, seed=setup.recipe.seed)
         return (same, self.device) == (setup.recipe, setup.device)
 
 
 @dataclass
 class TrainState:
-    """All that changes while training; with the setup it decides what follows.
+    """Everything that changes while training: with the setup it determines all further steps.
 
-    The teacher is kept here too, though it does not change.
+    The teacher, which does not change, is kept here too.
     """
 
     model: nn.Module
@@ -132,7 +132,7 @@ def initial_network(shape: str | ModelConfig, setup: Setup) -> nn.Module:
         init(normalize(whitening_sample(setup.train, recipe.seed)))
     if recipe.optimizer == "sgd":
         with torch.no_grad():
-            for p in classifier(model):
+            for p in classifier_parameters(model):
                 p.mul_(recipe.head_scale)
     return setup.device.place(model)
 
@@ -149,8 +149,8 @@ def steps(
     `mark` is called with the name of each part of a step when it is done; steps are then not
     captured as graphs.
 
-    Order, augmentation and dropout are drawn from (seed, epoch, step), so where one starts does
-    not matter. No step waits for the device, but those of a network that draws random numbers
+    Order, augmentation and dropout are drawn from (seed, epoch, step), so a resumed training takes
+    the same steps. No step waits for the device, except with a network that draws random numbers
     itself (dropout, stochastic depth, shake-shake).
     """
     recipe, counts, device = setup.recipe, setup.counts, setup.device
@@ -177,8 +177,8 @@ def steps(
                 kept = hardest(function.select, Batch(inputs, targets), setup)
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
                 done("selector")
-            taught = teacher_logits(state.teacher, images, setup)
-            batch = Batch(inputs.contiguous(memory_format=CHANNELS_LAST), targets, taught)
+            inputs = inputs.contiguous(memory_format=CHANNELS_LAST)
+            batch = Batch(inputs, targets, teacher_logits(state.teacher, images, setup))
             # Once an epoch is enough: the norm is read beside the losses, and costs a little.
             result = function.update(batch, position == counts.steps_per_epoch - 1)
         if state.ema is not None:
@@ -193,7 +193,7 @@ def _ignore(part: str) -> None:
 
 
 def _step_function(state: TrainState, setup: Setup, mark: Mark | None) -> StepFunction:
-    """The state's own, made and kept where it has none that fits; a new one with a `mark`."""
+    """The state's step function, made if it has none that fits; with `mark` always a new one."""
     if mark is not None:
         return _compile_step(state, setup, mark, capture=False)
     if state.function is None or not state.function.fits(setup):
@@ -230,7 +230,7 @@ def _compile_step(state: TrainState, setup: Setup, mark: Mark, capture: bool) ->
 def restart_(state: TrainState, setup: Setup) -> None:
     """Reset a state in place to what `start` gives; the recipe may differ in its seed alone.
 
-    So the compiled and captured step is used again.
+    The compiled and captured step is thus reused.
     """
     fresh = start(setup, state.teacher)
     for name in ("model", "ema", "selector"):
@@ -250,7 +250,7 @@ def restart_(state: TrainState, setup: Setup) -> None:
 
 
 def freeze_stem_(model: nn.Module) -> None:
-    """Train `model.stem` no further: no gradient flows to it, which also saves its backward."""
+    """Stop training `model.stem`: it gets no gradients, which also saves its backward pass."""
     stem = getattr(model, "stem", None)
     if isinstance(stem, nn.Module):
         for p in stem.parameters():
@@ -261,9 +261,9 @@ def freeze_stem_(model: nn.Module) -> None:
 def backward(
     forward: nn.Module, batch: Batch, recipe: Recipe, device: Device, mark: Mark = _ignore
 ) -> tuple[Tensor, Tensor]:
-    """Add a batch's gradients; its mean loss (), and its correct predictions ().
+    """Accumulate a batch's gradients. -> its mean loss () and number of correct predictions ().
 
-    Of a mixed image the class with the largest share counts as the correct one.
+    For a mixed image, the class with the largest share counts as correct.
     """
     whole = len(batch.targets)
     results = []
@@ -281,25 +281,25 @@ def backward(
 
 
 def loss_of(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
-    """Mean cross-entropy with the targets and, where there is a teacher, with its answers too.
+    """Mean cross-entropy with the targets; with a teacher, plus the distillation loss.
 
-    logits: (N, K) float32 -> (). The teacher's term is the Kullback-Leibler divergence of the
-    softened answers times the square of their temperature: arXiv:1503.02531, section 2.
+    logits: (N, K) float32 -> (). The distillation loss is the Kullback-Leibler divergence of the
+    distributions at `distill_temperature` T, times T^2: arXiv:1503.02531, section 2.
     """
     smoothing, weight = recipe.label_smoothing, recipe.distill_weight
     loss = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
-    if batch.taught is None:
+    if batch.teacher_logits is None:
         return loss
     t = recipe.distill_temperature
-    own, theirs = ((x / t).log_softmax(1) for x in (logits, batch.taught))
+    own, theirs = ((x / t).log_softmax(1) for x in (logits, batch.teacher_logits))
     divergence = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
     return (1 - weight) * loss + weight * t**2 * divergence
 
 
 def ema_decay(decay: float, step: int) -> float:
-    """The average's decay at a step from 0 on: rising, so that it spans a tenth of the steps.
+    """The decay of the average at a step, counted from 0: it rises up to `decay`.
 
-    `decay` is the most: a short training's average is not of its first steps.
+    So the average spans about the last tenth of the steps, and not the first ones of a training.
     Shamir & Zhang 2013, arXiv:1212.1824 (polynomial-decay averaging).
     """
     return min(decay, step / (step + 9))
@@ -307,7 +307,7 @@ def ema_decay(decay: float, step: int) -> float:
 
 @torch.no_grad()
 def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the average's weights and running statistics to `decay` of itself, the rest `model`'s.
+    """average = decay * average + (1 - decay) * model, for weights and running statistics.
 
     Counters are copied. Nothing waits for the device.
     """
@@ -360,9 +360,9 @@ def check_finite(state: TrainState) -> None:
     if len(bad):
         step = state.step - len(state.losses) + int(bad[0]) + 1
         raise NonFiniteLossError(f"the loss is {float(state.losses[int(bad[0])])} at step {step}")
-    # The last update came after the last loss: what is saved next are these weights.
+    # No loss was computed since the last update, and these weights are what is saved next.
     floats = [x for x in state.model.state_dict().values() if x.is_floating_point()]
-    if not get_total_norm(floats, math.inf).isfinite():  # running statistics may be the first
+    if not get_total_norm(floats, math.inf).isfinite():  # running statistics may overflow first
         raise NonFiniteLossError(f"the weights are not finite after step {state.step}")
 
 

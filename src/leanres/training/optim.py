@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from leanres.training.recipe import Recipe
 
 Groups = dict[str, list[Tensor]]
-# Where a recipe gives none: PyTorch's own, and the speed records' for AdamW beside Muon.
-ADAM_BETAS, BESIDE_MUON_BETAS = (0.9, 0.999), (0.85, 0.95)
+# Used if a recipe gives none: PyTorch's defaults; those of the speed records for Muon's AdamW.
+ADAM_BETAS, MUON_ADAMW_BETAS = (0.9, 0.999), (0.85, 0.95)
 
 
 def parameter_groups(model: nn.Module) -> Groups:
@@ -43,7 +43,7 @@ def _decayed(model: nn.Module, s: Recipe) -> list[dict[str, Any]]:
     return [g for g in groups if g["params"]]
 
 
-def classifier(model: nn.Module) -> list[Tensor]:
+def classifier_parameters(model: nn.Module) -> list[Tensor]:
     """The parameters of the last linear layer; none where there is no such layer."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return list(layers[-1].parameters()) if layers else []
@@ -53,7 +53,7 @@ def _fused(model: nn.Module) -> bool:
     return DEVICES[next(model.parameters()).device.type].fused_optimizers
 
 
-def _kernels(model: nn.Module) -> dict[str, bool]:
+def _fused_options(model: nn.Module) -> dict[str, bool]:
     """On a GPU: one kernel for all parameters, and a step that can be captured."""
     return {"fused": True, "capturable": True} if _fused(model) else {}
 
@@ -63,7 +63,7 @@ def _sgd(model: nn.Module, s: Recipe) -> list[Optimizer]:
     if s.head_scale != 1:
         # With W = scale * V, a step of lr on V is one of scale^2 * lr on W; lr * decay is the same.
         square = s.head_scale**2
-        head = {id(p) for p in classifier(model)}
+        head = {id(p) for p in classifier_parameters(model)}
         for g in tuple(groups):
             theirs = [p for p in g["params"] if id(p) in head]
             g["params"] = [p for p in g["params"] if id(p) not in head]
@@ -78,7 +78,7 @@ def _sgd(model: nn.Module, s: Recipe) -> list[Optimizer]:
 
 def _adam(model: nn.Module, s: Recipe) -> list[Optimizer]:
     betas = s.betas or ADAM_BETAS
-    return [torch.optim.Adam(_decayed(model, s), s.lr, betas, **_kernels(model))]
+    return [torch.optim.Adam(_decayed(model, s), s.lr, betas, **_fused_options(model))]
 
 
 def _adadelta(model: nn.Module, s: Recipe) -> list[Optimizer]:
@@ -87,7 +87,7 @@ def _adadelta(model: nn.Module, s: Recipe) -> list[Optimizer]:
 
 def _adamw(model: nn.Module, s: Recipe) -> list[Optimizer]:
     betas = s.betas or ADAM_BETAS
-    return [torch.optim.AdamW(_decayed(model, s), s.lr, betas, **_kernels(model))]
+    return [torch.optim.AdamW(_decayed(model, s), s.lr, betas, **_fused_options(model))]
 
 
 def _muon(model: nn.Module, s: Recipe) -> list[Optimizer]:
@@ -104,8 +104,10 @@ def _muon(model: nn.Module, s: Recipe) -> list[Optimizer]:
             for p in parts["matrices"]
         ),
     ]
-    betas = s.betas or BESIDE_MUON_BETAS
-    others = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, **_kernels(model))
+    betas = s.betas or MUON_ADAMW_BETAS
+    others = torch.optim.AdamW(
+        [g for g in groups if g["params"]], betas=betas, **_fused_options(model)
+    )
     return [Muon(parts["filters"], s.lr, s.momentum), others]
 
 

@@ -17,7 +17,7 @@ from leanres.training.setup import Setup
 
 
 def preflight_check(setup: Setup, state: TrainState) -> None:
-    """Send two images through augmentation, resizing and the networks.
+    """Run two images through augmentation, resizing and the networks.
 
     UserError for images too small for an augmentation or for the network, or too few of them in
     a part of a batch.

@@ -116,7 +116,7 @@ SPEED_AUGMENT: tuple[Spec, ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a training's outcome. Rates are for the mean loss of a batch.
+    """Everything that determines a training's outcome. Rates are for the mean loss of a batch.
 
     Epochs and shares of training are converted to optimizer steps once, in `StepCounts`. The text
     beside each type is what `leanres recipes NAME` prints.
@@ -194,7 +194,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        # One step of it refuses settings that do not fit each other.
+        # Evaluating one step raises where its settings contradict each other.
         lr_factor(self.schedule, SchedulePoint(0, 100 * self.epochs, 100, self.lr))
         if self.normalize_first:
             self._check_normalize_first()

@@ -14,7 +14,7 @@ ADAPTIVE_FLOOR = 0.01  # added to |w|, as the authors of ASAM do: weights at 0 m
 
 @contextmanager
 def sam_perturbed_(model: nn.Module, rho: float, adaptive: bool = False) -> Iterator[None]:
-    """Within it the weights are perturbed by `rho` along their gradient, which is cleared.
+    """Context in which the weights are perturbed by `rho` along their gradient, which is cleared.
 
     The perturbed weights are w + rho g / |g| (SAM, arXiv:2010.01412, equation 2), or `adaptive`
     with every weight's own size as its unit (ASAM, arXiv:2102.11600, equation 8). At the end

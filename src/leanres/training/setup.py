@@ -1,4 +1,4 @@
-"""Setup: what a training is made of, handed to the loop as one."""
+"""Setup: recipe, training images, normalisation and device, passed to the loop as one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from leanres.training.recipe import Recipe, StepCounts
 
 @dataclass(frozen=True)
 class Setup:
-    """A recipe, the images to train on (they lie on the device), how they are normalised, where."""
+    """A recipe, the training images (already on the device), their normalisation, the device."""
 
     recipe: Recipe
     train: Split

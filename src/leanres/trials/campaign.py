@@ -46,7 +46,7 @@ def read_plan(plan: Path, settings: Sequence[str] = ()) -> list[PlanRow]:
 
 def _row(label: str, name: str, table: Any, more: Sequence[str]) -> PlanRow:
     if not isinstance(table, dict):
-        raise UserError(f"{label} is no table: give [{name}]")
+        raise UserError(f"{label} is not a table: give [{name}]")
     if Path(name).name != name:
         raise UserError(f"{label}: give a name that can be a file's")
     for key in table:

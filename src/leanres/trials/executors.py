@@ -59,8 +59,8 @@ class _Child:
     device: str
     process: subprocess.Popen[bytes]
     retried: bool
-    logged: int  # bytes of its log that are older
-    told: bool = False  # to stop
+    logged: int  # bytes that its log had before it started
+    stopping: bool = False  # it was told to
 
 
 class LocalProcesses:
@@ -114,14 +114,14 @@ class LocalProcesses:
 
     def stop(self) -> None:
         for child in self._children:
-            if not child.told:
-                child.told = True
+            if not child.stopping:
+                child.stopping = True
                 child.process.terminate()
 
 
 def _ended(child: _Child) -> Event:
     job, code = child.job, child.process.returncode
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (child.told and code < 0):
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (child.stopping and code < 0):
         return stopped(job)
     if code < 0 and not child.retried:
         return Event("retried", job, f"signal {-code} killed its process")

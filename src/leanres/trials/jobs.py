@@ -86,7 +86,7 @@ def is_finished(job: Job, dataset: Dataset | None = None) -> bool:
     if dataset is not None:
         there = {"test": dataset.test is not None, "val": bool(dataset.val or job.recipe.val)}
         if not there[measure]:
-            raise UserError(f"measure {measure}: there are no such images; give test or val")
+            raise UserError(f"measure {measure}: the data has no such split; give test or val")
     if not (job.folder / INFO).exists():
         return False
     info = read_info(job.folder, queued=True)

@@ -51,7 +51,9 @@ def read_entry(out: Path, header: dict[str, Any]) -> dict[str, Any]:
         fits = [matches_run(run, replace(recipe, seed=run["seed"])) for run in entry["runs"]]
         counted = entry["counted"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{out} is no ledger entry of a race or campaign: name another") from None
+        raise UserError(
+            f"{out} is not a ledger entry of a race or campaign: name another"
+        ) from None
     if counted != header["counted"]:
         raise UserError(f"{out} holds runs counted {counted}: name another file")
     if not all(fits):

@@ -23,7 +23,7 @@ from leanres.training.recipe import Recipe, StepCounts
 from leanres.trials.jobs import Executor, Job, run_jobs
 from leanres.trials.ledger_entry import EntryRun, add_run, read_entry, read_run, summary
 
-TTA = "flip-shift"  # of warm runs, as of `complete`
+TTA = "flip-shift"  # of warm runs; the default of cold ones
 NO_TEST = "a race is decided on test images, and this data set has none"
 
 

@@ -73,16 +73,16 @@ class _Reader:
         raise ValueError("it has no end")
 
     def above_mark(self) -> list[Any]:
-        """Take what was put on the stack since the last mark."""
+        """Pop everything pushed since the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
     def take(self, count: int) -> list[Any]:
-        """Take the last `count` values from the stack."""
+        """Pop the last `count` values."""
         if count > len(self.stack) - (self.marks[-1] if self.marks else 0):
-            raise ValueError("it takes more than it put")
+            raise ValueError("it takes more values than it pushed")
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def push(self, value: Any) -> None:
@@ -109,7 +109,7 @@ class _Reader:
     def set_items(self, items: list[Any]) -> None:
         known, keys, values = self.stack[-1], items[::2], items[1::2]
         if type(known) is not dict or not all(type(key) in (str, bytes) for key in keys):
-            raise ValueError("it has a dict with keys that are no strings")
+            raise ValueError("it has a dict with keys that are not strings")
         if any(isinstance(value, dict) for value in values):
             raise ValueError("it has a dict in a dict")
         known.update(zip(keys, values, strict=True))
@@ -122,7 +122,7 @@ class _Reader:
 
     def call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, _Global) or type(arguments) is not tuple:
-            raise ValueError("it calls what is no function")
+            raise ValueError("it calls something that is not a function")
         if function == "_codecs encode":
             text, encoding = arguments
             self.uncoded -= len(text)
@@ -134,7 +134,7 @@ class _Reader:
 
     def build(self, state: Any) -> None:
         if type(self.stack[-1]) is not PickledArray or type(state) is not tuple:
-            raise ValueError("it changes what is no array")
+            raise ValueError("it changes something that is not an array")
         self.stack[-1].state = state
 
 

@@ -152,7 +152,7 @@ def parse_python_batch(data: bytes, name: str) -> CifarBatch:
     if not isinstance(array, PickledArray) or not isinstance(labels, list):
         raise UserError(f"{name} lacks 'data' or 'labels': it is no CIFAR-10 batch")
     if not all(type(label) is int for label in labels):
-        raise UserError(f"{name} is corrupt: it has labels that are no whole numbers")
+        raise UserError(f"{name} is corrupt: some labels are not whole numbers")
     try:
         pixels, numbers = array.matrix(), np.array(labels, dtype=np.int64)
     except (ValueError, TypeError, OverflowError) as error:
@@ -179,7 +179,7 @@ def _checked_labels(labels: Labels, count: int, name: str) -> Labels:
     if labels.shape != (count,):
         raise UserError(f"{name} has {count} images but labels of shape {labels.shape}")
     if outside := [label for label in labels.tolist() if not 0 <= label <= 9]:
-        raise UserError(f"{name} is corrupt: it has label {outside[0]}, where 0 to 9 fit")
+        raise UserError(f"{name} is corrupt: it has label {outside[0]}; labels are 0 to 9")
     return labels
 
 

@@ -1,7 +1,7 @@
 """Download one file with a bounded wait and a checksum.
 
-urllib alone has no bound on the time until the first byte; a training that is to start now must
-not hang on a network without an exit.
+urllib alone has no bound on the time until the first byte, and a training must not hang where a
+firewall drops the packets.
 """
 
 from __future__ import annotations
