@@ -22,6 +22,17 @@ from leanres.runs.fit import fit
 from leanres.training.device import CPU, Device
 from leanres.training.recipe import Recipe
 
+PLAN = """
+[quick]
+recipe = "digits"
+seeds = [3, 4]
+set = ["model={family='speednet', widths=[8]}", "epochs=1"]
+
+[digits]
+measure = "val"
+set = ["model={family='speednet', widths=[8]}", "epochs=2"]
+"""
+
 # a test's tensors are small: more threads than two only wait for each other
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
@@ -103,6 +114,14 @@ def copied(three_runs: Path, tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(three_runs / name, tmp_path / (new or name)))
 
     return copy
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A plan of three trainings of a second each: quick-3, quick-4 and digits-0."""
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ import platformdirs
 import pytest
 
 from leanres import io
-from leanres.errors import UserError
+from leanres.errors import UserError, printable
 from leanres.io import (
     CheckpointError,
     Lock,
     cache_folder,
     csv_text,
+    file_sha256,
     locked,
     read_file,
     read_toml,
@@ -258,3 +259,25 @@ def test_no_name_is_a_formula_of_a_spreadsheet(text):
 @pytest.mark.parametrize("text", ["", "cat", "-1.5", "+3", "a=b"])
 def test_other_names_and_numbers_stay_as_they_are_in_a_csv_file(text):
     assert csv_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cat é 猫", "cat é 猫"),
+        ("\x1b[2Jgone", "?[2Jgone"),
+        ("two\nlines\r\t", "two?lines??"),
+        ("\u202eback\u2028\x9b\ud800", "?back???"),
+        (Path("a/b"), "a/b"),
+    ],
+)
+def test_a_text_is_printed_on_one_line_that_controls_nothing(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_files_sum_is_that_of_its_content_up_to_a_size(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert file_sha256(tmp_path / "file", 3) == known
+    with pytest.raises(UserError, match="at most"):
+        file_sha256(tmp_path / "file", 2)

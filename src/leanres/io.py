@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
 import stat
 import tomllib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
@@ -55,7 +57,7 @@ def remove_partial(folder: Path) -> None:
             path.unlink()
 
 
-def open_file(path: Path, max_bytes: int) -> BinaryIO:
+def open_file(path: Path, max_bytes: int) -> BufferedReader:
     """Open a file that came from outside, to read it; its content is at most `max_bytes` long.
 
     UserError for a larger file, or one that is not a regular file (a pipe or device may block or
@@ -80,6 +82,12 @@ def read_file(path: Path, max_bytes: int = MAX_TEXT) -> bytes:
     """The content of a file, opened as `open_file` does."""
     with open_file(path, max_bytes) as file:
         return file.read(max_bytes)  # files of /proc have more than they say
+
+
+def file_sha256(path: Path, max_bytes: int) -> str:
+    """The sha256 of a file's content, in hexadecimal; it is opened as `open_file` does."""
+    with open_file(path, max_bytes) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_json(text: bytes | str) -> Any:

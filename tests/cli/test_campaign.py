@@ -26,18 +26,6 @@ from leanres.trials.campaign import PlanRow
 from leanres.trials.executors import InProcess
 from leanres.trials.jobs import Job
 
-PLAN = """
-[quick]
-recipe = "digits"
-seeds = [3, 4]
-set = ["model={family='speednet', widths=[8]}", "epochs=1"]
-
-[digits]
-measure = "val"
-set = ["model={family='speednet', widths=[8]}", "epochs=2"]
-"""
-
-
 DATA = load_data("digits")
 CPU32 = CPU("cpu", "float32", compiled=False)
 OWN = ["--data", "digits", "--devices", "cpu", "--threads", "1"]
@@ -45,13 +33,6 @@ OWN = ["--data", "digits", "--devices", "cpu", "--threads", "1"]
 
 def places(folder):
     return [w for name in ("runs", "results", "weights") for w in (f"--{name}", folder / name)]
-
-
-@pytest.fixture
-def plan(tmp_path):
-    path = tmp_path / "plan.toml"
-    path.write_text(PLAN)
-    return path
 
 
 def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanres):

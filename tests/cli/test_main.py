@@ -253,3 +253,30 @@ def test_an_encoding_that_lacks_a_character_prints_a_question_mark(run_folder):
     )
     assert latin == utf8.decode().encode("latin-1", "replace")
     assert b"?" in latin
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=["Python", "CPU", "GPU", "C++"],
+)
+def test_memory_that_runs_out_is_one_line(leanres, mistake, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("leanres.data.sources.load_data", fail)
+    mistake(leanres("data", "digits"), "out of memory: give a smaller network, smaller batches")
+
+
+def test_other_errors_of_torch_are_our_own(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("leanres.data.sources.load_data", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        main(["data", "digits"])

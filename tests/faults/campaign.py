@@ -59,7 +59,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "mutations": lambda: mutations.main(11_000),
     "mutations_of_pages": lambda: mutations.main(550, of="pages"),
     "mutations_of_small_cifar10": lambda: mutations.main(4_000, of="small cifar10"),
-    "mutations_of_cifar10": lambda: mutations.main(200, of="cifar10"),
+    "mutations_of_cifar10": lambda: mutations.main(60, of="cifar10"),
     # In a process of its own: it changes folder and environment.
     "hostile_inputs": lambda: figures_of(fork(hostile.main)),
     "file_system": filesystem.main,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from leanres.errors import UserError
 from leanres.metrics.classification import accuracy_text
 from leanres.report.card import model_card, portable_command
+from leanres.runs.layout import fingerprints
 from leanres.runs.predictor import load_predictor
 from leanres.runs.weights import WEIGHTS, load_classifier, save_weights
 
+SPLITS = ("train", "test")
 SHIPPED = Path(__file__).resolve().parents[2] / "weights"
 
 
@@ -87,3 +90,33 @@ def test_a_shipped_card_has_the_sum_of_its_weights_which_are_intact(card):
     weights = card.with_suffix(".safetensors")
     assert f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`" in card.read_text()
     load_classifier(weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"),
+        ("a|b", r"a\|b"),
+        ("<img src=x>", r"\<img src=x\>"),
+        ("[x](http://y)", r"[x]\(http://y)"),
+        ("`*a*`", r"\`\*a\*\`"),
+        ("R&D", "R&amp;D"),
+        (r"a\b", r"a\\b"),
+    ],
+)
+def test_a_class_name_is_no_cell_tag_link_or_code(copied, digits, tmp_path, name, shown):
+    folder, out = copied(), tmp_path / "named.safetensors"
+    classes = (name, *digits.test.classes[1:])
+    named = replace(digits, **{s: replace(getattr(digits, s), classes=classes) for s in SPLITS})
+    known, config = load_classifier(folder / WEIGHTS)
+    save_weights(out, known.model, config, replace(known.preprocess, classes=classes))
+    info = json.loads((folder / "run.json").read_text())
+    info["preprocess"]["classes"] = classes
+    info["data"]["fingerprints"] = fingerprints(named)
+    (folder / "run.json").write_text(json.dumps(info))
+    assert rows(model_card(folder, out, named, "cpu"))["classes"].startswith(f"{shown}, 1, 2, ")
+
+
+def test_the_card_names_the_precision_of_its_figures(copied, digits):
+    folder = copied()
+    assert "of this file in float32 on cpu." in model_card(folder, folder / WEIGHTS, digits, "cpu")

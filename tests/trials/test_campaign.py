@@ -32,26 +32,9 @@ from leanres.trials.ledger_entry import add_run
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 LEAN = ("choose-", "best-5m", "resnet24", "resnet26")
 
-PLAN = """
-[quick]
-recipe = "digits"
-seeds = [3, 4]
-set = ["model={family='speednet', widths=[8]}", "epochs=1"]
-
-[digits]
-measure = "val"
-set = ["model={family='speednet', widths=[8]}", "epochs=2"]
-"""
 DIGITS = locate("digits")
 DATA = load_data("digits")
 CPU32 = CPU("cpu", "float32", compiled=False)
-
-
-@pytest.fixture
-def plan(tmp_path):
-    path = tmp_path / "plan.toml"
-    path.write_text(PLAN)
-    return path
 
 
 @pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.toml")), ids=lambda path: path.stem)

@@ -52,8 +52,8 @@ def export(
         say(json.dumps(asdict(done) | {"path": str(done.path)}))
         return
     say(
-        f"{done.path}: {done.bytes / 2**20:.2f} MiB. Checked on {done.images:,} images:"
-        f" {100 * done.agreement:.2f} % keep their class,\n"
+        f"{done.path}: {done.bytes / 2**20:.2f} MiB. Checked on {done.images:,} images in"
+        f" {done.precision}: {100 * done.agreement:.2f} % keep their class,\n"
         f"no probability changes by more than {done.drift:.2g}"
     )
     if card:

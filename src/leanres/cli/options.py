@@ -79,7 +79,8 @@ DEVICE = machine_option(
 )
 THREADS = machine_option(0, min=0, max=1024, help="CPU threads; 0: one per core.")
 PRECISION = machine_option(
-    "auto", help="float32 or bfloat16. Default: the run's own; of a weights file the fastest."
+    "auto",
+    help="float32 or bfloat16. Default: as the run or weights file was measured.",
 )
 DEVICES = machine_option(
     "auto", help="Comma-separated devices to spread the trainings over: cuda:0,cuda:1."

@@ -56,11 +56,16 @@ class Normalize(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """A network with its normalisation: uint8 images (N, C, H, W) -> logits (N, K)."""
+    """A network with its normalisation: uint8 images (N, C, H, W) -> logits (N, K).
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+    precision: "float32" or "bfloat16", in which it was measured.
+    """
+
+    def __init__(
+        self, model: nn.Module, preprocess: Preprocess, precision: str = "float32"
+    ) -> None:
         super().__init__()
-        self.model, self.preprocess = model, preprocess
+        self.model, self.preprocess, self.precision = model, preprocess, precision
         self.normalize = Normalize(preprocess.mean, preprocess.std)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from pathlib import Path
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
+from leanres.io import file_sha256
 from leanres.metrics.mistakes import confused_pairs
 from leanres.report.page import render
 from leanres.report.record import read_record
 from leanres.report.run_data import data_of_run, measured_split
 from leanres.runs.command import without_options
 from leanres.runs.predictor import load_predictor
+from leanres.runs.weights import MAX_BYTES
 
 # Options of `leanres train` and `campaign` that depend on the machine -> whether they take a value.
 MACHINE_OPTIONS = {"--no-report": False, "--json": False} | dict.fromkeys(
@@ -39,12 +40,14 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     if own is None:
         raise UserError(f"{dataset.name} has not the images of {folder}: give the run's data")
     split = measured_split(record, own)
-    result, logits = load_predictor(weights, device).measure(split, run["tta"])
+    predictor = load_predictor(weights, device)
+    result, logits = predictor.measure(split, run["tta"])
     facts = {
         "record": record,
         "weights": weights.name,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": file_sha256(weights, MAX_BYTES),
         "result": result,
+        "device": predictor.device,
         "command": record.command and portable_command(record.command),
         "pairs": confused_pairs(logits.softmax(1), split.labels, 3),
     }

@@ -161,7 +161,9 @@ def finish(run: Run) -> dict[str, Any]:
     """
     network, origin = run.state.averaged, run.info["origin"]
     write_tables(run)
-    weights = weights_bytes(network, run.config, run.preprocess)
+    weights = weights_bytes(
+        network, run.config, run.preprocess, precision=run.setup.device.precision
+    )
     write_files(run.folder, {WEIGHTS: weights})
     test = run.dataset.test if origin.get("measure", "test") == "test" else None
     name, split = ("val", run.val) if test is None else ("test", test)

@@ -130,13 +130,15 @@ class Predictor:
 def load_predictor(path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """The network of a run folder (its model.safetensors) or of a weights file, in eval mode.
 
-    precision: "auto" is the run's own on the kind of device that it had, so that its figures are
-    measured again as they were. UserError for a path that is neither, CheckpointError for a damaged
-    file.
+    precision: "auto" is the run's own on the kind of device that it had, or the one that a weights
+    file names, so that figures are measured again as they were. UserError for a path that is
+    neither, CheckpointError for a damaged file.
     """
     classifier, config = load_classifier(weights_file(path))
-    if precision == "auto" and Path(path).is_dir():
-        precision = device_of(read_info(Path(path)), device).precision
+    if precision == "auto":
+        is_run = Path(path).is_dir()
+        known = device_of(read_info(Path(path)), device) if is_run else classifier
+        precision = known.precision
     found = detect(device, precision, compiled=False)
     placed: ImageClassifier = found.place(classifier)  # type: ignore[assignment]
     return Predictor(placed, config, found)

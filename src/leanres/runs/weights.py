@@ -1,4 +1,8 @@
-"""Weights files: safetensors that carry the network's shape and its preprocessing."""
+"""Weights files: safetensors that carry the network's shape, its preprocessing and a precision.
+
+The precision is the one in which the network's figures were measured; a file that names none was
+measured in float32.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from leanres.errors import UserError, first_line
 from leanres.io import MIB, CheckpointError, open_file, parse_json, write_bytes
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
-from leanres.training.device import Device
+from leanres.training.device import PRECISIONS, Device
 from leanres.version import __version__
 
 WEIGHTS = "model.safetensors"  # of a run folder
@@ -28,14 +32,23 @@ MAX_BYTES, MAX_HEADER = 4096 * MIB, 16 * MIB  # of a file, and of its names, sha
 
 
 def save_weights(
-    path: Path, model: nn.Module, config: Any, preprocess: Preprocess, half: bool = False
+    path: Path,
+    model: nn.Module,
+    config: Any,
+    preprocess: Preprocess,
+    half: bool = False,
+    precision: str = "float32",
 ) -> None:
     """Write a weights file. CheckpointError where it cannot be written; else as `weights_bytes`."""
-    write_bytes(path, weights_bytes(model, config, preprocess, half))
+    write_bytes(path, weights_bytes(model, config, preprocess, half, precision))
 
 
 def weights_bytes(
-    model: nn.Module, config: Any, preprocess: Preprocess, half: bool = False
+    model: nn.Module,
+    config: Any,
+    preprocess: Preprocess,
+    half: bool = False,
+    precision: str = "float32",
 ) -> bytes:
     """A weights file's content; `half` stores float16, a quarter of a point or less in accuracy.
 
@@ -49,6 +62,7 @@ def weights_bytes(
         "version": __version__,
         "model": config_to_dict(config),
         "preprocess": asdict(preprocess),
+        "precision": precision,
     }
     _check_finite(tensors)
     about["sha256"] = _checksum(tensors, about)
@@ -150,6 +164,8 @@ def _rebuild(
 ) -> tuple[ImageClassifier, Any]:
     config, fields = config_from_dict(about["model"]), about["preprocess"]
     preprocess = Preprocess(*(fields[key] for key in ("size", "mean", "std", "classes")))
+    if (precision := about.get("precision", "float32")) not in PRECISIONS[1:]:
+        raise ValueError(f"its precision is {str(precision)[:60]!r}")
     if len(preprocess.classes) != config.num_classes:
         raise ValueError("it names another number of classes than the network has")
     with torch.device("meta"):  # without memory: a file may name any network
@@ -160,4 +176,4 @@ def _rebuild(
         raise ValueError(f"{len(differing)} of its tensors differ, such as {differing[0]}")
     copies = {n: t.to(wanted[n].dtype, copy=True) for n, t in tensors.items()}
     model.load_state_dict(copies, assign=True)
-    return ImageClassifier(model, preprocess).eval(), config
+    return ImageClassifier(model, preprocess, precision).eval(), config

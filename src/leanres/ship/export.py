@@ -67,7 +67,7 @@ class Exported:
     """A file that was written and checked.
 
     `agreement` is the share of the checked images that keep their class, `drift` the largest
-    change of a probability.
+    change of a probability; network and file both computed in `precision`, on the CPU.
     """
 
     path: Path
@@ -75,6 +75,7 @@ class Exported:
     images: int
     agreement: float
     drift: float
+    precision: str = "float32"
 
 
 class DriftError(UserError):

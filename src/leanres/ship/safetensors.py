@@ -14,7 +14,9 @@ from leanres.runs.weights import load_classifier, save_weights
 
 def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> None:
     """Write a weights file in float16, or in float32 with `full`."""
-    save_weights(path, classifier.model, config, classifier.preprocess, half=not full)
+    save_weights(
+        path, classifier.model, config, classifier.preprocess, not full, classifier.precision
+    )
 
 
 def probabilities(path: Path, images: Tensor) -> Tensor:
