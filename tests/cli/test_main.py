@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import typer
 from leanres.cli import COMMANDS, app, main
 from leanres.runs.stop import Stopped
 
+ROOT = Path(__file__).resolve().parents[2]
 GROUP = typer.main.get_command(app)
 
 
@@ -186,8 +188,8 @@ def test_a_place_that_cannot_be_written_is_one_line(leanres, mistake, tiny):
 
 def test_an_error_of_our_own_has_a_traceback_and_exit_code_1():
     code = (
-        "from leanres import cli\nimport leanres.models.zoo as zoo\n"
-        "zoo.MODELS['broken'] = None\ncli.main(['models'])\n"
+        "from leanres import cli\nimport leanres.runs.ledger as ledger\n"
+        "ledger.read_ledger = None\ncli.main(['runs'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -228,29 +230,36 @@ FULL = "leanres: cannot read or write the output: No space left on device\n"
 @pytest.mark.parametrize(
     ("words", "code", "err"),
     [
-        ("{} models --json | true", 141, ""),  # click writes it
-        ("{} models | true", 141, ""),  # rich
+        ("{} runs --json | true", 141, ""),  # click writes it
+        ("{} runs | true", 141, ""),  # rich
         ("{} runs --help | true", 141, ""),
-        ("{} models >&-", 0, ""),
-        ("{} models >&- 2>&-", 0, ""),
-        ("{} summary nothing >&- 2>&-", 2, ""),
-        ("{} models --json > /dev/full", 2, FULL),
-        ("{} models > /dev/full", 2, FULL),
+        ("{} runs >&-", 0, ""),
+        ("{} runs >&- 2>&-", 0, ""),
+        ("{} runs diff a b >&- 2>&-", 2, ""),
+        ("{} runs --json > /dev/full", 2, FULL),
+        ("{} runs > /dev/full", 2, FULL),
         ("{} --help > /dev/full", 2, FULL),
     ],
 )
 def test_output_that_nobody_takes_is_no_traceback(words, code, err):
+    """By a command that prints a table and does not import torch: results/ of the repository."""
     line = words.format(f"{sys.executable} -m leanres") + "; exit ${PIPESTATUS[0]}"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    shell = ["bash", "-c", line]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", err)
 
 
-def test_an_encoding_that_lacks_a_character_prints_a_question_mark(run_folder):
-    words = [sys.executable, "-m", "leanres", "report", str(run_folder), "--text"]
-    latin, utf8 = (
-        subprocess.check_output(words, env=os.environ | {"PYTHONIOENCODING": encoding})
-        for encoding in ("latin-1", "utf-8")
-    )
+def test_an_encoding_that_lacks_a_character_prints_a_question_mark(run_folder, monkeypatch):
+    def printed(encoding: str) -> bytes:
+        written = io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, write_through=True))
+            with pytest.raises(SystemExit) as end:
+                main(["report", str(run_folder), "--text"])
+        assert not end.value.code
+        return written.getvalue()
+
+    latin, utf8 = printed("latin-1"), printed("utf-8")
     assert latin == utf8.decode().encode("latin-1", "replace")
     assert b"?" in latin
 

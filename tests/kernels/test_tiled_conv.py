@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from leanres.kernels.conv_mode import ConvMode, NetworkInMode
 from leanres.kernels.tiled_conv import MAX_WIDTH, tile_layout, tiled_convolve
+from leanres.models.davidnet import BranchNetConfig
+from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import resolve
 from leanres.training.device import CPU
 
@@ -94,10 +96,14 @@ def test_outside_bfloat16_training_nothing_changes(context):
             assert conv(images).equal(expected)
 
 
-@pytest.mark.parametrize("name", ["speednet", "resnet20", "custom-resnet"])
-def test_a_network_is_as_near_its_float32_gradients_as_without(name, gradients_of):
+@pytest.mark.parametrize(
+    "config",
+    [SpeedNetConfig((16, 32, 32)), resolve("resnet20"), BranchNetConfig((16, 32, 64, 64), 32)],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_network_is_as_near_its_float32_gradients_as_without(config, gradients_of):
     torch.manual_seed(0)
-    model = resolve(name).build().to(memory_format=torch.channels_last)
+    model = config.build().to(memory_format=torch.channels_last)
     exact, plain, ours = gradients_of(model, partial(NetworkInMode, convolve=tiled_convolve))
     assert 0 < (plain - exact).norm() < 0.5 * exact.norm()
     assert (ours - exact).norm() < 1.2 * (plain - exact).norm()

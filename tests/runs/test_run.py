@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import random
 import re
 import shlex
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -124,19 +126,25 @@ def wait_for_steps(folder: Path, after: int, process: subprocess.Popen[bytes]) -
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_between_two_steps_and_the_rest_equals_the_uninterrupted_run(
-    uninterrupted, tmp_path, number, code
+    uninterrupted, tmp_path, number, code, leanres
 ):
-    folder = tmp_path / "run"
-    process = subprocess.Popen(
-        command(train_argv(folder)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for_steps(folder, 1, process)
-    process.send_signal(number)
-    out, err = process.communicate()
-    assert process.returncode == code, err
-    assert "saved" in out
-    assert f"leanres resume {folder}" in out
-    assert "Traceback" not in err
+    """In this process; test_stop sends signals to others."""
+    folder, late = tmp_path / "run", []
+
+    def send() -> None:
+        while not any(int(path.name) > 13 for path in saved(folder / CHECKPOINTS)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, lambda *_: late.append(number))  # after the run's own end
+    try:
+        threading.Thread(target=send, daemon=True).start()
+        outcome = leanres(*train_argv(folder))
+    finally:
+        signal.signal(number, before)
+    assert (outcome.code, late) == (code, []), outcome.err
+    assert "saved" in outcome.out
+    assert f"leanres resume {folder}" in outcome.out
     run_here(resume_argv(folder))
     assert digest(folder) == digest(uninterrupted)
 

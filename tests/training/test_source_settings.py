@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from leanres.data.split import channel_stats
 from leanres.errors import UserError
 from leanres.models.preprocess import Normalize
+from leanres.models.speednet import SpeedNetConfig
 from leanres.training.batch import batches
 from leanres.training.loop import start, steps, train_epochs
 from leanres.training.optim import OPTIMIZERS
@@ -21,6 +22,7 @@ from leanres.training.recipe import Recipe, StepCounts, from_dict
 from leanres.training.recipes import RECIPES
 from leanres.training.setup import Setup
 
+NETWORK = SpeedNetConfig((8, 16))
 CYCLE = {"peak_epoch": 1.5, "cycle_momentum": (0.95, 0.85), "shape": "cosine"}
 
 
@@ -43,17 +45,16 @@ def test_batches_are_as_many_and_as_large_as_a_data_loaders(size, drop_last, dig
 
 @pytest.mark.parametrize("selector", ["", "speednet"])
 def test_with_partial_batches_every_image_is_trained_on_and_counted(selector, digits, device):
-    network = RECIPES["digits"].model
     recipe = Recipe(
-        network, 1, 500, accumulate=3, drop_last=False, selector=selector, lr=0.01, val=0
+        NETWORK, 1, 100, accumulate=3, drop_last=False, selector=selector, lr=0.01, val=0
     )
-    setup = setup_of(recipe, digits.train, device)
+    setup = setup_of(recipe, digits.train.subset(range(287)), device)
     state = start(setup)
     preflight_check(setup, state)
     (row,) = train_epochs(state, setup)
     assert row["step"] == 3
-    assert setup.counts.images_of_steps == [500, 437]
-    seen = [500, 500, 437] if not selector else [250, 250, 218]
+    assert setup.counts.images_of_steps == [100, 87]
+    seen = [100, 100, 87] if not selector else [50, 50, 44]
     assert setup.counts.selected_per_epoch == sum(seen)
     assert 0 <= row["train_accuracy"] <= 1
 
@@ -82,7 +83,7 @@ def test_normalised_first_padding_and_holes_have_the_mean_colour(digits, small):
 
 
 def test_normalising_first_or_last_is_the_same_where_nothing_is_added(digits, device):
-    recipe = Recipe("speednet", 1, 700, augment=(("flip", {}),), lr=0.01)
+    recipe = Recipe(NETWORK, 1, 700, augment=(("flip", {}),), lr=0.01)
     both = [replace(recipe, normalize_first=first) for first in (True, False)]
     losses = []
     for each in both:
@@ -109,9 +110,9 @@ def test_what_needs_pixel_values_cannot_come_after_normalising(settings, message
 def test_momentum_cycles_as_in_pytorchs_one_cycle(optimizer, shape, digits, device):
     recipe = replace(
         RECIPES["plain-sgd"],
-        model=RECIPES["digits"].model,
+        model=NETWORK,
         epochs=5,
-        batch_size=300,
+        batch_size=50,
         optimizer=optimizer,
         lr=0.01,
         warmup=0.0,
@@ -119,7 +120,7 @@ def test_momentum_cycles_as_in_pytorchs_one_cycle(optimizer, shape, digits, devi
         schedule=("one-cycle", {**CYCLE, "shape": shape}),
         val=0,
     )
-    setup = setup_of(recipe, digits.train, device)
+    setup = setup_of(recipe, digits.train.subset(range(200)), device)
     state = start(setup)
     (oracle,) = OPTIMIZERS[optimizer](copy.deepcopy(state.model), recipe)
     anneal = "cos" if shape == "cosine" else "linear"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leanres.data.sources import locate
+from leanres.data.sources import load_data, locate
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.cost import count_params
@@ -148,9 +148,7 @@ def test_a_comparison_trains_once_and_continues_where_it_stopped(tmp_path, digit
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(
-    tmp_path, digits, digest
-):
+def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(tmp_path, digest):
     changes = CHANGES | {"epochs": 3}
     beside, after = tmp_path / "a" / "beside", tmp_path / "b" / "after"
     processes, begun = LocalProcesses(2, ["cpu", "cpu"], threads=1), []
@@ -164,11 +162,11 @@ def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(
                 time.sleep(0.01)
             os.kill(processes._children[0].process.pid, signal.SIGKILL)
 
-    where = locate("digits")
+    data, where = load_data("digits", size=16), locate("digits", size=16)
     both = library.compare(
-        PAIR, digits, processes, beside, [0], changes, origin=where, watch=kill_the_first
+        PAIR, data, processes, beside, [0], changes, origin=where, watch=kill_the_first
     )
-    one = library.compare(PAIR, digits, in_process(digits), after, [0], changes)
+    one = library.compare(PAIR, data, in_process(data), after, [0], changes)
     assert [row["accuracies"] for row in both] == [row["accuracies"] for row in one]
     for name in ("low-0", "high-0"):
         assert digest(beside / name) == digest(after / name)
