@@ -3,7 +3,7 @@
     python tests/faults/campaign.py [PART ...]
 
 runs the parts (all, or those named), prints their figures and keeps them in
-results/bench/faults.json.
+results/bench/faults.json. Several processes may run different parts side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import writers
 from forks import OK, Outcome, fork
 from progress import shown
 
-from leanres.io import write_bytes
+from leanres.io import locked, write_bytes
 from leanres.runs.layout import commit
 from leanres.training.device import CPU, hardware
 
@@ -67,11 +67,17 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+def keep(name: str, figures: dict[str, Any]) -> None:
+    """Put a part's figures into the results, which other processes may write too."""
+    with locked(RESULTS):
+        known = json.loads(RESULTS.read_bytes()) if RESULTS.exists() else {}
+        write_bytes(RESULTS, (json.dumps(known | {name: figures}, indent=1) + "\n").encode())
+
+
 def main(names: list[str]) -> int:
     """Run the parts and write the figures of each as it ends; how many things went wrong."""
     if unknown := set(names) - PARTS.keys():
         raise SystemExit(f"no part {', '.join(sorted(unknown))}: give {', '.join(PARTS)}")
-    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     wrong = 0
     for name in names or PARTS:
         began = time.monotonic()
@@ -83,8 +89,7 @@ def main(names: list[str]) -> int:
         figures |= {"seconds": round(time.monotonic() - began), "commit": commit()}
         wrong += len(figures.get("wrong", []))
         print(json.dumps({name: figures}, indent=1), flush=True)
-        known[name] = figures | {"hardware": hardware(CPU("cpu", "float32", False))}
-        write_bytes(RESULTS, (json.dumps(known, indent=1) + "\n").encode())
+        keep(name, figures | {"hardware": hardware(CPU("cpu", "float32", False))})
     return wrong
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -16,17 +17,26 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
+
+from leanres.cli import main as command_line
 
 NETWORK = 'model={family="resnet", widths=[8], depths=[1]}'
 TINY = ["--set", NETWORK, "--set", "val=200", "--set", "precision=float32"]
 DIGITS = ["--data", "digits", "--size", "8", *TINY]
 PLAN = "[first]\nrecipe = 'plain-sgd'\nseeds = [0, 1]\n[second]\nrecipe = 'resnet-custom'\n"
 LIMIT_S = 600  # of one command: longer means that it hangs
+
+# (words, folder, seconds until it is killed) -> exit code (-9: killed), last lines, seconds
+Runner = Callable[[list[str], Path, float | None], tuple[int, str, float]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ COMMANDS = {
 
 
 def run(words: list[str], folder: Path, kill_after: float | None = None) -> tuple[int, str, float]:
-    """A command's exit code (-9: killed), its last lines, and its seconds."""
+    """A command in processes of its own, all of which are killed."""
     began = time.monotonic()
     with (folder / "log.txt").open("w+") as log:
         process = subprocess.Popen(
@@ -103,6 +113,30 @@ def run(words: list[str], folder: Path, kill_after: float | None = None) -> tupl
         return process.returncode, log.read()[-1500:], time.monotonic() - began
 
 
+def run_forked(
+    words: list[str], folder: Path, kill_after: float | None = None
+) -> tuple[int, str, float]:
+    """As `run`, in a fork of this process: for commands without processes of their own."""
+    began, log = time.monotonic(), folder / "log.txt"
+    log.touch()
+    with warnings.catch_warnings():  # of threads, from 3.12 on: these children use none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = multiprocessing.get_context("fork").Process(target=_command, args=(words, log))
+        process.start()
+    process.join(LIMIT_S if kill_after is None else kill_after)
+    process.kill()
+    process.join()
+    code = process.exitcode
+    assert code is not None
+    return code, log.read_text()[-1500:], time.monotonic() - began
+
+
+def _command(words: list[str], log: Path) -> None:
+    os.chdir(log.parent)
+    with log.open("w") as out, redirect_stdout(out), redirect_stderr(out):
+        command_line(words)
+
+
 def content(folder: Path, patterns: list[str]) -> dict[str, str]:
     """The sha256 of the files that have to be the same."""
     files = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
@@ -119,7 +153,9 @@ def begin(folder: Path) -> Path:
     return folder
 
 
-def chain(command: Command, folder: Path, seconds: float, rng: random.Random) -> tuple[int, str]:
+def chain(
+    command: Command, folder: Path, seconds: float, rng: random.Random, start: Runner
+) -> tuple[int, str]:
     """Kill and continue until the command ends by itself: the number of kills, and what is wrong.
 
     Kills come sooner in the first laps, so that the chain ends; later ones let it live longer.
@@ -127,7 +163,9 @@ def chain(command: Command, folder: Path, seconds: float, rng: random.Random) ->
     words, kills = command.words, 0
     while True:
         patience = rng.uniform(0, seconds * min(1.0 + kills / 4, 4))
-        code, said, _ = run(words, folder, patience if kills < 40 else None)
+        code, said, _ = start(words, folder, patience if kills < 40 else None)
+        if code == -signal.SIGKILL and kills == 40:
+            return kills, f"it has not ended after {LIMIT_S} s"
         if code == -signal.SIGKILL:
             kills += 1
             continue
@@ -142,35 +180,42 @@ def chain(command: Command, folder: Path, seconds: float, rng: random.Random) ->
         return kills, "" if code == 0 else f"exit {code} after {kills} kills: {said[-300:]}"
 
 
-def main(kills: int, seed: int = 0, names: list[str] | None = None) -> dict[str, Any]:
+def undisturbed(command: Command, folder: Path, start: Runner) -> tuple[dict[str, str], float]:
+    """What a command leaves that is not killed, and its seconds."""
+    code, said, seconds = start(command.words, begin(folder))
+    assert code == 0, f"{command.words}: {said}"
+    found = content(folder, command.same)
+    assert len(found) >= len(command.same), f"{command.words}: {found}"
+    return found, seconds
+
+
+def main(
+    kills: int,
+    seed: int = 0,
+    commands: Mapping[str, Command] = MappingProxyType(COMMANDS),
+    start: Runner = run,
+) -> dict[str, Any]:
     """Chains over all commands in turn until so many kills were made."""
     rng, made, chains, wrong = random.Random(seed), Counter[str](), Counter[str](), []
-    with TemporaryDirectory() as name:
-        root = Path(name)
-        chosen = {name: COMMANDS[name] for name in names or COMMANDS}
-        right: dict[str, tuple[dict[str, str], float]] = {}
-        for name, command in chosen.items():
-            folder = begin(root / f"right-{name}")
-            code, said, seconds = run(command.words, folder)
-            assert code == 0, f"{name}: {said}"
-            right[name] = content(folder, command.same), seconds
-            assert len(right[name][0]) >= len(command.same), f"{name}: {right[name][0]}"
+    with TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        right = {name: undisturbed(c, root / name, start) for name, c in commands.items()}
         while made.total() < kills:
-            for name, command in chosen.items():
+            for name, command in commands.items():
+                files, seconds = right[name]
                 folder = begin(root / "chain")
-                count, reason = chain(command, folder, right[name][1], rng)
+                count, reason = chain(command, folder, seconds, rng, start)
                 made[name] += count
                 chains[name] += 1
                 found = content(folder, command.same)
-                differs = [
-                    file for file, digest in right[name][0].items() if found.get(file) != digest
-                ]
+                differs = [file for file, digest in files.items() if found.get(file) != digest]
                 if reason or differs:
                     wrong.append(f"{name}: {reason or f'other content: {differs}'}")
                 shutil.rmtree(folder)
-                print(f"kills: {made.total():,} of {kills:,}", file=sys.stderr, flush=True)
+            print(f"kills: {made.total():,} of {kills:,}", file=sys.stderr, flush=True)
     return {"kills": dict(made), "chains": dict(chains), "wrong": wrong}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), 0, sys.argv[2:] or None), indent=1))
+    chosen = {name: COMMANDS[name] for name in sys.argv[2:]} or COMMANDS
+    print(json.dumps(main(int(sys.argv[1]), 0, chosen), indent=1))

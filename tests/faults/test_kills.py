@@ -1,11 +1,18 @@
-"""A few kills of real processes: each command continues to what it would have left without them."""
+"""A few kills of a training: it continues to what it would have left without them."""
 
 from __future__ import annotations
 
-from kills import main
+from dataclasses import replace
+
+import sklearn.datasets  # noqa: F401  # here, not in each fork
+import torch._dynamo  # noqa: F401  # the same: the first optimizer imports it
+from kills import COMMANDS, main, run_forked
 
 
-def test_killed_commands_continue_to_the_same_files():
-    figures = main(1, names=["train"])
+def test_a_killed_training_continues_to_the_same_files():
+    """In forks: `make campaign` kills all commands as real processes, which start for seconds."""
+    train = COMMANDS["train"]
+    train = replace(train, words=[*train.words, "--no-report"])
+    figures = main(1, commands={"train": train}, start=run_forked)
     assert sum(figures["kills"].values()) >= 1
     assert figures["wrong"] == []

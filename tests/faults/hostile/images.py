@@ -24,7 +24,7 @@ def picture(form: str, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> b
 
 def crafted_images() -> Iterator[tuple[str, bytes]]:
     """Icons of large images, and headers that claim more than 25 megapixels."""
-    png = picture("PNG", "L", (15_000, 15_000))
+    png = picture("PNG", "1", (15_000, 15_000))
     yield "x.ico", struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(png), 22) + png
     icon = b"ic10" + struct.pack(">I", len(png) + 8) + png
     yield "x.icns", b"icns" + struct.pack(">I", len(icon) + 8) + icon
