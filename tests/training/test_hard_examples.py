@@ -15,7 +15,7 @@ from leanres.models.speednet import SpeedNetConfig
 from leanres.runs import checkpoint
 from leanres.runs.fit import fit
 from leanres.training.batch import Batch
-from leanres.training.hard_examples import hardest
+from leanres.training.hard_examples import select_hardest_
 from leanres.training.loop import start, steps
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.setup import Setup
@@ -41,7 +41,7 @@ def test_the_hardest_are_those_of_a_loop_and_the_selector_learns(digits, device,
             F.cross_entropy(selector(x[None]), y[None], label_smoothing=0.2)
             for x, y in zip(inputs, targets, strict=True)
         ]
-    kept = hardest(selector, Batch(inputs, targets), setup)
+    kept = select_hardest_(selector, Batch(inputs, targets), setup)
     assert kept.tolist() == sorted(set(kept.tolist()))
     each = torch.stack(losses)
     # By value, as images of equal loss may stand for each other.

@@ -98,7 +98,7 @@ def _print(found: list[Candidate], bounds: Bounds) -> None:
     from leanres.trials.search import pareto_front
 
     front = pareto_front(found)
-    heads = ["network", "val %", "epochs", "params", "of budget", "MMACs", "field", ""]
+    heads = ["network", "val %", "epochs", "params", "of budget", "MMACs", "receptive field", ""]
     rows = [
         [
             c.name,
@@ -112,4 +112,4 @@ def _print(found: list[Candidate], bounds: Bounds) -> None:
         ]
         for c in found
     ]
-    print_table(heads, rows, left=("",), drop=("of budget", "epochs", "field"))
+    print_table(heads, rows, left=("",), drop=("of budget", "epochs", "receptive field"))

@@ -1,4 +1,4 @@
-"""A mode that sees each convolution of a network as it runs, to compute it by another kernel."""
+"""ConvMode: intercept the convolutions of a network, to compute them by other kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that stand for several layers of a network and train by the functions of `fused_norm`.
+"""Modules that replace several layers of a network by one function of `fused_norm`.
 
 They do so where a step in bfloat16 trains; any other call, as in evaluation, is computed by the
 layers themselves.

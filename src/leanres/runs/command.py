@@ -1,4 +1,4 @@
-"""Command lines that are printed to be typed again."""
+"""The words of a command line, without some of its options."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training: recipe, optimizers, device, the loop, and what keeps a run safe."""
+"""Training: recipe, batches, optimizers, device, and the loop that joins them."""

@@ -11,9 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 WARM_UP = 3  # calls before a capture: the compiler, cuDNN and the allocator settle
-Batch = Any  # a NamedTuple of tensors and None, its first the inputs: training.batch.Batch
-Found = Any  # a NamedTuple of tensors: training.loop.StepResult
-Work = Callable[[Batch], Found]
+Inputs = Any  # a NamedTuple of tensors and None, the images first: training.batch.Batch
+Result = Any  # a NamedTuple of tensors: training.loop.StepResult
+Work = Callable[[Inputs], Result]
 # Records the kernels that a call launches; what it returns runs them again.
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -39,7 +39,7 @@ class Replay:
         self.seen: Counter[object] = Counter()
         self.captures: dict[object, Capture] = {}
 
-    def __call__(self, batch: Batch) -> Found:
+    def __call__(self, batch: Inputs) -> Result:
         shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in batch]
         kind = (*shapes, *(p.requires_grad for p in self.parameters))
         if kind not in self.captures:
@@ -56,7 +56,7 @@ class Capture:
     def __init__(
         self,
         work: Work,
-        batch: Batch,
+        batch: Inputs,
         groups: Sequence[dict[str, Any]],
         record: Recorder,
     ) -> None:
@@ -64,7 +64,7 @@ class Capture:
         self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
         self.rates = torch.zeros(len(groups), device=batch[0].device)
         self.set: list[float] = []  # the values in `rates`
-        self.found: Found = None
+        self.found: Result = None
 
         def run() -> None:
             self.found = work(self.inputs)
@@ -78,7 +78,7 @@ class Capture:
             for group, number in zip(groups, rates, strict=True):
                 group["lr"] = number
 
-    def __call__(self, batch: Batch) -> Found:
+    def __call__(self, batch: Inputs) -> Result:
         for own, new in zip(self.inputs, batch, strict=True):
             if own is not None:
                 own.copy_(new)
@@ -98,7 +98,7 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def run_on_side_stream(work: Work, batch: Batch) -> Found:
+def run_on_side_stream(work: Work, batch: Inputs) -> Result:
     """Run it on a side stream, as autograd requires before a capture."""
     if not batch[0].is_cuda:
         return work(batch)

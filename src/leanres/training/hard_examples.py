@@ -10,7 +10,7 @@ from leanres.training.batch import Batch
 from leanres.training.setup import Setup
 
 
-def hardest(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
+def select_hardest_(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
     """Indices, ascending, of the images with the largest losses under the selector: (M,) int64.
 
     M follows from the recipe's `select_fraction`. The selector's gradients are accumulated over the

@@ -27,14 +27,14 @@ from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.cuda_graph import Replay
 from leanres.training.device import Device
 from leanres.training.distill import teacher_logits
-from leanres.training.hard_examples import hardest
+from leanres.training.hard_examples import select_hardest_
 from leanres.training.optim import OPTIMIZERS, classifier_parameters, set_lr_, set_momentum_
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
 from leanres.training.setup import Setup
 
 CHANNELS_LAST = torch.channels_last
-CHECK_EVERY = 50  # steps between looks at whether the loss is finite: each waits for the device
+CHECK_EVERY = 50  # steps between checks that the loss is finite: each synchronises the device
 MetricsRow = dict[str, Any]
 Mark = Callable[[str], object]  # called with the name of each part of a step once it is done
 
@@ -155,7 +155,7 @@ def steps(
     """
     recipe, counts, device = setup.recipe, setup.counts, setup.device
     lr_factor, done = lr_factor or counts.lr_factor, mark or _ignore
-    random = any(is_random(module) for model in state.networks for module in model.modules())
+    draws = any(is_random(module) for model in state.networks for module in model.modules())
     for model in state.networks:
         model.train()
     function = _step_function(state, setup, mark)  # its networks keep the modes of these
@@ -172,9 +172,9 @@ def steps(
         if (momentum := counts.momentum(state.step)) is not None:
             set_momentum_(state.optimizers, momentum)
         seed = generator(recipe.seed, epoch, position + 1, 1).initial_seed()
-        with device.seeded(seed) if random else nullcontext():
+        with device.seeded(seed) if draws else nullcontext():
             if function.select is not None:
-                kept = hardest(function.select, Batch(inputs, targets), setup)
+                kept = select_hardest_(function.select, Batch(inputs, targets), setup)
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
                 done("selector")
             inputs = inputs.contiguous(memory_format=CHANNELS_LAST)
