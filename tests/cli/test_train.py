@@ -6,8 +6,11 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from leanres.cli.train import _next_folder
 
 
 def test_train_prints_what_happened_and_what_to_do_next(leanres, mistake, tmp_path, tiny):
@@ -105,3 +108,16 @@ def test_a_stopped_training_is_saved_says_how_to_continue_and_can_be(
     assert done.code == 0
     assert "bit-identical" not in done.err
     assert "test accuracy" in done.out
+
+
+def test_runs_started_at_once_without_a_folder_get_one_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(20) as pool:
+        folders = [*pool.map(_next_folder, ["speed"] * 20)]
+    assert {folder.name for folder in folders} == {f"speed-{i}" for i in range(1, 21)}
+
+
+def test_a_training_that_cannot_begin_leaves_no_folder(leanres, mistake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mistake(leanres("train", "digits", "--data", "digits", "--set", "val=5000"), "val = 5000")
+    assert not [*tmp_path.glob("runs/*")]

@@ -25,7 +25,10 @@ def keep_arrays(dataset: Dataset) -> Path:
 def load_kept(options: LoadOptions) -> Dataset:
     """The data set in the file `options.path`. UserError where it is gone or damaged."""
     if options.path is None:
-        raise UserError("arrays come from Python: give leanres.Dataset.from_arrays(x, y) to fit")
+        raise UserError(
+            "arrays from Python are kept in the cache for their run, and are not there: give them"
+            " again, as leanres.resume(RUN, dataset=...)"
+        )
     try:
         return read_cache_file(options.path)
     except READ_ERRORS as error:
