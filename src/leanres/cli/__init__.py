@@ -103,9 +103,9 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 done, 2 the user's mistake, 130 and 143 stopped by Ctrl-C and SIGTERM, 141 the
-    output's reader is gone. An error of our own is raised, so Python prints its traceback and exits
-    with 1.
+    Exit codes: 0 done, 1 trainings of a campaign failed, 2 the user's mistake, 130 and 143 stopped
+    by Ctrl-C and SIGTERM, 141 the output's reader is gone. An error of our own is raised, so Python
+    prints its traceback and exits with 1.
     """
     console.prepare_streams()
     try:

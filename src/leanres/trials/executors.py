@@ -139,10 +139,14 @@ def log_file(job: Job) -> Path:
 
 
 def _last_line(child: _Child) -> str:
-    """The last line of the process; earlier ones, which may have been killed, wrote there too."""
+    """The last line of the process; earlier ones, which may have been killed, wrote there too.
+
+    Without the name of the program, which begins the lines that tell an error.
+    """
     own = read_file(log_file(child.job))[child.logged :]
     lines = own.decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    return last.removeprefix("leanres: ")
 
 
 def local_executor(
