@@ -27,7 +27,7 @@ reference: .venv/.ready ## write docs/commands.md and the files of docs/architec
 	@.venv/bin/python docs/commands.py
 	@.venv/bin/python docs/architecture.py
 
-campaign: .venv/.ready ## look for faults at length, about an hour (ARGS="kills writers": these parts)
+campaign: .venv/.ready ## look for faults at length, about an hour (ARGS="kills two_writers": these parts)
 	@OMP_NUM_THREADS=1 exec .venv/bin/python tests/faults/campaign.py $(ARGS)
 
 clean: ## remove .venv, builds and caches; runs/ stays
