@@ -34,6 +34,7 @@ AUGMENTS: Table[Callable[..., Tensor]] = Table(
     },
 )
 
+FLIPS = ("flip", "alternating_flip")  # they mirror images left to right; no policy does
 # These change colours, or draw them: they need pixel values, not normalised ones.
 OF_PIXEL_VALUES = (
     "random_erasing",

@@ -22,7 +22,9 @@ def evaluate(
     split: Literal["test", "val", "train"] = options.measurement_option(
         "test", help="The split to measure."
     ),
-    tta: str = options.TTA_OPTION,
+    tta: str = options.measurement_option(
+        "auto", help=f"{options.TTA_HELP} A weights file does not know its recipe: none."
+    ),
     int8: bool = typer.Option(
         False,
         "--int8-weights",
@@ -38,10 +40,9 @@ def evaluate(
 
     Example: leanres evaluate runs/first --tta none
     """
-    from leanres.metrics.inference import TTA
     from leanres.runs.weights import round_to_int8_
 
-    TTA[tta]
+    options.check_tta(tta)
     predictor = options.make_predictor(target, device_name, threads, precision)
     if int8:
         round_to_int8_(predictor.model)

@@ -68,11 +68,11 @@ STRICT = data_option(
     False, "--strict", help="Stop at the first image that cannot be read, instead of skipping it."
 )
 
-TTA_OPTION = measurement_option(
-    "flip-shift",
-    help="Test-time augmentation, measured beside the plain accuracy: none, flip, flip-shift or"
-    " flip-shift-unsure.",
+TTA_HELP = (
+    "Test-time augmentation, measured beside the plain accuracy: none, flip, flip-shift,"
+    " flip-shift-unsure, or auto: flip-shift where the recipe flips images, else none."
 )
+TTA_OPTION = measurement_option("auto", help=TTA_HELP)
 
 DEVICE = machine_option(
     "auto", "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1."
@@ -237,6 +237,14 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
 def current_command() -> str:
     """The running command, quoted for a shell."""
     return shlex.join(["leanres", *sys.argv[1:]])
+
+
+def check_tta(tta: str) -> None:
+    """UserError for an unknown test-time augmentation, before any work."""
+    from leanres.metrics.inference import TTA
+
+    if tta != "auto":
+        TTA[tta]
 
 
 def check_val(measure: str, has_val: bool) -> None:

@@ -41,10 +41,9 @@ def resume(
 
     Example: leanres resume runs/first --epochs 20
     """
-    from leanres.metrics.inference import TTA
     from leanres.runs.run import device_of, reopen
 
-    TTA[tta or "none"]  # refuses a mistake before the training
+    options.check_tta(tta or "auto")  # refuses a mistake before the training
     trackers = check_trackers(track)
 
     def device(info: dict[str, Any]) -> Device:

@@ -56,12 +56,11 @@ def train(
     Example: leanres train digits --data digits --out runs/first
     """
     from leanres.data.sources import locate
-    from leanres.metrics.inference import TTA
     from leanres.runs.layout import check_free
     from leanres.runs.run import create
     from leanres.training.recipes import load_recipe
 
-    TTA[tta]  # refuses a mistake before the training
+    options.check_tta(tta)  # refuses a mistake before the training
     trackers = check_trackers(track)
     changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
     if lr_max == "auto" and "lr" in changed:

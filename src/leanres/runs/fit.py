@@ -16,7 +16,7 @@ from leanres.models.preprocess import ImageClassifier
 from leanres.runs import checkpoint
 from leanres.runs.layout import CHECKPOINTS, PREDICTIONS, load_data_of, predictions_table
 from leanres.runs.manifest import write_files
-from leanres.runs.predictor import Predictor
+from leanres.runs.predictor import Predictor, tta_of
 from leanres.runs.run import (
     Run,
     create,
@@ -171,8 +171,9 @@ def finish(run: Run) -> dict[str, Any]:
     result["weights"] = hashlib.sha256(weights).hexdigest()
     if split is not None:
         classifier = ImageClassifier(network, run.preprocess).to(run.setup.device.name)
-        predictor = Predictor(classifier, run.config, run.setup.device)
-        measured, logits = predictor.measure(split, origin.get("tta", "flip-shift"))
+        tta = tta_of(run.setup.recipe.augment)
+        predictor = Predictor(classifier, run.config, run.setup.device, tta)
+        measured, logits = predictor.measure(split, origin.get("tta", "auto"))
         if not logits.isfinite().all():
             raise DivergedError(f"the network's logits on {name} are not finite: give a lower lr")
         result |= measured | {"split": name}

@@ -16,6 +16,7 @@ from leanres.metrics.inference import predict_both
 from leanres.models.zoo import config_to_dict
 from leanres.runs import run as runs
 from leanres.runs.layout import commit, fingerprints
+from leanres.runs.predictor import tta_of
 from leanres.training.cuda_graph import WARM_UP
 from leanres.training.device import Device, Stopwatch, hardware, matrix_rate
 from leanres.training.loop import NonFiniteLossError, check_finite, restart_, steps
@@ -23,7 +24,6 @@ from leanres.training.recipe import Recipe, StepCounts
 from leanres.trials.jobs import Executor, Job, run_jobs
 from leanres.trials.ledger_entry import EntryRun, add_run, read_entry, read_run, summary
 
-TTA = "flip-shift"  # of warm runs; the default of cold ones
 NO_TEST = "a race is decided on test images, and this data set has none"
 
 
@@ -81,7 +81,7 @@ def warm_runs(
     if dataset.test is None:
         raise UserError(NO_TEST)
     ready = runs.prepare(recipe, dataset, device)
-    test = dataset.test.to(device.name)
+    test, tta = dataset.test.to(device.name), tta_of(recipe.augment)
     state = ready.state
     for step in phases(ready.setup.counts):
         state.step = step
@@ -103,7 +103,7 @@ def warm_runs(
             state.averaged,
             test.images,
             normalize=ready.setup.normalize,
-            tta=TTA,
+            tta=tta,
             autocast=device.autocast(),
         )
         watch("evaluate")
@@ -111,7 +111,7 @@ def warm_runs(
             "seed": seed,
             "accuracy": accuracy(plain, test.labels),
             "accuracy_tta": accuracy(augmented, test.labels),
-            "tta": TTA,
+            "tta": tta,
             "n": len(test),
             "train_seconds": watch.parts["train"],
             "evaluate_seconds": watch.parts["evaluate"],
