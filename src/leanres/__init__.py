@@ -31,6 +31,7 @@ _MODULES = {  # public name -> its module, in the order in which one needs them
     "load_predictor": "leanres.runs.predictor",
     "Predictor": "leanres.runs.predictor",
     "Prediction": "leanres.runs.predictor",
+    "preprocess": "leanres.data.image_files",
     "write_report": "leanres.report.page",
     "export": "leanres.ship.export",
 }

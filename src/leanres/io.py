@@ -10,7 +10,7 @@ import secrets
 import stat
 import tomllib
 from collections.abc import Callable, Iterator
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +35,31 @@ class CheckpointError(UserError):
     """A file of a run that cannot be written or is damaged; the message names file and reason."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: temporary name, fsync, rename. CheckpointError if that fails."""
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BufferedWriter]:
+    """A file to write to, which is there as a whole, and on the disk, once the body has ended.
+
+    CheckpointError if that fails.
+    """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: temporary name, fsync, rename. CheckpointError if that fails."""
+    with written(path) as file:
+        file.write(content)
 
 
 def remove_partial(folder: Path) -> None:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
+
+import numpy as np
+
+from leanres.runs.predictor import load_predictor
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def test_predict_gives_a_table_json_and_csv_and_names_what_is_broken(
@@ -15,22 +24,68 @@ def test_predict_gives_a_table_json_and_csv_and_names_what_is_broken(
     shown = leanres("predict", run_folder, pictures)
     assert shown.code == 0
     assert "broken.png" in shown.err
-    assert str(pictures / "img11.png") in shown.out
     assert shown.out.splitlines()[0].split() == ["image", "class", "prob", "then"]
-    rows = [
-        json.loads(x) for x in leanres("predict", run_folder, pictures, "--json").out.splitlines()
-    ]
-    assert [Path(r["path"]).name for r in rows] == [f"img{i}.png" for i in range(12)]
+    assert shown.out.splitlines()[12].startswith("img11.png ")
+    lines = leanres("predict", run_folder, pictures, "--json").out.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [r["id"] for r in rows] == [f"img{i}.png" for i in range(12)]
+    assert rows[3]["path"] == str(pictures / "img3.png")
     assert all(r["top"][0]["prob"] >= r["top"][1]["prob"] for r in rows)
-    done = leanres("predict", run_folder, pictures, "--csv", tmp_path / "out.csv")
+    done = leanres("predict", run_folder, pictures, "--csv", tmp_path / "out.csv", "--top", 2)
     assert "12 predictions" in done.out
-    table = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
-    assert [(t["ID"], t["Labels"]) for t in table] == [
-        (f"img{i}", r["top"][0]["class"]) for i, r in enumerate(rows)
-    ]
+    table = read_csv(tmp_path / "out.csv")
+    assert list(table[0]) == ["ID", "Labels", "Probability", "Labels_2", "Probability_2"]
+    for found, row in zip(table, rows, strict=True):
+        first, second = row["top"][:2]
+        assert found["ID"] == row["id"]
+        assert (found["Labels"], found["Labels_2"]) == (first["class"], second["class"])
+        assert abs(float(found["Probability"]) - first["prob"]) < 1e-5
     labels = digits.test.labels[:12].tolist()
     right = sum(int(t["Labels"]) == label for t, label in zip(table, labels, strict=True))
     assert right >= 6  # six epochs of a tiny network: far above the one in ten of chance
+
+
+def test_ids_are_paths_or_stems_where_these_differ(
+    leanres, mistake, run_folder, pictures, tmp_path
+):
+    for name in ("a/0.png", "b/1.png", "b/=cmd.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / "img3.png", tmp_path / "in" / name)
+    out, words = tmp_path / "out.csv", ("predict", run_folder, tmp_path / "in", "--csv")
+    assert leanres(*words, out).code == 0
+    assert [row["ID"] for row in read_csv(out)] == ["a/0.png", "b/1.png", "b/=cmd.png"]
+    assert list(read_csv(out)[0]) == ["ID", "Labels", "Probability"]
+    assert leanres(*words, out, "--id", "stem").code == 0
+    assert [row["ID"] for row in read_csv(out)] == ["0", "1", "'=cmd"]  # no formula
+    (tmp_path / "in" / "b" / "1.png").rename(tmp_path / "in" / "b" / "0.png")
+    out.unlink()
+    mistake(leanres(*words, out, "--id", "stem"), "a/0.png and b/0.png have the same stem")
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_an_unlabelled_batch_gives_a_submission(leanres, mistake, run_folder, digits, tmp_path):
+    images, out = digits.test.images[:9], tmp_path / "out.csv"
+    batch = {b"data": images.reshape(9, -1).numpy(), b"ids": list(range(100, 109))}
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(batch, protocol=4))
+    np.save(tmp_path / "test.npy", images.permute(0, 2, 3, 1).numpy())
+    for name, first in (("test_batch", 100), ("test.npy", 0)):
+        assert "9 predictions" in leanres("predict", run_folder, tmp_path / name, "--csv", out).out
+        rows = read_csv(out)
+        assert [row["ID"] for row in rows] == [str(first + i) for i in range(9)]
+        best = load_predictor(run_folder, "cpu").logits(images).argmax(1)
+        assert [row["Labels"] for row in rows] == [digits.test.classes[i] for i in best]
+    np.save(tmp_path / "test.npy", np.arange(9))
+    mistake(leanres("predict", run_folder, tmp_path / "test.npy"), "its array has shape (9,)")
+
+
+def test_a_file_of_predictions_is_whole_or_not_there(
+    leanres, mistake, run_folder, pictures, tmp_path
+):
+    out = tmp_path / "out.csv"
+    out.write_text("before")
+    mistake(leanres("predict", run_folder, pictures, "--strict", "--csv", out), "broken.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+    assert out.read_text() == "before"
 
 
 def test_a_name_that_is_not_utf8_is_shown_and_written(leanres, run_folder, pictures, tmp_path):
@@ -38,13 +93,13 @@ def test_a_name_that_is_not_utf8_is_shown_and_written(leanres, run_folder, pictu
     shutil.copy(pictures / "img3.png", odd)
     assert "caf?.png" in leanres("predict", run_folder, odd).out
     assert leanres("predict", run_folder, odd, "--csv", tmp_path / "odd.csv").code == 0
-    assert b"caf\xe9," in (tmp_path / "odd.csv").read_bytes()
+    assert b"caf\xe9.png," in (tmp_path / "odd.csv").read_bytes()
 
 
 def test_predicting_nothing_or_nonsense_is_one_line(
     leanres, mistake, run_folder, pictures, tmp_path
 ):
-    mistake(leanres("predict", run_folder, tmp_path), "no images")
+    mistake(leanres("predict", run_folder, tmp_path), "no images in")
     mistake(leanres("predict", run_folder, tmp_path / "gone.png"), "gone.png does not exist")
     mistake(leanres("predict", run_folder, pictures / "broken.png"), "broken.png cannot be read")
     mistake(leanres("predict", run_folder, pictures, "--strict"), "broken.png cannot be read")

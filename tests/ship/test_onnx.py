@@ -6,12 +6,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
+import leanres
+from leanres.data.image_files import RULE
 from leanres.errors import UserError
 from leanres.runs.predictor import load_predictor
 from leanres.ship.export import export
@@ -34,30 +37,85 @@ def test_an_onnx_file_takes_images_as_they_are_stored_and_names_the_classes(
     about = session.get_modelmeta().custom_metadata_map
     assert tuple(json.loads(about["classes"])) == digits.test.classes
     assert json.loads(about["preprocess"])["size"] == 32
+    assert about["input"] == RULE
     onnx.checker.check_model(str(done.path), full_check=True)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (61, 40), (40, 75)])
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_the_guides_lines_without_leanres_answer_as_predict_does(
-    run, tmp_path, images, monkeypatch, size, orientation
-):
-    monkeypatch.chdir(tmp_path)
-    export(run, "first.onnx", images)
-    photo = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize(size)
+def save_wide(photo: Image.Image, path: Path) -> None:
+    photo.resize((80, 40)).save(path)
+
+
+def save_narrow_and_odd(photo: Image.Image, path: Path) -> None:
+    photo.resize((33, 67)).save(path)
+
+
+def save_turned(photo: Image.Image, path: Path) -> None:
     exif = Image.Exif()
-    exif[ORIENTATION] = orientation  # 6: turned by 90 degrees, as phones store photos
-    photo.save("photo.png", exif=exif)
+    exif[ORIENTATION] = 6  # by 90 degrees, as phones store photos
+    photo.resize((61, 40)).save(path, exif=exif)
+
+
+def save_16_bits(photo: Image.Image, path: Path) -> None:
+    grey = np.asarray(photo.convert("L").resize((48, 50))).astype(np.uint16)
+    Image.fromarray(grey * 255 + 100).save(path)
+
+
+def save_palette_with_a_transparent_colour(photo: Image.Image, path: Path) -> None:
+    palette = photo.resize((50, 44)).quantize(8)
+    palette.save(path, transparency=palette.getpixel((0, 0)))
+
+
+def save_half_transparent(photo: Image.Image, path: Path) -> None:
+    large = photo.resize((60, 60))
+    large.putalpha(Image.linear_gradient("L").resize((60, 60)))
+    large.save(path)
+
+
+def guide_code() -> str:
+    """The guide's Python that runs an ONNX file without leanres."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.S)
     (code,) = (block for block in blocks if "onnxruntime" in block)
+    return code
+
+
+SAVERS = (
+    save_wide,
+    save_narrow_and_odd,
+    save_turned,
+    save_16_bits,
+    save_palette_with_a_transparent_colour,
+    save_half_transparent,
+)
+
+
+@pytest.fixture(scope="module")
+def shipped(run, tmp_path_factory, images) -> Path:
+    """A folder with first.onnx."""
+    return export(run, tmp_path_factory.mktemp("onnx") / "first.onnx", images).path.parent
+
+
+@pytest.mark.parametrize("save", SAVERS, ids=lambda save: save.__name__)
+def test_the_guides_lines_without_leanres_answer_as_predict_does(
+    run, shipped, images, monkeypatch, save
+):
+    monkeypatch.chdir(shipped)
+    save(Image.fromarray(images[0].permute(1, 2, 0).numpy()), Path("photo.png"))
     names: dict[str, object] = {}
-    exec(code, names)
+    exec(guide_code(), names)
+    np.testing.assert_array_equal(names["images"], leanres.preprocess("photo.png", 32))
+    opened = Image.open("photo.png")
+    np.testing.assert_array_equal(names["images"], leanres.preprocess(opened, 32))
     predictor = load_predictor(run, "cpu", "float32")
     (found,) = predictor.predict([Path("photo.png")], top=10)
     expected = dict(zip(found.classes, found.probs, strict=True))
     assert names["probabilities"] == pytest.approx(
         [expected[name] for name in predictor.preprocess.classes], abs=1e-5
     )
+
+
+def test_the_guides_reference_has_ten_lines():
+    body = re.search(r"def preprocess\(.*?\n(.*?)\n\n", guide_code(), re.S)[1]
+    assert len(body.splitlines()) == 10
 
 
 def test_a_missing_package_names_the_extra(run, tmp_path, images, monkeypatch):

@@ -38,7 +38,7 @@ def test_cold_and_warm_runs_of_a_seed_are_the_same_training(tmp_path, tiny, digi
     job = Job(replace(tiny, seed=1), tmp_path / "race-1", DIGITS)
     cold = cold_run(job, LocalProcesses(1, ["cpu"], threads=1), device)
     (warm,) = warm_runs(tiny, [1], digits, device)
-    for key in ("accuracy", "accuracy_tta", "n", "recipe", "fingerprints"):
+    for key in ("accuracy", "accuracy_tta", "tta", "n", "recipe", "fingerprints"):
         assert cold[key] == warm[key], key
     assert cold["wall_seconds"] > cold["train_seconds"] > 0
     assert warm["train_seconds"] > 0 < warm["evaluate_seconds"]

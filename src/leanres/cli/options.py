@@ -102,7 +102,7 @@ def load_dataset(
     """The data set, with a progress bar for a download; its notes go to stderr."""
     from leanres.data.sources import load_data
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         dataset = load_data(name, size=size, strict=strict, download=download, progress=progress)
     print_notes(dataset.notes)
     return dataset
@@ -133,7 +133,7 @@ def load_run_data(info: dict[str, Any], name: str | None = None, download: bool 
     """The data that a run.json names, or the data given instead."""
     from leanres.runs.layout import load_data_of
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         dataset = load_data_of(info, name, download, progress)
     print_notes(dataset.notes)
     return dataset
@@ -170,15 +170,18 @@ def print_edits(target: Path) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def progress_bar(shown: bool = True) -> Iterator[Any]:
+    """A bar on stderr where that is a terminal; the body calls it with (what, done, total)."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from leanres.cli.console import console
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     out = console(stderr=True)
-    # Only on a terminal: even an empty bar leaves a blank line in a log.
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+    # Only on a terminal: even an empty bar leaves a blank line in a log. What goes to stdout stays
+    # there: it may be a file.
+    kept: Any = {"transient": True, "redirect_stdout": False}
+    with Progress(*columns, console=out, disable=not (shown and out.is_terminal), **kept) as bar:
         tasks: dict[str, Any] = {}
 
         def update(what: str, done: int, total: int) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -16,21 +19,37 @@ from leanres.errors import UserError
 from leanres.io import csv_text
 
 if TYPE_CHECKING:
+    from leanres.data.image_files import Unreadable
+    from leanres.data.unlabelled import Unlabelled
     from leanres.runs.predictor import Prediction
+
+PAGE = 1000  # rows of a printed table: its columns are as wide as these need
 
 
 def predict(
     target: Path = options.TARGET,
-    files: list[Path] = typer.Argument(metavar="FILES", help="Image files, or folders of them."),
+    files: list[Path] = typer.Argument(
+        metavar="IMAGES",
+        help="Image files, folders of them (subfolders too), or batches without labels: a .npy, a"
+        " .npz, or a pickled dict of arrays.",
+    ),
     strict: bool = options.STRICT,
-    top: int = options.measurement_option(3, min=1, help="Classes to show per image."),
+    top: int | None = options.measurement_option(
+        None, min=1, help="Classes to give per image. Default: 3, in a CSV file 1."
+    ),
     tta: str = typer.Option(
-        "none", help="Test-time augmentation: none, flip, flip-shift or flip-shift-unsure."
+        "none", help="Test-time augmentation: none, flip, flip-shift, flip-shift-unsure or auto."
     ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
     as_csv: Path | None = options.output_option(
-        None, "--csv", help="Write columns ID (the file's name) and Labels to this file."
+        None, "--csv", help="Write columns ID, Labels and Probability to this file."
+    ),
+    ids: Literal["path", "stem"] = options.output_option(
+        "path",
+        "--id",
+        help="What names an image: path, relative to the folder given, or stem, the file's name"
+        " without its suffix.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per image."),
 ) -> None:
@@ -38,45 +57,89 @@ def predict(
 
     Example: leanres predict runs/first photos/ --csv labels.csv
     """
-    from leanres.metrics.inference import TTA
-    from leanres.runs.predictor import Prediction, find_images
+    from leanres.data.unlabelled import find_unlabelled
 
-    TTA[tta]
+    options.check_tta(tta)
     predictor = options.make_predictor(target, device_name, threads)
-    top = min(top, len(predictor.preprocess.classes))
-    outcomes = list(predictor.predict(find_images(files), tta, top))
-    read = [o for o in outcomes if isinstance(o, Prediction)]
-    for image in (o for o in outcomes if not isinstance(o, Prediction)):
-        problem = f"{image.path} cannot be read: {image.reason}"
-        if strict or not read:
+    images = find_unlabelled(files, ids)
+    top = min(top or (1 if as_csv else 3), len(predictor.preprocess.classes))
+    with options.progress_bar(as_csv is not None or not sys.stdout.isatty()) as progress:
+        outcomes = _counted(predictor.predict(images, tta, top), images, progress)
+        found = _readable(outcomes, files, strict)
+        if as_csv is not None:
+            count = _write_csv(as_csv, found, top)
+        elif as_json:
+            _print_json(found)
+        else:
+            _print_tables(found)
+    if as_csv is not None:
+        say(f"{count:,} predictions written to {as_csv}")
+
+
+def _counted(
+    outcomes: Iterable[Prediction | Unreadable],
+    images: Unlabelled,
+    progress: Callable[[str, int, int], None],
+) -> Iterator[Prediction | Unreadable]:
+    """The same outcomes, each counted on the progress bar."""
+    total = len(images) if sys.stderr.isatty() else 0
+    for done, outcome in enumerate(outcomes, 1):
+        yield outcome
+        progress("classifying images", done, total)
+
+
+def _readable(
+    outcomes: Iterable[Prediction | Unreadable], files: list[Path], strict: bool
+) -> Iterator[Prediction]:
+    """The predictions; what cannot be read is noted and skipped.
+
+    UserError for the first one where `strict`, and where nothing can be read.
+    """
+    from leanres.runs.predictor import Prediction
+
+    any_read, problem = False, f"no images in {', '.join(map(str, files))}"
+    for outcome in outcomes:
+        if isinstance(outcome, Prediction):
+            any_read = True
+            yield outcome
+            continue
+        problem = f"{outcome.path} cannot be read: {outcome.reason}"
+        if strict:
             raise UserError(problem)
         options.print_notes([f"{problem}; skipped"])
-    if as_csv is not None:
-        _write_predictions(as_csv, read)
-    elif as_json:
-        for p in read:
-            ranked = [{"class": c, "prob": x} for c, x in zip(p.classes, p.probs, strict=True)]
-            say(json.dumps({"path": str(p.path), "top": ranked}))
-    else:
-        _print_predictions(read)
+    if not any_read:
+        raise UserError(problem)
 
 
-def _write_predictions(path: Path, predictions: list[Prediction]) -> None:
-    from leanres.io import write_bytes
+def _write_csv(path: Path, predictions: Iterable[Prediction], top: int) -> int:
+    """Write a row per image as it comes; the number of them."""
+    from leanres.io import written
 
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["ID", "Labels"])
-    writer.writerows([csv_text(p.path.stem), csv_text(p.classes[0])] for p in predictions)
-    # a name in another encoding than UTF-8 keeps its bytes
-    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
-    say(f"{len(predictions)} predictions written to {path}")
+    with written(path) as file:
+        # a name in another encoding than UTF-8 keeps its bytes
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
+        writer = csv.writer(text)
+        heads = [[f"Labels_{i}", f"Probability_{i}"] for i in range(2, top + 1)]
+        writer.writerow(["ID", "Labels", "Probability", *(name for pair in heads for name in pair)])
+        count = 0
+        for count, p in enumerate(predictions, 1):  # noqa: B007  # it is the result
+            ranked = zip(map(csv_text, p.classes), (f"{x:.6f}" for x in p.probs), strict=True)
+            writer.writerow([csv_text(p.id), *(cell for pair in ranked for cell in pair)])
+        text.detach()
+    return count
 
 
-def _print_predictions(predictions: list[Prediction]) -> None:
-    rows = []
+def _print_json(predictions: Iterable[Prediction]) -> None:
     for p in predictions:
-        first, *others = (f"{100 * prob:.1f} %" for prob in p.probs)
-        then = ", ".join(f"{name} {prob}" for name, prob in zip(p.classes[1:], others, strict=True))
-        rows.append([str(p.path), p.classes[0], first, then])
-    print_table(["image", "class", "prob", "then"], rows, left=("class", "then"))
+        ranked = [{"class": c, "prob": x} for c, x in zip(p.classes, p.probs, strict=True)]
+        say(json.dumps({"id": p.id, "path": str(p.path), "top": ranked}))
+
+
+def _print_tables(predictions: Iterator[Prediction]) -> None:
+    while page := list(islice(predictions, PAGE)):
+        rows = []
+        for p in page:
+            first, *others = (f"{100 * prob:.1f} %" for prob in p.probs)
+            then = zip(p.classes[1:], others, strict=True)
+            rows.append([p.id, p.classes[0], first, ", ".join(f"{c} {prob}" for c, prob in then)])
+        print_table(["image", "class", "prob", "then"], rows, left=("class", "then"))

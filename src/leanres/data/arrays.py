@@ -61,15 +61,23 @@ def _bytes(pixels: NDArray[Any], what: str) -> NDArray[np.uint8]:
     """The same values as uint8. UserError for another type, and for values out of range."""
     if pixels.dtype == np.uint8:
         return pixels
+    return (pixels * scale_of(pixels, what)).round().astype(np.uint8)
+
+
+def scale_of(pixels: NDArray[Any], what: str) -> int:
+    """What makes bytes of (N, ...) values: 255 for floats of which none is above 1, else 1.
+
+    They are looked at in parts, as a file may be larger than memory. UserError as `_bytes`.
+    """
     if not (np.issubdtype(pixels.dtype, np.floating) or np.issubdtype(pixels.dtype, np.integer)):
         raise UserError(f"{what} of type {pixels.dtype}: give uint8, or floats from 0 to 1")
-    low, high = float(pixels.min()), float(pixels.max())
+    parts = [pixels[start : start + 1000] for start in range(0, len(pixels), 1000)]
+    low, high = min(float(p.min()) for p in parts), max(float(p.max()) for p in parts)
     if not 0 <= low <= high <= 255:  # NaN never is
         raise UserError(
             f"{what} have values from {low:g} to {high:g}: give 0 to 255, or floats from 0 to 1"
         )
-    scale = 255 if np.issubdtype(pixels.dtype, np.floating) and high <= 1 else 1
-    return (pixels * scale).round().astype(np.uint8)
+    return 255 if np.issubdtype(pixels.dtype, np.floating) and high <= 1 else 1
 
 
 def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -25,6 +25,13 @@ MAX_PIXELS = 25_000_000  # checked in the header, before any pixel is decoded
 MAX_BYTES = 256 * MIB  # 25 megapixels of 8 bytes, and room for metadata
 # No others: icons hold an image of another size than their header says, EPS runs Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+# How predict makes what a network takes of an image file, for those who run an ONNX file elsewhere.
+RULE = (
+    "turned as its EXIF orientation says; 16-bit grey divided by 257 and rounded; transparency over"
+    " white; RGB; the centre square of the shorter side, its left and top rounded down; resized to"
+    " size x size by Pillow's BICUBIC, which is antialiased; uint8 (N, 3, size, size), 0 to 255."
+    " Normalisation is part of the network."
+)
 _one_at_a_time = Lock()  # decoding an image of 25 megapixels takes some hundred MB
 _SMALL = 4_000_000  # pixels of an image that is decoded beside others
 
@@ -37,10 +44,16 @@ class Unreadable:
     reason: str
 
 
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key that orders digits by value (class2 before class10) and ignores case."""
-    parts = re.findall(r"([0-9]+)|([^0-9]+)", name.casefold())
-    return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts], name
+def natural_key(name: str) -> tuple[str, str]:
+    """Sort key that orders digits by value (class2 before class10) and ignores case.
+
+    Two strings, as a folder may hold a million names: each number begins with its length.
+    """
+    return re.sub(r"0*([0-9]*)", _by_value, name.casefold()), name
+
+
+def _by_value(digits: re.Match[str]) -> str:
+    return f"\0{chr(len(digits[1]))}{digits[1]}" if digits[0] else ""
 
 
 def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
@@ -60,6 +73,11 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]
         else:
             images.append(path)
     return images
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as those of images do."""
+    return os.path.splitext(name)[1].lower() in _extensions()
 
 
 @cache
@@ -90,7 +108,7 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
 
     The first frame, rotated as EXIF says, transparency over white, 16 bits scaled to 8. The square
     is cut before resizing, so that no image is distorted and a long thin one needs no memory.
-    Raises what Pillow raises, and ValueError above 25 megapixels.
+    This is RULE. Raises what Pillow raises, and ValueError above 25 megapixels.
     """
     with open_file(path, MAX_BYTES) as file:
         try:
@@ -103,8 +121,24 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
         if pixels > MAX_PIXELS:
             raise ValueError(f"{pixels / 1e6:.1f} megapixels; at most 25 are allowed")
         with image, _one_at_a_time if pixels > _SMALL else nullcontext():
-            rgb = _rgb(ImageOps.exif_transpose(image))
-    return np.asarray(square(rgb, size))
+            return _as_network_input(image, size)
+
+
+def preprocess(image: str | Path | Image.Image, size: int) -> NDArray[np.uint8]:
+    """An image file, or a picture of Pillow's, as a network takes it: uint8 (1, 3, size, size).
+
+    Exactly what `leanres predict` does before the network, and what an exported ONNX file expects.
+    size: the network's, in pixels. Raises as `read_image`.
+    """
+    if isinstance(image, Image.Image):
+        pixels = _as_network_input(image, size)
+    else:
+        pixels = read_image(Path(image), size)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
+
+
+def _as_network_input(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    return np.asarray(square(_rgb(ImageOps.exif_transpose(image)), size))
 
 
 def square(image: Image.Image, size: int) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from leanres.augment.registry import FLIPS
-from leanres.data.image_files import Unreadable, image_files, read_image_or_reason
+from leanres.data.image_files import Unreadable
 from leanres.data.split import Split
+from leanres.data.unlabelled import Unlabelled, UnlabelledImage, find_unlabelled
 from leanres.errors import UserError
 from leanres.metrics.classification import accuracy, measure
 from leanres.metrics.inference import predict_both
@@ -31,9 +32,10 @@ from leanres.training.device import Device, detect
 class Prediction:
     """A network's answer for one image: its most likely classes, likeliest first."""
 
-    path: Path
+    path: Path  # of the image file, or of the batch
     classes: tuple[str, ...]
     probs: tuple[float, ...]
+    id: str  # the path relative to the folder given, or what a batch calls the image
 
 
 @dataclass(frozen=True)
@@ -104,30 +106,34 @@ class Predictor:
         return measure(plain, labels) | with_tta, plain
 
     def predict(
-        self, paths: list[Path], tta: str = "none", top: int = 3
+        self, images: Unlabelled | Iterable[Path | str], tta: str = "none", top: int = 3
     ) -> Iterator[Prediction | Unreadable]:
-        """The `top` classes of each image file, in order, or why it cannot be read."""
+        """The `top` classes of each image, in order, or why it cannot be read.
+
+        images: image files, folders of them and batches, as `find_unlabelled` takes them. Some
+        hundred are in memory at a time.
+        """
         if not 1 <= top <= len(self.preprocess.classes):
             raise UserError(f"top {top}: give 1 to {len(self.preprocess.classes)}")
-        for start in range(0, len(paths), 500):
-            yield from self._predict_batch(paths[start : start + 500], tta, top)
+        found = images if isinstance(images, Unlabelled) else find_unlabelled(images)
+        for chunk in found.read(self.preprocess.size):
+            yield from self._predict_chunk(chunk, self.tta if tta == "auto" else tta, top)
 
-    def _predict_batch(
-        self, paths: list[Path], tta: str, top: int
+    def _predict_chunk(
+        self, chunk: list[UnlabelledImage], tta: str, top: int
     ) -> Iterator[Prediction | Unreadable]:
-        outcomes = list(read_image_or_reason(paths, self.preprocess.size))
-        arrays = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+        arrays = [image.pixels for image in chunk if not isinstance(image.pixels, str)]
         probs: Iterator[Tensor] = iter(())
         if arrays:
             images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
             probs = iter(self.logits(images, tta).softmax(1))
-        for path, outcome in zip(paths, outcomes, strict=True):
-            if isinstance(outcome, str):
-                yield Unreadable(path, outcome)
+        for image in chunk:
+            if isinstance(image.pixels, str):
+                yield Unreadable(image.path, image.pixels)
                 continue
             best, indices = next(probs).topk(top)
             names = tuple(self.preprocess.classes[i] for i in indices.tolist())
-            yield Prediction(path, names, tuple(best.tolist()))
+            yield Prediction(image.path, names, tuple(best.tolist()), image.id)
 
 
 def load_predictor(path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
@@ -153,18 +159,3 @@ def tta_of(augment: Sequence[Sequence[Any]]) -> str:
     Without flips, mirrored images are foreign to the network: digits fell from 98.6 to 86.7 %.
     """
     return "flip-shift" if any(name in FLIPS for name, *_ in augment) else "none"
-
-
-def find_images(paths: list[Path]) -> list[Path]:
-    """Image files, folders replaced by the image files in them in natural order."""
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += image_files(path)
-        elif path.exists():
-            files.append(path)
-        else:
-            raise UserError(f"{path} does not exist: give image files, or a folder of them")
-    if not files:
-        raise UserError(f"no images in {', '.join(map(str, paths))}")
-    return files

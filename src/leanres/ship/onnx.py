@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanres.data.image_files import RULE
 from leanres.io import write_bytes
 from leanres.models.preprocess import ImageClassifier
 from leanres.models.zoo import config_to_dict
@@ -22,7 +23,8 @@ from leanres.version import __version__
 
 
 def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> None:
-    """Write the graph from uint8 images to probabilities; its metadata has the class names.
+    """Write the graph from uint8 images to probabilities; its metadata has the class names, and
+    `input` says how an image file becomes its input.
 
     The weights are always float32, so `full` changes nothing.
     """
@@ -46,6 +48,7 @@ def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> N
         "model": json.dumps(config_to_dict(config)),
         "classes": json.dumps(preprocess.classes),
         "preprocess": json.dumps(asdict(preprocess)),
+        "input": RULE,
     }
     for key, value in metadata.items():
         entry = proto.metadata_props.add()

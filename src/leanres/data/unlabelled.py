@@ -1,0 +1,131 @@
+"""Images without labels, as `predict` takes them: image files, folders of them, and batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanres.data.batch_files import Batch, is_batch, open_batch
+from leanres.data.image_files import is_image_name, natural_key, read_image_or_reason
+from leanres.errors import UserError, printable
+
+CHUNK = 500  # images that are in memory at a time
+Named = tuple[str, Path]  # an image's ID and its file
+
+
+@dataclass(frozen=True)
+class UnlabelledImage:
+    """An image with its ID: pixels (size, size, 3), or the reason why it cannot be read."""
+
+    id: str
+    path: Path  # of the image file, or of the batch
+    pixels: NDArray[np.uint8] | str
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Images to classify, found but not yet read. Make it with `find_unlabelled`."""
+
+    places: tuple[Path | Batch, ...]
+    by_stem: bool = False
+
+    def __len__(self) -> int:
+        """The number of images."""
+        batches = [place for place in self.places if isinstance(place, Batch)]
+        return sum(map(len, batches)) + sum(1 for _ in self.files())
+
+    def files(self) -> Iterator[Named]:
+        """The image files, without what is in batches: in order, each with its ID."""
+        return self._files(place for place in self.places if isinstance(place, Path))
+
+    def read(self, size: int) -> Iterator[list[UnlabelledImage]]:
+        """The images in order, each cropped and resized to `size` pixels a side, some at a time."""
+        for _, alike in groupby(self.places, type):
+            places = list(alike)
+            for batch in (place for place in places if isinstance(place, Batch)):
+                yield from self._read_batch(batch, size)
+            paths = (place for place in places if isinstance(place, Path))
+            yield from _read_files(self._files(paths), size)
+
+    def _files(self, places: Iterable[Path]) -> Iterator[Named]:
+        for place in places:
+            for path in image_paths(place) if place.is_dir() else (place,):
+                # of one folder: relative to it; of several places, names must not collide
+                own = path.relative_to(place) if path != place and len(self.places) == 1 else path
+                yield own.stem if self.by_stem else own.as_posix(), path
+
+    def _read_batch(self, batch: Batch, size: int) -> Iterator[list[UnlabelledImage]]:
+        prefix = f"{batch.path.as_posix()}/" if len(self.places) > 1 else ""
+        for start in range(0, len(batch), CHUNK):
+            images = batch.read(slice(start, start + CHUNK), size)
+            ids = batch.ids_from(start, len(images))
+            yield [
+                UnlabelledImage(prefix + own, batch.path, image)
+                for own, image in zip(ids, images, strict=True)
+            ]
+
+
+def _read_files(files: Iterator[Named], size: int) -> Iterator[list[UnlabelledImage]]:
+    while chunk := list(islice(files, CHUNK)):
+        outcomes = read_image_or_reason([path for _, path in chunk], size)
+        yield [
+            UnlabelledImage(own, path, outcome)
+            for (own, path), outcome in zip(chunk, outcomes, strict=True)
+        ]
+
+
+def find_unlabelled(
+    paths: Iterable[Path | str], ids: Literal["path", "stem"] = "path"
+) -> Unlabelled:
+    """Image files, folders of them (subfolders too), and batches (.npy, .npz, a pickled dict).
+
+    An image's ID is its path relative to the folder; where several places are given, the path as
+    given. With `ids` "stem" it is the file's name without its suffix. A batch's are its own, else
+    positions from 0. UserError for a path that does not exist, a batch that cannot be read, and two
+    files of one stem.
+    """
+    places = [Path(path) for path in paths]
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place} does not exist: give image files, folders, or a batch")
+    found = tuple(open_batch(place) if is_batch(place) else place for place in places)
+    if ids == "stem":
+        _check_stems(Unlabelled(found))
+    return Unlabelled(found, ids == "stem")
+
+
+def _check_stems(images: Unlabelled) -> None:
+    seen: dict[str, str] = {}
+    for own, path in images.files():
+        first = seen.setdefault(path.stem, own)
+        if first != own:
+            both = f"{printable(first)} and {printable(own)}"
+            raise UserError(f"{both} have the same stem: leave --id stem out, IDs are paths then")
+
+
+def image_paths(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Image files in a folder and its subfolders, in natural order, without hidden ones.
+
+    One folder's names are in memory at a time. `above` are the folders around it: a link to one of
+    them is not followed.
+    """
+    about = folder.stat()
+    own = (about.st_dev, about.st_ino)
+    if own in above:
+        return
+    with os.scandir(folder) as entries:
+        names = [(entry.name, entry.is_dir()) for entry in entries]
+    for name, is_folder in sorted(names, key=lambda pair: natural_key(pair[0])):
+        if name.startswith("."):
+            continue
+        if is_folder:
+            yield from image_paths(folder / name, above | {own})
+        elif is_image_name(name):
+            yield folder / name
