@@ -104,7 +104,7 @@ def test_the_guides_python_runs(tmp_path, monkeypatch, capsys, digits):
         Image.fromarray(pixels).save(folder / f"{i}.png")
     folder.rename(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    (code,) = (block for block in python_blocks("guide.md") if "leanres.fit" in block)
+    (code,) = (block for block in python_blocks("guide.md") if "leanres.resume" in block)
     execute(code.replace("epochs=5", "epochs=1").replace("epochs=6", "epochs=2"))
     lines = capsys.readouterr().out.splitlines()
     assert {Path(line.split(".png ")[0]).stem for line in lines} == {

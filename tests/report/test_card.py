@@ -37,7 +37,7 @@ def test_the_card_says_what_was_measured_on_the_file_and_how_it_was_trained(
     info["origin"]["command"] = f"leanres train digits --out {folder} --seed 0"
     (folder / "run.json").write_text(json.dumps(info))
     card = model_card(folder, out, digits, "cpu")
-    found = load_predictor(out, "cpu", "float32").evaluate(digits.test, "flip-shift")
+    found = load_predictor(out, "cpu", "float32").evaluate(digits.test, info["result"]["tta"])
     facts, run = rows(card), info["result"]
     assert found["accuracy"] < run["accuracy"]
     assert facts["test accuracy"] == accuracy_text(found)
