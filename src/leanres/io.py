@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
@@ -20,6 +20,8 @@ from platformdirs import user_cache_path
 from leanres.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from pyarrow import Table
 
 LOCK = ".lock"  # the file in a folder that `Lock` holds
@@ -86,6 +88,53 @@ def open_file(path: Path, max_bytes: int) -> BufferedReader:
     raise UserError(f"{path} has {size}, more than the {most} allowed: give another file")
 
 
+def open_data(path: Path, max_bytes: int) -> BufferedReader:
+    """Open a file of images, labels or weights as `open_file` does.
+
+    UserError, too, for what only stands for the file, as a Git-LFS pointer does.
+    """
+    file = open_file(path, max_bytes)
+    what = placeholder(file.read(256))
+    file.seek(0)
+    if what:
+        file.close()
+        raise UserError(f"{path} is {what}")
+    return file
+
+
+def placeholder(head: bytes) -> str:
+    """What stands in a file's place, by its first bytes, and what to do; empty if it is a file."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer, not the file itself: run git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page, not the file itself: download it again"
+    return ""
+
+
+class Readable(Protocol):
+    """What bytes can be read from: a file, or a member of an archive."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+def read_exactly(stream: Readable, size: int) -> NDArray[np.uint8]:
+    """The next `size` bytes of a stream, read in pieces. EOFError where there are fewer.
+
+    Memory is taken as it is filled: a size that a damaged header claims costs nothing.
+    """
+    import numpy as np
+
+    content, done = np.empty(size, np.uint8), 0
+    while done < size:
+        piece = stream.read(min(size - done, MIB))
+        if not piece:
+            raise EOFError("it ends too early")
+        content[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        done += len(piece)
+    return content
+
+
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
 
@@ -148,7 +197,7 @@ def read_parquet(path: Path, max_bytes: int, columns: list[str] | None = None) -
     """
     import pyarrow.parquet as pq
 
-    with open_file(path, max_bytes) as file, pq.ParquetFile(file) as opened:
+    with open_data(path, max_bytes) as file, pq.ParquetFile(file) as opened:
         about = opened.metadata
         groups = [about.row_group(i).total_byte_size for i in range(about.num_row_groups)]
         if sum(groups) > max_bytes or about.num_rows * about.num_columns > max_bytes:

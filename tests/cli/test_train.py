@@ -7,10 +7,12 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from leanres.cli.train import _next_folder
+from leanres.data.sources import cifar10
 
 
 def test_train_prints_what_happened_and_what_to_do_next(leanres, mistake, tmp_path, tiny):
@@ -61,7 +63,9 @@ def test_train_auto_says_in_one_line_that_it_falls_back_on_the_digits(
 ):
     monkeypatch.delenv("LEANRES_DATA", raising=False)
     monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("leanres.data.sources.cifar10.URL", "http://127.0.0.1:9/none.tar.gz")
+    downloads = {"cifar.tar.gz": ("http://127.0.0.1:9/none.tar.gz", "")}
+    unreachable = replace(cifar10.CIFAR10, downloads=downloads)
+    monkeypatch.setattr("leanres.data.sources.cifar10.CIFAR10", unreachable)
     start = time.perf_counter()
     done = leanres("train", "--data", "auto", "--out", tmp_path / "r", "--epochs", 1, *tiny)
     assert done.code == 0

@@ -31,7 +31,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]
         (IMAGES.float(), LABELS, ("a", "b"), "torch.float32"),
         (IMAGES[:, :1], LABELS, ("a", "b"), r"\(2, 1, 4, 4\)"),
         (IMAGES[0], LABELS, ("a", "b"), r"\(3, 4, 4\)"),
-        (IMAGES[:0], LABELS[:0], ("a", "b"), "at least one image"),
+        (IMAGES[..., :0], LABELS, ("a", "b"), "at least one pixel"),
         (IMAGES.transpose(2, 3)[:, :, :, ::2], LABELS, ("a", "b"), "contiguous"),
         (IMAGES, LABELS.int(), ("a", "b"), "torch.int32"),
         (IMAGES, LABELS[:1], ("a", "b"), r"int64 of shape \(2,\)"),

@@ -109,7 +109,8 @@ def read_batches(folder: Path) -> tuple[Any, list[str]]:
     files = cifar10.find_files(folder)
     assert files is not None
     train, test = read_cifar10(files, None)
-    return [train.fingerprint, test.fingerprint], list(cifar10._differences(train, test))
+    splits = {"train": train, "test": test}
+    return [train.fingerprint, test.fingerprint], list(cifar10.differences(splits))
 
 
 def read_command(*words: object, made: Path | None = None) -> tuple[Any, list[str]]:
@@ -225,9 +226,10 @@ def small_cifar_kinds(folder: Path) -> dict[str, Kind]:
 @contextlib.contextmanager
 def small_cifar() -> Iterator[None]:
     """CIFAR-10 has 60 images meanwhile."""
+    small = replace(cifar10.CIFAR10, counts={"train": 50, "test": 10})
     with (
         patch.object(cifar10_formats, "_ROWS", 10),
-        patch.object(cifar10, "_COMPLETE", (50, 10)),
+        patch.object(cifar10, "CIFAR10", small),
         patch.dict(cifar10.FINGERPRINTS),
     ):
         yield

@@ -53,10 +53,11 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
     from leanres.training.recipes import RECIPES
 
     recipe = RECIPES["digits" if dataset.name == "digits" else "speed"]
-    chosen = torch.randperm(len(dataset.train), generator=generator(0, 0))[:64]
+    shown = dataset.train or next(iter(dataset.splits.values()))
+    chosen = torch.randperm(len(shown), generator=generator(0, 0))[:64]
     draw = Draw(generator(0, 1), chosen)
-    batch = augment(dataset.train.images[chosen], recipe.augment, draw)
-    grids = {"samples.png": sample_grid(dataset.train), "augmented.png": batch_grid(batch)}
+    batch = augment(shown.images[chosen], recipe.augment, draw)
+    grids = {"samples.png": sample_grid(shown), "augmented.png": batch_grid(batch)}
     out.mkdir(parents=True, exist_ok=True)
     for name, image in grids.items():
         content = io.BytesIO()

@@ -48,8 +48,9 @@ def evaluate(
         round_to_int8_(predictor.model)
     dataset = options.load_target_data(target, predictor.preprocess.size, data, strict)
     images = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
-    if images is None:
-        raise UserError(f"{dataset.name} has no {split} split: give --split train, or other data")
+    if not images:
+        there = " or ".join(dataset.splits)
+        raise UserError(f"{dataset.name} has no {split} split: give --split {there}, or other data")
     result = predictor.evaluate(images, tta) | {
         "split": split,
         "int8_weights": int8,

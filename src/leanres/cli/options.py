@@ -32,8 +32,9 @@ machine_option = partial(typer.Option, rich_help_panel="Machine")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
 DATA_HELP = (
-    "cifar10 (from $LEANRES_DATA, else the cache, else a download), digits, or a path: CIFAR-10, or"
-    " a folder with one subfolder per class."
+    "cifar10, cifar10.1, cifar100, cifar100-coarse, mnist, fashion-mnist, svhn, stl10 (from"
+    " $LEANRES_DATA, else the cache, else a download), digits, or a path: their files, a folder"
+    " with one subfolder per class, a table of files and labels beside images, npz, parquet, idx."
 )
 
 RECIPE = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file.")

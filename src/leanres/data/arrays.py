@@ -38,7 +38,15 @@ def images_of(x: Any, what: str = "images", size: int | None = None) -> Tensor:
         channels_last = np.stack([_resized(image, size) for image in channels_last])
     elif height != width:
         raise UserError(f"{what} of {height}x{width} pixels: give square ones, or a size")
-    return torch.from_numpy(channels_last).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.array(channels_last.transpose(0, 3, 1, 2), order="C"))
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Images of 3 channels: grey repeated, RGBA over white. uint8 (N, C, H, W) -> (N, 3, H, W)."""
+    if images.shape[1] == 4:
+        alpha = images[:, 3:].float() / 255
+        return (alpha * images[:, :3] + 255 * (1 - alpha)).round().to(torch.uint8)
+    return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def _channels_last(pixels: NDArray[Any], what: str) -> NDArray[Any]:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from leanres.errors import first_line, printable
-from leanres.io import MIB, open_file
+from leanres.io import MIB, open_data, placeholder
 
 MAX_PIXELS = 25_000_000  # checked in the header, before any pixel is decoded
 MAX_BYTES = 256 * MIB  # 25 megapixels of 8 bytes, and room for metadata
@@ -27,13 +30,16 @@ MAX_BYTES = 256 * MIB  # 25 megapixels of 8 bytes, and room for metadata
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 # How predict makes what a network takes of an image file, for those who run an ONNX file elsewhere.
 RULE = (
-    "turned as its EXIF orientation says; 16-bit grey divided by 257 and rounded; transparency over"
-    " white; RGB; the centre square of the shorter side, its left and top rounded down; resized to"
+    "turned as its EXIF orientation says; 16-bit grey scaled to bytes and rounded, white being 255,"
+    " 4095 or 65535, the first that none of its values exceeds; transparency over white; RGB; the"
+    " centre square of the shorter side, its left and top rounded down; resized to"
     " size x size by Pillow's BICUBIC, which is antialiased; uint8 (N, 3, size, size), 0 to 255."
     " Normalisation is part of the network."
 )
 _one_at_a_time = Lock()  # decoding an image of 25 megapixels takes some hundred MB
 _SMALL = 4_000_000  # pixels of an image that is decoded beside others
+_AHEAD = 256  # images that are decoded before they are asked for
+_WHITES = (255.0, 4095.0, 65535.0)  # of 8, 12 and 16 bits
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,34 @@ class Unreadable:
 
     path: Path
     reason: str
+
+
+@dataclass(frozen=True)
+class Greys:
+    """The grey values of an image, or of several, that have more than 8 bits."""
+
+    kind: str  # integer, float
+    low: float
+    high: float
+
+    @property
+    def white(self) -> float:
+        """The value that is shown white: the largest of the fewest bits that hold them all.
+
+        Floats up to 1 run from 0 to 1. Above 65,535 everything is white.
+        """
+        whites = (1.0, *_WHITES) if self.kind == "float" else _WHITES
+        return next((white for white in whites if self.high <= white), _WHITES[-1])
+
+
+class Decoded(NamedTuple):
+    """A decoded image."""
+
+    pixels: NDArray[np.uint8]  # (size, size, 3)
+    greys: Greys | None  # where it has grey values of more than 8 bits
+
+
+ImageItem = Path | bytes | str  # a file, its content, or the reason why there is none
 
 
 def natural_key(name: str) -> tuple[str, str]:
@@ -57,22 +91,28 @@ def _by_value(digits: re.Match[str]) -> str:
 
 
 def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
-    """Files directly in `folder` with an image format's extension, in natural order.
+    """Files in `folder` and its subfolders with an image format's extension, in natural order.
 
     `skipped` counts what else is there, by kind ("hidden file{s}").
     """
     skipped = Counter() if skipped is None else skipped
-    images = []
+    return list(_image_files(folder, skipped, (folder.resolve(),)))
+
+
+def _image_files(folder: Path, skipped: Counter[str], above: tuple[Path, ...]) -> Iterator[Path]:
+    """`above` are the folders on the way here: a link back to one of them would never end."""
     for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
         if path.name.startswith("."):
             skipped["hidden file{s}"] += 1
         elif path.is_dir():
-            skipped["folder{s} inside a class"] += 1
+            if (real := path.resolve()) in above:
+                skipped["link{s} to a folder above"] += 1
+            else:
+                yield from _image_files(path, skipped, (*above, real))
         elif path.suffix.lower() not in _extensions():
             skipped["non-image file{s}"] += 1
         else:
-            images.append(path)
-    return images
+            yield path
 
 
 def is_image_name(name: str) -> bool:
@@ -87,41 +127,68 @@ def _extensions() -> dict[str, str]:
 
 
 def read_image_or_reason(paths: list[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
-    """For each path, in order, its image as `read_image` gives it, or why there is none.
+    """For each path, in order, its image as `read_image` gives it, or why there is none."""
+    for outcome in decode_or_reason(paths, size):
+        yield outcome if isinstance(outcome, str) else outcome.pixels
 
-    Decodes on up to 8 threads: Pillow releases the interpreter lock.
+
+def decode_or_reason(
+    items: Iterable[ImageItem], size: int, whites: Mapping[str, float] | None = None
+) -> Iterator[Decoded | str]:
+    """For each item, in order, its image as `decode_image` gives it, or why there is none.
+
+    Decodes on up to 8 threads (Pillow releases the interpreter lock), some hundred images ahead.
     """
+    decode, items = partial(_decoded_or_reason, size=size, whites=whites), iter(items)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         warnings.simplefilter("ignore")  # about huge images and odd metadata: handled below
-        yield from pool.map(partial(_image_or_reason, size=size), paths)
+        while chunk := list(islice(items, _AHEAD)):
+            yield from pool.map(decode, chunk)
 
 
-def _image_or_reason(path: Path, size: int) -> NDArray[np.uint8] | str:
+def _decoded_or_reason(
+    item: ImageItem, size: int, whites: Mapping[str, float] | None
+) -> Decoded | str:
+    if isinstance(item, str):
+        return item
+    name = item.name if isinstance(item, Path) else ""
     try:
-        return read_image(path, size)
+        if isinstance(item, bytes):
+            return decode_image(io.BytesIO(item), size, whites)
+        with open_data(item, MAX_BYTES) as file:
+            return decode_image(file, size, whites)
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes
-        return printable(first_line(error).replace(str(path), path.name))
+        reason = first_line(error).replace(str(item), name)
+        return printable(reason.removeprefix(f"{name} is "))
 
 
 def read_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """One image file as RGB: its centre square, resized with antialiased bicubic. (size, size, 3).
+    """One image file as `decode_image` gives it, (size, size, 3); raises what that raises."""
+    with open_data(path, MAX_BYTES) as file:
+        return decode_image(file, size).pixels
 
-    The first frame, rotated as EXIF says, transparency over white, 16 bits scaled to 8. The square
-    is cut before resizing, so that no image is distorted and a long thin one needs no memory.
-    This is RULE. Raises what Pillow raises, and ValueError above 25 megapixels.
+
+def decode_image(file: BinaryIO, size: int, whites: Mapping[str, float] | None = None) -> Decoded:
+    """An image as RGB: its centre square, resized with antialiased bicubic.
+
+    The first frame, rotated as EXIF says, transparency over white. Grey values of more than 8 bits
+    are scaled so that `whites` of their kind, by default `Greys.white` of this image, is white. The
+    square is cut before resizing, so that no image is distorted and a long thin one needs no
+    memory. This is RULE. Raises what Pillow raises, and ValueError above 25 megapixels.
     """
-    with open_file(path, MAX_BYTES) as file:
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ValueError("more than 25 megapixels") from None
-        except UnidentifiedImageError:
-            raise ValueError(f"no image: give {', '.join(FORMATS)}") from None
-        pixels = image.width * image.height
-        if pixels > MAX_PIXELS:
-            raise ValueError(f"{pixels / 1e6:.1f} megapixels; at most 25 are allowed")
-        with image, _one_at_a_time if pixels > _SMALL else nullcontext():
-            return _as_network_input(image, size)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError("more than 25 megapixels") from None
+    except UnidentifiedImageError:
+        file.seek(0)
+        what = placeholder(file.read(256)) or f"no image: give {', '.join(FORMATS)}"
+        raise ValueError(what) from None
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{pixels / 1e6:.1f} megapixels; at most 25 are allowed")
+    with image, _one_at_a_time if pixels > _SMALL else nullcontext():
+        return _as_network_input(image, size, whites)
 
 
 def preprocess(image: str | Path | Image.Image, size: int) -> NDArray[np.uint8]:
@@ -131,14 +198,21 @@ def preprocess(image: str | Path | Image.Image, size: int) -> NDArray[np.uint8]:
     size: the network's, in pixels. Raises as `read_image`.
     """
     if isinstance(image, Image.Image):
-        pixels = _as_network_input(image, size)
+        pixels = _as_network_input(image, size).pixels
     else:
         pixels = read_image(Path(image), size)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
 
 
-def _as_network_input(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    return np.asarray(square(_rgb(ImageOps.exif_transpose(image)), size))
+def _as_network_input(
+    image: Image.Image, size: int, whites: Mapping[str, float] | None = None
+) -> Decoded:
+    turned, greys = ImageOps.exif_transpose(image), None
+    if turned.mode.startswith("I") or turned.mode == "F":
+        values, greys = _grey_values(np.asarray(turned))
+        white = greys.white if whites is None else whites[greys.kind]
+        turned = Image.fromarray(_eight_bits(values, white))
+    return Decoded(np.asarray(square(_rgb(turned), size)), greys)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
@@ -151,9 +225,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    """An image of 8 bits in any mode as RGB."""
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -161,14 +233,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey values as bytes: integers have 16 bits; floats are in [0, 1], or in [0, 255] if any
-    is above 1.
-    """
+def _grey_values(values: NDArray[np.generic]) -> tuple[NDArray[np.float64], Greys]:
+    """The values as finite floats, and what is known of them."""
+    kind = "integer" if np.issubdtype(values.dtype, np.integer) else "float"
     grey = values.astype(np.float64)  # in place from here on: 200 MB for 25 megapixels
     np.nan_to_num(grey, copy=False)
-    if np.issubdtype(values.dtype, np.integer):
-        grey /= 257
-    elif grey.max() <= 1:
-        grey *= 255
+    return grey, Greys(kind, float(grey.min()), float(grey.max()))
+
+
+def _eight_bits(grey: NDArray[np.float64], white: float) -> NDArray[np.uint8]:
+    """Grey values from 0 to `white` as bytes; the input is overwritten."""
+    grey *= 255 / white
     return grey.clip(0, 255, out=grey).round(out=grey).astype(np.uint8)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leanres.data.arrays import images_of, labels_of
+from leanres.data.arrays import as_rgb, images_of, labels_of
 from leanres.errors import UserError, printable
 from leanres.registry import check_class_names
 
@@ -24,6 +24,7 @@ TEST_SHARE = 0.2  # of the images, where a source has no test split
 class Split:
     """Labelled images as stored: uint8 (N, 3, H, W), labels int64 (N,), one name per class.
 
+    Without images it stands for the train split of a data set that is for testing alone.
     `files` names each image, as "cat/0.png", or is empty. Raises UserError if shapes, types or
     labels do not fit each other.
     """
@@ -46,7 +47,7 @@ class Split:
     @cached_property
     def digests(self) -> NDArray[np.uint8]:
         """One 32-byte BLAKE2b digest per image, of its pixels alone. (N, 32) uint8."""
-        pixels = self.images.cpu().numpy().reshape(len(self), -1)
+        pixels = self.images.cpu().flatten(1).numpy()
         joined = b"".join(hashlib.blake2b(row.data, digest_size=32).digest() for row in pixels)
         return np.frombuffer(joined, np.uint8).reshape(len(self), 32)
 
@@ -86,6 +87,8 @@ class Split:
 class Dataset:
     """The splits that a source has, and notes for the user about them.
 
+    `train` has no images where a set is for testing alone.
+
     `grows`: images may be added later, so each image's own pixels decide whether it is held out
     (`content_split`). Otherwise the set is complete, and held-out counts are exact.
     """
@@ -102,7 +105,7 @@ class Dataset:
     def of(
         cls, name: str, splits: Mapping[str, Split], notes: Sequence[str] = (), source: str = ""
     ) -> Dataset:
-        """A data set that may grow, of the splits given: train, val, test, or "all".
+        """A data set that may grow, of the splits given: train, val, test, or "all"; or test alone.
 
         A fifth of "all" is held out as test by `content_split`, and a note says so. UserError
         where that is impossible, and where splits differ in classes or size.
@@ -113,12 +116,14 @@ class Dataset:
             splits = {**splits, "train": train, "test": test}
             notes = (*notes, told)
             del splits["all"]
-        first = splits["train"]
+        first = splits.get("train") or next(iter(splits.values())).subset([])
         for other, split in splits.items():
             if (split.classes, split.images.shape[1:]) != (first.classes, first.images.shape[1:]):
                 raise UserError(
                     f"{other} and train differ in class names or in size: give the same"
                 )
+        if not first and "test" not in splits:
+            raise UserError(f"there are {', '.join(splits)} images alone: add train or test images")
         parts = (first, splits.get("val"), splits.get("test"))
         return cls(name, *parts, tuple(notes), source, grows=True)
 
@@ -143,27 +148,31 @@ class Dataset:
         """
         given = {"train" if test else "all": (x, y), "val": val, "test": test}
         pairs = {part: pair for part, pair in given.items() if pair is not None}
-        labels, names = labels_of([pair[1] for pair in pairs.values()], classes)
-        splits = {
-            part: Split(images_of(pair[0], f"{part} images", size), numbers, names)
-            for (part, pair), numbers in zip(pairs.items(), labels, strict=True)
-        }
+        splits = splits_of(pairs, classes, size)
         first = next(iter(splits))
         splits[first] = replace(splits[first], files=tuple(map(printable, files)))
         return cls.of(name, splits, source="arrays in memory")
+
+    def check_trainable(self) -> None:
+        """UserError for a data set that is for testing alone."""
+        if not self.train:
+            raise UserError(
+                f"{self.name} has test images alone: train on other data, and measure it on these"
+                " with leanres evaluate RUN --data"
+            )
 
     @property
     def splits(self) -> dict[str, Split]:
         """The splits that it has, by name: train, val, test."""
         named = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: split for name, split in named.items() if split is not None}
+        return {name: split for name, split in named.items() if split}
 
     def with_val(self, val: float) -> Dataset:
         """The same with images held out of train as val, unless it has a val split or `val` is 0.
 
         val: a share below 1, or a number of images. UserError where train is too small for it.
         """
-        if not val or self.val is not None:
+        if not val or self.val is not None or not self.train:
             return self
         own = self.train
         count = int(val) if val >= 1 else max(round(val * len(own)), len(own.classes))
@@ -174,13 +183,26 @@ class Dataset:
         return replace(self, train=parts[0], val=parts[1])
 
 
+def splits_of(
+    pairs: Mapping[str, tuple[Any, Any]],
+    classes: Sequence[str] | None = None,
+    size: int | None = None,
+) -> dict[str, Split]:
+    """Splits of arrays: name -> (images, labels), as `images_of` and `labels_of` take them."""
+    labels, names = labels_of([pair[1] for pair in pairs.values()], classes)
+    return {
+        part: Split(as_rgb(images_of(pair[0], f"{part} images", size)), numbers, names)
+        for (part, pair), numbers in zip(pairs.items(), labels, strict=True)
+    }
+
+
 def _check_images(images: Tensor) -> None:
-    """uint8 (N, 3, H, W), contiguous, not empty."""
+    """uint8 (N, 3, H, W), contiguous, H and W not 0."""
     shape = tuple(images.shape)
     if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] != 3:
         raise UserError(f"images are {images.dtype} of shape {shape}; give uint8 of (N, 3, H, W)")
-    if 0 in shape:
-        raise UserError(f"images of shape {shape} are empty; give at least one image")
+    if 0 in shape[1:]:
+        raise UserError(f"images of shape {shape} are empty; give at least one pixel")
     if not images.is_contiguous():
         raise UserError("images are not contiguous in memory; pass images.contiguous()")
 
@@ -193,6 +215,8 @@ def _check_labels(labels: Tensor, images: Tensor, num_classes: int) -> None:
         raise UserError(f"labels are {came}; give {fits}, one per image")
     if labels.device != images.device:
         raise UserError(f"images are on {images.device}, labels on {labels.device}; use one device")
+    if not len(labels):
+        return
     low, high = (int(bound) for bound in torch.aminmax(labels))
     if low < 0 or high >= num_classes:
         raise UserError(

@@ -178,6 +178,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
 
     UserError where recipe and images do not fit each other.
     """
+    dataset.check_trainable()
     with_val = dataset.with_val(recipe.val)
     split, val = with_val.train, with_val.val
     own_mean, own_std = channel_stats(split)

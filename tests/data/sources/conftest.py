@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leanres.data.sources import cifar10
 from leanres.data.sources import cifar10_formats as formats
+from leanres.data.sources import published
 from leanres.errors import UserError
 
 ROWS = 20  # of a binary batch
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     def offline(*_: object, **__: object) -> None:
         raise UserError("cannot download: no network in this test")
 
-    monkeypatch.setattr(cifar10, "download", offline)
+    monkeypatch.setattr(published, "download", offline)
     return tmp_path / "cache"
 
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from leanres.data.sources import cifar10, digits, folder, kept
+from leanres.data.sources import (
+    cifar10,
+    cifar10_1,
+    cifar100,
+    digits,
+    folder,
+    idx,
+    kept,
+    npz,
+    parquet,
+    stl10,
+    svhn,
+    table,
+)
 from leanres.data.sources.source import LoadOptions, Source
 from leanres.data.sources.source import Progress as Progress
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import cache_folder
-from leanres.registry import Table
+from leanres.registry import Table, unknown
 
 # Where a path is given in place of a name, later entries are asked first, so that a special layout
 # has precedence over the general folder.
@@ -22,13 +36,29 @@ SOURCES: Table[Source] = Table(
         "folder": Source(folder.load_folder, Path.is_dir, folder.LAYOUT),
         "arrays": Source(kept.load_kept),
         "digits": Source(digits.load_embedded_digits),
-        "cifar10": Source(cifar10.load_cifar10, cifar10.find_files, cifar10.LAYOUT),
+        "table": Source(table.load_table, table.find_table, table.LAYOUT, table.SETTINGS),
+        "parquet": Source(
+            parquet.load_parquet, parquet.holds_images, parquet.LAYOUT, parquet.SETTINGS
+        ),
+        "npz": Source(npz.load_npz, npz.is_npz, npz.LAYOUT),
+        "cifar10": Source(cifar10.load_cifar10, cifar10.find_files),
+        "idx": Source(idx.load_idx, idx.find_idx, idx.LAYOUT),
+        "mnist": Source(idx.load_mnist, idx.MNIST.find),
+        "fashion-mnist": Source(idx.load_fashion_mnist, idx.FASHION_MNIST.find),
+        "svhn": Source(svhn.load_svhn, svhn.find_files),
+        "stl10": Source(stl10.load_stl10, stl10.find_files),
+        "cifar10.1": Source(cifar10_1.load_cifar10_1, cifar10_1.find_files),
+        "cifar100-coarse": Source(cifar100.load_coarse),
+        "cifar100": Source(cifar100.load_cifar100, cifar100.find_files),
     },
 )
 
 
+PUBLISHED = ("mnist", "fashion-mnist", "svhn", "stl10", "cifar10", "cifar10.1", "cifar100")
+
+
 def load_data(
-    name: str = "cifar10",
+    name: str | Path = "cifar10",
     path: str | Path | None = None,
     *,
     size: int | None = None,
@@ -39,21 +69,26 @@ def load_data(
 ) -> Dataset:
     """The data set `name` ("cifar10", "digits", "folder", or the path of one), in memory.
 
-    A path is read by the source that recognises its layout, "SOURCE:PATH" by that source. CIFAR-10
-    is looked for at `path`, `$LEANRES_DATA`, in the cache, and then downloaded; no other data is
-    ever substituted. `size` is the side in pixels that digits and a folder's images are resized to,
-    by default 32; `strict` makes an unreadable image an error; `progress` is called with (what,
-    done, total). UserError for data that is missing, damaged, of no known layout or of another
-    size.
+    A path is read by the source that recognises its layout, "SOURCE:PATH" by that source; columns
+    of a table or parquet are named as in "parquet,image=scan,label=breed:PATH". Published sets are
+    looked for at `path`, `$LEANRES_DATA`, in the cache, and then downloaded; no other data is ever
+    substituted. `size` is the side in pixels that images are resized to: by default 32 for digits
+    and image files, else their own. `strict` makes an unreadable image an error; `progress` is
+    called with (what, done, total). UserError for data that is missing, damaged, of no known layout
+    or of another size.
     """
-    source, where = _identify(name, path)
+    found = _identify(name, path)
     if size is not None and not 4 <= size <= 1024:
         raise UserError(f"images of {size} pixels; give a size from 4 to 1024")
-    options = LoadOptions(where, cache or cache_folder(), size or 32, strict, download, progress)
-    dataset = SOURCES[source].load(options)
+    place = cache or cache_folder()
+    options = LoadOptions(found.path, place, size, strict, download, progress, found.settings)
+    dataset = SOURCES[found.source].load(options)
     if size not in (None, side := dataset.train.images.shape[-1]):
-        raise UserError(f"{source} images are not resized: they have {side} pixels, not {size}")
-    return dataset
+        raise UserError(
+            f"{found.source} images are not resized: they have {side} pixels, not {size}"
+        )
+    told = (f"{found.path}: read as {found.source}",) if found.by_looking else ()
+    return replace(dataset, notes=(*told, *dataset.notes)) if told else dataset
 
 
 def origin_of(dataset: Dataset) -> dict[str, Any]:
@@ -63,24 +98,55 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
     return {"data": "arrays", "path": str(kept.keep_arrays(dataset))}
 
 
-def locate(name: str, path: str | Path | None = None, size: int | None = None) -> dict[str, Any]:
+def locate(
+    name: str | Path, path: str | Path | None = None, size: int | None = None
+) -> dict[str, Any]:
     """The arguments of `load_data` that run.json keeps, valid in any working directory."""
-    source, where = _identify(name, path)
-    return {"data": source, "path": where and str(where.resolve()), "size": size}
+    found = _identify(name, path)
+    data = ",".join([found.source, *(f"{key}={value}" for key, value in found.settings.items())])
+    return {"data": data, "path": found.path and str(found.path.resolve()), "size": size}
 
 
-def _identify(name: str, path: str | Path | None) -> tuple[str, Path | None]:
-    """The source and the path of the data; `name` may be a path that a source recognises."""
-    prefix, _, rest = name.partition(":")
-    if rest and prefix in SOURCES:
-        name, path = prefix, rest
-    if path is None and name not in SOURCES:
-        place = Path(name).expanduser()
-        for source in reversed(SOURCES):
-            if SOURCES[source].recognises(place):
-                return source, place
-        if place.exists() or os.path.dirname(name):
-            layouts = ", or ".join(entry.layout for entry in SOURCES.values() if entry.layout)
-            problem = "holds no known data set" if place.exists() else "does not exist"
-            raise UserError(f"{place} {problem}; give {layouts}")
-    return name, None if path is None else Path(path).expanduser()
+class _Found(NamedTuple):
+    """The data that the user means: its source with settings, and its path if it has one."""
+
+    source: str
+    settings: dict[str, str]
+    path: Path | None
+    by_looking: bool = False
+
+
+def _identify(name: str | Path, path: str | Path | None) -> _Found:
+    """What `name` and `path` mean; `name` may be a path that a source recognises."""
+    name = str(name)
+    before, _, rest = name.partition(":")
+    if rest and before.partition(",")[0] in SOURCES:
+        name, path = before, rest
+    source, _, given = name.partition(",")
+    if source in SOURCES or path is not None:
+        where = None if path is None else Path(path).expanduser()
+        return _Found(source, _settings(source, given), where)
+    place = Path(name).expanduser()
+    for source in reversed(SOURCES):
+        if SOURCES[source].recognises(place):
+            return _Found(source, {}, place, by_looking=True)
+    problem = "holds no known data set" if place.exists() else "does not exist"
+    if not place.exists() and not os.path.dirname(name):
+        raise UserError(
+            f"{place} {problem}, and there is {unknown('data source', name, [*SOURCES])}"
+        )
+    layouts = ", or ".join(entry.layout for entry in SOURCES.values() if entry.layout)
+    named = ", ".join(PUBLISHED)
+    raise UserError(f"{place} {problem}; give {layouts}, or the files of {named}")
+
+
+def _settings(source: str, given: str) -> dict[str, str]:
+    """Settings as in "image=scan,label=breed". UserError for one that the source does not have."""
+    known, settings = SOURCES[source].settings, {}
+    for word in given.split(",") if given else ():
+        key, _, value = word.partition("=")
+        if key not in known or not value:
+            fits = ", ".join(f"{name}=NAME" for name in known) or "no settings"
+            raise UserError(f"{source},{word}: give {source} {fits}, as in {source},...:PATH")
+        settings[key] = value
+    return settings

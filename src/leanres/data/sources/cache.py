@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError, first_line
-from leanres.io import MIB, open_file, parse_json, write_bytes
+from leanres.io import MIB, open_file, parse_json, written
 
-_FORMAT = 4  # of the cache files: raise it when decoding changes, and all files are rebuilt
+_FORMAT = 5  # of the cache files: raise it when decoding changes, and all files are rebuilt
 _MAX_BYTES = 65_536 * MIB
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -83,9 +83,11 @@ def all_cached(source: str, cache: Path) -> Iterator[tuple[Path, Dataset]]:
     files = cache.glob(f"{source}-*.safetensors")
     for file in sorted(files, key=lambda file: -_size_and_mtime(file)[1]):
         try:
-            yield file, read_cache_file(file)
+            dataset = read_cache_file(file)
         except READ_ERRORS:
             continue
+        if dataset.name == source:  # the name of another may begin alike
+            yield file, dataset
 
 
 def read_cache_file(file: Path) -> Dataset:
@@ -106,7 +108,8 @@ def read_cache_file(file: Path) -> Dataset:
         )
         for name in about["splits"]
     }
-    parts = (splits["train"], splits.get("val"), splits.get("test"))
+    train = splits.get("train") or next(iter(splits.values())).subset([])
+    parts = (train, splits.get("val"), splits.get("test"))
     notes = tuple(about["notes"])
     return Dataset(about["name"], *parts, notes, about["source"], about["grows"])
 
@@ -136,4 +139,24 @@ def write_cache_file(file: Path, dataset: Dataset) -> None:
     fields = {name: getattr(dataset, name) for name in ("name", "source", "notes", "grows")}
     about = json.dumps(fields | {"classes": dataset.train.classes, "splits": [*dataset.splits]})
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, save(tensors, {"about": about, "crc": _checksum(about, tensors)}))
+    with written(file) as opened:
+        for piece in _pieces(tensors, {"about": about, "crc": _checksum(about, tensors)}):
+            opened.write(piece)
+
+
+def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """A safetensors file, which is a header and then the tensors, without a copy of them.
+
+    https://huggingface.co/docs/safetensors: "Format".
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda entry: -entry[1].element_size()):
+        start, end = end, end + tensor.nbytes
+        kind = {torch.uint8: "U8", torch.int64: "I64"}[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors of 8 bytes begin at a multiple of 8
+    yield len(text).to_bytes(8, "little") + text
+    for name in [*header][1:]:
+        yield tensors[name].numpy().data

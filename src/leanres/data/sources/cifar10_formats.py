@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
-import tarfile
-import zlib
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from leanres.data.sources.archive import read_archive, read_files
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
-from leanres.data.sources.source import Progress
+from leanres.data.sources.source import DataFiles, Progress
 from leanres.data.split import Split
 from leanres.errors import UserError, first_line
-from leanres.io import MIB, open_file, parse_json, read_file, read_parquet
+from leanres.io import open_data, parse_json, read_parquet
 
 _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 CLASSES = ("airplane", "automobile", *_ANIMALS, "ship", "truck")
@@ -31,21 +26,14 @@ BINARY_FILES = tuple(f"{name}.bin" for name in PYTHON_FILES)
 SHARD_NAME = re.compile(r"(train|test)-(\d{5})-of-(\d{5})\.parquet")
 _ROWS, _PIXELS = 10_000, 3072  # of one official batch
 _MAX_FILE = 64_000_000  # a batch has 31 MB
-_MAX_ARCHIVE, _MAX_MEMBERS = 400_000_000, 200  # an official one has 186 MB and 9 members
-_WITHOUT_CONTENT = set(tarfile.SUPPORTED_TYPES) - {*tarfile.REGULAR_TYPES, *tarfile.GNU_TYPES}
+_MAX_ARCHIVE = 400_000_000  # an official one has 186 MB
 
 Pixels = NDArray[np.uint8]  # (N, 3, 32, 32)
 Labels = NDArray[np.int64]  # (N,)
 CifarBatch = tuple[Pixels, Labels]
 
 
-@dataclass(frozen=True)
-class CifarFiles:
-    """CIFAR-10 on disk in one of its formats: the folder and the files to read."""
-
-    kind: str  # python, binary, archive, parquet
-    root: Path
-    paths: tuple[Path, ...]
+CifarFiles = DataFiles  # of kind python, binary, archive or parquet
 
 
 def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, Split]:
@@ -56,7 +44,7 @@ def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, S
     if files.kind == "parquet":
         return _read_parquet(files, progress)
     where = files.paths[0] if files.kind == "archive" else files.root
-    contents = _archive_contents(where) if files.kind == "archive" else _file_contents(files)
+    contents = _contents(files)
     is_python = not contents.keys() & set(BINARY_FILES)
     parse = parse_python_batch if is_python else parse_binary_batch
     batches: list[CifarBatch] = []
@@ -75,57 +63,12 @@ def _join(batches: list[CifarBatch], classes: tuple[str, ...]) -> Split:
     return Split(torch.from_numpy(images), torch.from_numpy(labels), classes)
 
 
-def _file_contents(files: CifarFiles) -> dict[str, bytes]:
-    try:
-        return {path.name: read_file(path, _MAX_FILE) for path in files.paths if path.exists()}
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-
-
-def _archive_contents(archive: Path) -> dict[str, bytes]:
-    """The batch files in a .tar.gz by base name, read into memory: nothing is extracted to disk."""
+def _contents(files: CifarFiles) -> dict[str, bytes]:
+    """The content of each batch and meta file, by its name."""
     wanted = {*PYTHON_FILES, *BINARY_FILES, "batches.meta", "batches.meta.txt"}
-    try:
-        with open_file(archive, _MAX_ARCHIVE) as file, gzip.GzipFile(fileobj=file) as stream:
-            return {name: content for name, content in _members(stream) if name in wanted}
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{archive} is truncated or corrupt: {first_line(error)}") from None
-
-
-def _members(archive: gzip.GzipFile) -> Iterator[tuple[str, bytes]]:
-    """Base name and content of the files in a tar archive. TarError where it is damaged.
-
-    `tarfile` itself follows chains of headers and reads names of gigabytes; here a header is 512
-    bytes, and what extends it (a long name, a sparse map) is skipped like a folder or link.
-    """
-    left = _MAX_ARCHIVE
-    for _ in range(_MAX_MEMBERS):
-        header = archive.read(tarfile.BLOCKSIZE)
-        if not header.strip(b"\0"):
-            return
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        if member.type in _WITHOUT_CONTENT:
-            continue
-        left -= member.size
-        if not 0 <= member.size <= left:
-            raise tarfile.ReadError("it has more than 400 MB")
-        pieces = _pieces(archive, member.size)
-        if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.size < _MAX_FILE:
-            yield member.name.rsplit("/", 1)[-1], b"".join(pieces)
-        else:
-            deque(pieces, maxlen=0)
-        archive.read(-member.size % tarfile.BLOCKSIZE)
-    raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
-
-
-def _pieces(archive: gzip.GzipFile, size: int) -> Iterator[bytes]:
-    """The next `size` bytes, in pieces. TarError where there are fewer."""
-    while size > 0:
-        piece = archive.read(min(size, MIB))
-        if not piece:
-            raise tarfile.ReadError("unexpected end of data")
-        size -= len(piece)
-        yield piece
+    if files.kind == "archive":
+        return read_archive(files.paths[0], wanted, _MAX_FILE, _MAX_ARCHIVE)
+    return read_files(files.paths, _MAX_FILE)
 
 
 def _class_names(contents: dict[str, bytes], where: Path) -> tuple[str, ...]:
@@ -227,13 +170,30 @@ def _decode_png(blob: bytes, path: Path, row: int) -> NDArray[np.uint8]:
         raise UserError(f"{path} is corrupt: image in row {row}: {first_line(error)}") from None
 
 
-def _schema_classes(path: Path) -> tuple[str, ...]:
-    """Class names from the schema's `huggingface` entry; the official ten without one."""
+def holds_cifar10(shard: Path) -> bool:
+    """Whether a parquet shard has CIFAR-10's columns and ten classes, or cannot be read."""
     try:
-        with open_file(path, _MAX_ARCHIVE) as file:
-            metadata = pyarrow.parquet.read_schema(file).metadata or {}
-        features = parse_json(metadata[b"huggingface"])["info"]["features"]
-        names = tuple(str(name) for name in features["label"]["names"])
+        names = _schema(shard).names
+    except (OSError, ValueError):
+        return True  # reading it will say what is wrong
+    return set(names) == {"img", "label"} and len(_named_classes(shard) or CLASSES) == 10
+
+
+def _schema(path: Path) -> pyarrow.Schema:
+    with open_data(path, _MAX_ARCHIVE) as file:
+        return pyarrow.parquet.read_schema(file)
+
+
+def _named_classes(path: Path) -> tuple[str, ...]:
+    """Class names from the schema's `huggingface` entry; none without one."""
+    try:
+        features = parse_json(_schema(path).metadata[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features["label"]["names"])
     except (KeyError, TypeError, ValueError):
-        return CLASSES
+        return ()
+
+
+def _schema_classes(path: Path) -> tuple[str, ...]:
+    """Class names from the schema; the official ten without any."""
+    names = _named_classes(path)
     return names if len(names) == 10 else CLASSES

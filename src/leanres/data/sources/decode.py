@@ -1,0 +1,160 @@
+"""Decode the image files of a data set into one array per split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leanres.data.image_files import Decoded, Greys, ImageItem, decode_or_reason
+from leanres.data.sources.source import LoadOptions
+from leanres.data.split import Split
+from leanres.errors import UserError, printable
+
+NUM_NAMED = 5  # of the images that cannot be read
+_EVERY = 64  # images from one report of the progress to the next
+
+
+class Row(NamedTuple):
+    """What is known of an image before it is decoded."""
+
+    name: str
+    split: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a data set. `items` gives them in the order of `rows`, each time it is called.
+
+    `place` is where they lie, for messages.
+    """
+
+    rows: Sequence[Row]
+    classes: tuple[str, ...]
+    items: Callable[[], Iterable[ImageItem]]
+    place: Path
+
+
+@dataclass
+class _Decoding:
+    """What has been decoded so far."""
+
+    images: dict[str, NDArray[np.uint8]]  # split -> (N, 3, size, size)
+    rows: dict[str, list[Row]]  # split -> those in `images`
+    bad: list[str] = field(default_factory=list)  # the first NUM_NAMED names, and the reasons
+    num_bad: int = 0
+    greys: dict[int, tuple[Greys, NDArray[np.uint8]]] = field(default_factory=dict)
+
+
+def decode_splits(listing: Listing, options: LoadOptions) -> tuple[dict[str, Split], list[str]]:
+    """The splits of a data set, images (3, size, size), and notes.
+
+    An image that cannot be read is left out, named and counted; with `strict` the first one is a
+    UserError. Each split is one array that is filled in place, so memory is bounded by the images.
+    """
+    found = _decode(listing, options)
+    notes = _grey_notes(listing, options, found)
+    if found.num_bad:
+        more = f"; and {found.num_bad - NUM_NAMED} more" if found.num_bad > NUM_NAMED else ""
+        plural = "s" * (found.num_bad > 1)
+        named = "; ".join(found.bad)
+        notes.append(f"{found.num_bad} unreadable image{plural} skipped: {named}{more}")
+    _check_no_class_lost(listing, found)
+    return {name: _split(found, name, listing.classes) for name in found.images}, notes
+
+
+def _decode(listing: Listing, options: LoadOptions) -> _Decoding:
+    counts, size = Counter(row.split for row in listing.rows), options.size
+    images = {name: np.empty((n, 3, size, size), np.uint8) for name, n in counts.items()}
+    found, total = _Decoding(images, {name: [] for name in counts}), len(listing.rows)
+    outcomes = decode_or_reason(listing.items(), size)
+    for i, (row, outcome) in enumerate(zip(listing.rows, outcomes, strict=True)):
+        if isinstance(outcome, Decoded):
+            _keep(found, i, row, outcome)
+        elif options.strict:
+            name = printable(listing.place / row.name)
+            raise UserError(f"{name} cannot be read: {outcome}; fix or remove it")
+        else:
+            found.num_bad += 1
+            found.bad += [f"{printable(row.name)} ({outcome})"] * (found.num_bad <= NUM_NAMED)
+        if options.progress and ((i + 1) % _EVERY == 0 or i + 1 == total):
+            options.progress("decoding images", i + 1, total)
+    return found
+
+
+def _keep(found: _Decoding, i: int, row: Row, image: Decoded) -> None:
+    place = found.images[row.split][len(found.rows[row.split])]
+    place[:] = image.pixels.transpose(2, 0, 1)
+    found.rows[row.split].append(row)
+    if image.greys:
+        found.greys[i] = image.greys, place
+
+
+def _grey_notes(listing: Listing, options: LoadOptions, found: _Decoding) -> list[str]:
+    """Notes on grey values out of the usual range, after all images have the same white.
+
+    One image alone may be too dark to show how many bits the camera had: those whose white is not
+    the data set's are decoded again.
+    """
+    kinds: dict[str, list[Greys]] = {}
+    for greys, _ in found.greys.values():
+        kinds.setdefault(greys.kind, []).append(greys)
+    ranges = {
+        kind: Greys(kind, min(g.low for g in own), max(g.high for g in own))
+        for kind, own in kinds.items()
+    }
+    whites = {kind: whole.white for kind, whole in ranges.items()}
+    again = {i: place for i, (g, place) in found.greys.items() if g.white != whites[g.kind]}
+    chosen = (item for i, item in enumerate(listing.items()) if i in again) if again else ()
+    redone = decode_or_reason(chosen, options.size, whites)
+    for place, outcome in zip(again.values(), redone, strict=True):
+        if isinstance(outcome, Decoded):
+            place[:] = outcome.pixels.transpose(2, 0, 1)
+    return [note for kind, own in kinds.items() for note in _range_note(ranges[kind], len(own))]
+
+
+def _range_note(greys: Greys, count: int) -> Iterator[str]:
+    """What was done with grey values; nothing where they are as usual for their type."""
+    usual = (1.0, 255.0) if greys.kind == "float" else (65535.0,)
+    if greys.low >= 0 and greys.high <= greys.white and greys.white in usual:
+        return
+    outside = greys.low < 0 or greys.high > greys.white
+    clipped = ", and what is outside is clipped" if outside else ""
+    bits = "float" if greys.kind == "float" else "16-bit"
+    yield (
+        f"{count:,} {bits} grey image{'s' * (count > 1)} have values from {greys.low:g} to"
+        f" {greys.high:g}: 0 is read as black, {greys.white:g} as white{clipped}"
+    )
+
+
+def _check_no_class_lost(listing: Listing, found: _Decoding) -> None:
+    """UserError for a class of a split that had images, but none that can be read."""
+    read = {(split, row.label) for split, rows in found.rows.items() for row in rows}
+    for row in listing.rows if found.num_bad else ():
+        if (row.split, row.label) not in read:
+            name = printable(listing.classes[row.label])
+            place = printable(listing.place)
+            raise UserError(
+                f"class {name!r} of {place}: none of its images can be read: {'; '.join(found.bad)}"
+            )
+
+
+def _split(found: _Decoding, name: str, classes: tuple[str, ...]) -> Split:
+    rows = found.rows[name]
+    images = torch.from_numpy(found.images[name][: len(rows)])
+    labels = torch.tensor([row.label for row in rows], dtype=torch.int64)
+    names = tuple(map(printable, classes))
+    return Split(images, labels, names, tuple(printable(row.name) for row in rows))
+
+
+def counted(skipped: Mapping[str, int]) -> list[str]:
+    """Notes on what was skipped, from counts by kind ("hidden file{s}")."""
+    counts = sorted((what, n) for what, n in skipped.items() if n)
+    return [f"{n} {what.format(s='s' if n > 1 else '')} skipped" for what, n in counts]

@@ -1,0 +1,104 @@
+"""SVHN: house numbers, 32x32 pixels, in the MATLAB files train_32x32.mat and test_32x32.mat.
+
+Layout: http://ufldl.stanford.edu/housenumbers: X (32, 32, 3, N) uint8, y (N, 1), in which 10 is
+the digit 0.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanres.data.sources.idx import DIGITS
+from leanres.data.sources.published import Published, in_subfolders, load_published
+from leanres.data.sources.source import DataFiles, LoadOptions
+from leanres.data.split import Dataset, Split, splits_of
+from leanres.errors import UserError, first_line
+from leanres.io import MIB, open_data
+
+FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+MAX_BYTES = 4096 * MIB
+_MOST_DEFLATED = 1100  # zlib expands a byte to at most 1,032
+
+
+def load_svhn(options: LoadOptions) -> Dataset:
+    """Its 73,257 train and 26,032 test images."""
+    return load_published(SVHN, options)
+
+
+def find_files(path: Path) -> DataFiles | None:
+    """Its files in a folder, or beside one of them; else None."""
+    if path.is_file():
+        return _files_directly_in(path.parent) if path.name in FILES.values() else None
+    return in_subfolders(path, ("", "svhn", "SVHN"), _files_directly_in)
+
+
+def _files_directly_in(folder: Path) -> DataFiles | None:
+    paths = tuple(folder / name for name in FILES.values() if (folder / name).is_file())
+    return DataFiles("mat", folder, paths) if paths else None
+
+
+def _read(files: DataFiles, options: LoadOptions) -> dict[str, Split]:
+    pairs = {}
+    for split, name in FILES.items():
+        if (path := files.root / name) in files.paths:
+            images, labels = read_mat(path)
+            pairs[split] = (images.transpose(3, 0, 1, 2), labels % 10)
+    try:
+        return splits_of(pairs, DIGITS, options.own_size)
+    except UserError as error:
+        raise UserError(f"{files.root}: {error}") from None
+
+
+def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """X and y of a MATLAB file. UserError, naming it, where it is damaged or has others.
+
+    What its header says is checked before the arrays are read.
+    """
+    from scipy.io import loadmat, whosmat
+
+    try:
+        with warnings.catch_warnings(), open_data(path, MAX_BYTES) as file:
+            warnings.simplefilter("ignore")
+            most = min(MAX_BYTES, _MOST_DEFLATED * path.stat().st_size)
+            found = whosmat(file)
+            for name, shape, kind in found:
+                expected = kind == "uint8" and shape[:3] == (32, 32, 3) and len(shape) == 4
+                if name == "X" and not (expected and 0 < math.prod(shape) <= most):
+                    raise ValueError(f"its X is {kind} of shape {shape}, not (32, 32, 3, N)")
+                if name == "y" and (kind not in ("uint8", "double") or 8 * math.prod(shape) > most):
+                    raise ValueError(f"its y is {kind} of shape {shape}")
+            if sorted(name for name, *_ in found if name in "Xy") != ["X", "y"]:
+                raise ValueError("it does not hold one X and one y")
+            file.seek(0)
+            arrays = loadmat(file, variable_names=("X", "y"))
+        return np.asarray(arrays["X"]), np.asarray(arrays["y"])
+    except UserError:
+        raise
+    except Exception as error:  # scipy raises almost anything on damaged bytes
+        raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
+
+
+SVHN = Published(
+    name="svhn",
+    title="SVHN",
+    layout="SVHN (train_32x32.mat and test_32x32.mat)",
+    find=find_files,
+    read=_read,
+    downloads={
+        "train_32x32.mat": (
+            "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+        ),
+        "test_32x32.mat": (
+            "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+            "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+        ),
+    },
+    counts={"train": 73_257, "test": 26_032},
+)
