@@ -91,6 +91,7 @@ COMMANDS = {
         same=["curve.png"],
     ),
 }
+OF_ONE_PROCESS = {name: COMMANDS[name] for name in ("train", "find-lr")}
 
 
 def run(words: list[str], folder: Path, kill_after: float | None = None) -> tuple[int, str, float]:
