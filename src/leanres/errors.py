@@ -19,6 +19,13 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters: what is too long loses its middle."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
+
+
 def printable(text: object) -> str:
     """A file's name, or any other text from outside, as one line that a terminal only shows."""
     return "".join(char if char.isprintable() else "?" for char in str(text))

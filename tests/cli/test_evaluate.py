@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 from PIL import Image
+from rich.cells import cell_len
 from safetensors.torch import save_file
+
+from leanres.cli.evaluate import _print_evaluation
 
 
 def test_evaluate_reproduces_the_runs_figures(leanres, run_folder):
@@ -33,6 +38,49 @@ def test_evaluate_prints_metrics_and_the_confusion_matrix(leanres, run_folder):
         assert row[:2] == [str(label), f"{100 * share:.2f}"]
         counts = [0 if cell == "." else int(cell) for cell in row[2:]]
         assert counts == result["confusion"][label]
+
+
+def shown(monkeypatch, width: int, classes: tuple[str, ...], confusion: np.ndarray) -> list[str]:
+    """What evaluate prints of a result on a terminal of that width."""
+    out = io.StringIO()
+    terminal = rich.console.Console(file=out, width=width, highlight=False)
+    for module in ("leanres.cli.console", "leanres.cli.evaluate"):
+        monkeypatch.setattr(f"{module}.console", lambda: terminal)
+    monkeypatch.setattr("leanres.cli.evaluate.say", lambda text: out.write(f"{text}\n"))
+    shares = (confusion.diagonal() / confusion.sum(1)).tolist()
+    result = {"confusion": confusion.tolist(), "per_class": shares, "n": int(confusion.sum())}
+    result |= {"accuracy": 0.5, "tta": "none", "split": "test", "int8_weights": False, "params": 1}
+    _print_evaluation(result | {"precision": "float32", "device": "cpu"}, classes)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("count", [3, 9, 40, 300])
+def test_many_classes_and_long_names_stay_readable_in_80_columns(monkeypatch, count):
+    classes = tuple(f"{'a class of forty-seven letters, with a num'} {i:04}" for i in range(count))
+    confusion = 10 * np.eye(count, dtype=int)
+    confusion[1, 0], confusion[2, 1] = 30, 5
+    lines = shown(monkeypatch, 80, classes, confusion)
+    assert max(map(len, lines[2:])) <= 80
+    if count < 40:
+        assert lines[2] == "rows: true class; columns: predicted class"
+        return
+    assert any("hardest of 300 classes" in line for line in lines) == (count == 300)
+    start = lines.index("most confused classes (--json has the whole matrix)")
+    assert len(lines[:start]) <= 4 + 40
+    first, second = (line.split() for line in lines[start + 2 :])
+    assert first[-2:] == ["30", "75.0"]
+    assert second[-2:] == ["5", "33.3"]
+    assert "0001 " in lines[start + 2]
+    assert "0000 " in lines[start + 2]
+
+
+def test_wide_letters_are_counted_as_two_columns(monkeypatch):
+    classes = tuple(chr(0x4E00 + i) * 5 for i in range(6))  # Chinese: a matrix of 75 columns
+    confusion = 10 * np.eye(6, dtype=int)
+    for width, has_matrix in ((90, True), (70, False)):
+        lines = shown(monkeypatch, width, classes, confusion)
+        assert ("rows: true class; columns: predicted class" in lines) == has_matrix
+        assert max(map(cell_len, lines[2:])) <= width
 
 
 def test_evaluate_knows_what_a_run_held_out(leanres, run_folder):

@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -76,6 +78,22 @@ def test_an_unlabelled_batch_gives_a_submission(leanres, mistake, run_folder, di
         assert [row["Labels"] for row in rows] == [digits.test.classes[i] for i in best]
     np.save(tmp_path / "test.npy", np.arange(9))
     mistake(leanres("predict", run_folder, tmp_path / "test.npy"), "its array has shape (9,)")
+
+
+def test_a_terminal_sees_how_far_it_is(leanres, run_folder, pictures, tmp_path, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def bar(shown):
+        yield lambda *progress: seen.append((shown, *progress))
+
+    monkeypatch.setattr("leanres.cli.options.progress_bar", bar)
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(
+        "leanres.cli.predict.sys", SimpleNamespace(stderr=terminal, stdout=terminal)
+    )
+    assert leanres("predict", run_folder, pictures, "--csv", tmp_path / "out.csv").code == 0
+    assert seen == [(True, "classifying images", done, 13) for done in range(1, 14)]
 
 
 def test_a_file_of_predictions_is_whole_or_not_there(

@@ -57,6 +57,16 @@ def test_duplicates_are_found_within_and_across_splits_whatever_their_labels():
     assert pairs["train", "train"] == (2, ((2, 7), (2, 9)))
     assert pairs["test", "test"] == (1, ((1, 5),))
     assert pairs["train", "test"] == (2, ((4, 1), (4, 5)))
+    assert found.duplicates[0].files == (("train[2]", "train[7]"), ("train[2]", "train[9]"))
+
+
+def test_duplicates_have_the_names_of_their_files():
+    plain = make_split(3, 0)
+    names = ("left/0.png", "right/1.png", "left/0 (copy).png")
+    copies = with_copies(plain, {2: plain.images[0]})
+    split = Split(copies.images, copies.labels, copies.classes, names)
+    (found,) = describe(Dataset("own", split, None, None)).duplicates
+    assert found.files == (("left/0.png", "left/0 (copy).png"),)
 
 
 def test_images_that_differ_by_one_level_in_one_pixel_are_no_duplicates():

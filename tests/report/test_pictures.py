@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from leanres.report import pictures
 
 def decoded(uri: str) -> np.ndarray:
     head, _, body = uri.partition(",")
-    assert head == "data:image/png;base64"
+    assert re.fullmatch("data:image/(png|jpeg);base64", head)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(body))))
 
 
@@ -25,8 +26,12 @@ def image() -> torch.Tensor:
 
 def test_a_small_image_is_kept_pixel_by_pixel_and_a_large_one_is_shrunk(image):
     assert (decoded(pictures.data_uri(image)) == image.permute(1, 2, 0).numpy()).all()
-    large = image.repeat(1, 4, 8)
-    assert decoded(pictures.data_uri(large)).shape == (32, 64, 3)
+    large = image.repeat_interleave(8, 1).repeat_interleave(16, 2)  # 256x512
+    assert decoded(pictures.data_uri(large)).shape == (128, 256, 3)
+    own = image.float().mean(1, keepdim=True).byte().expand(-1, 96, -1).repeat(1, 1, 3)
+    difference = decoded(pictures.data_uri(own)).astype(int) - own.permute(1, 2, 0).numpy()
+    assert difference.shape == (96, 96, 3)  # its own size
+    assert abs(difference).mean() < 20  # a JPEG
 
 
 def test_an_overlay_is_brightest_where_the_map_is_largest(image):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from leanres.augment.registry import AUGMENTS, FLIPS, augment
 from leanres.augment.rng import Draw, generator
@@ -66,6 +68,14 @@ def test_train_resume_and_evaluate_follow_the_recipe(
         for words in ((), ("--tta", "flip"))
     ]
     assert shown == [expected, "flip", "none", "flip"]  # a weights file does not know its recipe
+
+
+def test_predictions_come_before_all_files_are_known(three_runs, tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    endless = itertools.repeat(tmp_path / "0.png")
+    monkeypatch.setattr("leanres.data.unlabelled.image_paths", lambda folder: endless)
+    found = load_predictor(three_runs / "a", "cpu").predict([tmp_path])
+    assert {one.id for one in itertools.islice(found, CHUNK + 1)} == {"0.png"}
 
 
 def test_images_are_classified_in_parts_and_stay_in_order(three_runs, digits, tmp_path):

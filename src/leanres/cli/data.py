@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from leanres.cli import options
-from leanres.cli.console import print_table, say
+from leanres.cli.console import console, print_table, say
+from leanres.errors import shortened
 
 if TYPE_CHECKING:
-    from leanres.data.describe import Description
+    from leanres.data.describe import Description, SplitDescription
     from leanres.data.split import Dataset
+
+
+MAX_CLASSES = 40  # that are printed one a line; of more, the most frequent and the rarest
+MAX_NAME = 40  # letters of a class name in the table
 
 
 def data(
@@ -69,12 +74,7 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
 def _print_description(facts: Description, grids: list[Path]) -> None:
     splits = facts.splits
     say(f"{facts.name} from {facts.source}")
-    rows = [
-        [label, *(f"{split.per_class[label]:,}" for split in splits.values())]
-        for label in facts.classes
-    ]
-    rows.append(["all", *(f"{split.num_images:,}" for split in splits.values())])
-    print_table(["images per class", *splits], rows)
+    _print_classes(facts.classes, splits)
     for name, split in splits.items():
         height, width = split.size
         mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
@@ -88,6 +88,28 @@ def _print_description(facts: Description, grids: list[Path]) -> None:
             if pair.first == pair.second
             else f"of {pair.second} that are in {pair.first} too"
         )
-        pairs = ", ".join(f"{a}={b}" for a, b in pair.pairs)
-        say(f"duplicates {where}: {pair.count}{f' ({pairs})' if pairs else ''}")
+        say(f"duplicates {where}: {pair.count:,}")
+        half = (min(console().width, 200) - 5) // 2
+        for names in pair.files:
+            say(f"  {' = '.join(shortened(name, half) for name in names)}")
+        if pair.count > len(pair.files):
+            say(f"  and {pair.count - len(pair.files):,} more")
     say(f"pictures: {', '.join(map(str, grids))}")
+
+
+def _print_classes(classes: tuple[str, ...], splits: dict[str, SplitDescription]) -> None:
+    """Images of each class in each split. Of many classes the most frequent and the rarest."""
+    shown, left_out = list(classes), len(classes) - MAX_CLASSES
+    if left_out > 0:
+        first = next(iter(splits.values())).per_class
+        shown.sort(key=lambda label: -first[label])
+        half = MAX_CLASSES // 2
+        shown = shown[:half] + shown[-half:]
+    rows = [
+        [shortened(label, MAX_NAME), *(f"{split.per_class[label]:,}" for split in splits.values())]
+        for label in shown
+    ]
+    rows.append(["all", *(f"{split.num_images:,}" for split in splits.values())])
+    print_table(["images per class", *splits], rows)
+    if left_out > 0:
+        say(f"the {half} most frequent and the {half} rarest of {len(classes):,} (--json has all)")

@@ -10,9 +10,13 @@ import typer
 
 from leanres.cli import options
 from leanres.cli.console import console, print_table, say
-from leanres.errors import UserError
+from leanres.errors import UserError, shortened
 
 HEAD_WIDTH = 4  # characters of a class name above its column of the confusion matrix
+MAX_NAME = 30  # characters of a class name elsewhere: two of them fit in 80 columns
+MIN_NAME = 11  # of one beside the confusion matrix, where more do not fit
+MAX_CLASSES = 40  # that are printed one a line; of more, the hardest
+NUM_PAIRS = 10  # of confused classes, where the matrix does not fit
 
 
 def evaluate(
@@ -72,14 +76,56 @@ def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
         f"{other_metrics(result)}, {result['params']:,} params{rounded};"
         f" {result['precision']} on {result['device']}"
     )
-    shares = ["-" if share is None else f"{100 * share:.2f}" for share in result["per_class"]]
-    heads = [name[:HEAD_WIDTH] for name in classes]
-    counts = [[str(count) if count else "." for count in row] for row in result["confusion"]]
-    column = max(HEAD_WIDTH, len(str(result["n"]))) + 2
-    if max(map(len, classes)) + 9 + len(classes) * column > console().width:
-        heads, counts = [], [[] for _ in classes]
-        say("the confusion matrix is wider than the terminal: --json has it")
-    else:
-        say("rows: true class; columns: predicted class")
-    rows = [[name, share, *row] for name, share, row in zip(classes, shares, counts, strict=True)]
+    for most in (MAX_NAME, MIN_NAME):
+        names = [shortened(name, most) for name in classes]
+        if _matrix_width(names, result["n"]) <= console().width:
+            say("rows: true class; columns: predicted class")
+            _print_classes(names, result, True)
+            return
+    names = [shortened(name, MAX_NAME) for name in classes]
+    _print_classes(names, result, False)
+    _print_pairs(names, result["confusion"])
+
+
+def _matrix_width(names: list[str], n: int) -> int:
+    """Characters that a line of the confusion matrix takes."""
+    from rich.cells import cell_len
+
+    heads = max(cell_len(name[:HEAD_WIDTH]) for name in names)
+    return max(map(cell_len, names)) + 9 + len(names) * (max(heads, len(str(n))) + 2)
+
+
+def _print_classes(names: list[str], result: dict[str, Any], with_matrix: bool) -> None:
+    """The accuracy of each class, perhaps with its row of the confusion matrix.
+
+    Without the matrix, of many classes the hardest.
+    """
+    shares, order = result["per_class"], list(range(len(names)))
+    if len(names) > MAX_CLASSES and not with_matrix:
+        order.sort(key=lambda k: (shares[k] is None, shares[k] or 0))
+        order = order[:MAX_CLASSES]
+        say(f"the {MAX_CLASSES} hardest of {len(names):,} classes (--json has all)")
+    rows = []
+    for k in order:
+        share = "-" if shares[k] is None else f"{100 * shares[k]:.2f}"
+        counts = [str(count) if count else "." for count in result["confusion"][k]]
+        rows.append([names[k], share, *(counts if with_matrix else [])])
+    heads = [name[:HEAD_WIDTH] for name in names] if with_matrix else []
     print_table(["class", "acc %", *heads], rows)
+
+
+def _print_pairs(names: list[str], confusion: list[list[int]]) -> None:
+    """The classes that are confused most often, where the matrix is too wide for the terminal."""
+    pairs = [
+        (count, true, predicted)
+        for true, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    pairs.sort(key=lambda pair: -pair[0])
+    rows = [
+        [names[true], names[predicted], f"{count:,}", f"{100 * count / sum(confusion[true]):.1f}"]
+        for count, true, predicted in pairs[:NUM_PAIRS]
+    ]
+    say("most confused classes (--json has the whole matrix)")
+    print_table(["true class", "predicted class", "images", "share %"], rows, ["predicted class"])

@@ -8,14 +8,18 @@ from itertools import combinations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from leanres.data.fonts import drawable
 from leanres.data.split import Dataset, Split, channel_stats
-from leanres.errors import UserError
+from leanres.errors import UserError, shortened
 
 MAX_PAIRS = 5  # of duplicates that a description lists
+MAX_ROWS = 100  # classes that a picture shows
+MAX_NAME = 32  # letters of a class name in a picture
 _GAP, _ZOOM, _FONT_PX = 2, 2, 15
+_SIDE_PX = 128  # of an image in a picture, at most
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ class Duplicates:
     """Images of split `second` that equal one of split `first` in every pixel; labels may differ.
 
     Within one split (`first == second`), images that equal an earlier one. `pairs` has the first
-    few as positions (in `first`, in `second`).
+    few as positions (in `first`, in `second`), `files` their names ("test[17]" without a name).
     """
 
     first: str
     second: str
     count: int
     pairs: tuple[tuple[int, int], ...]
+    files: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -89,46 +94,63 @@ def _duplicates(splits: dict[str, Split], first: str, second: str) -> Duplicates
         seen.setdefault(digest.tobytes(), i)
     found = ((seen.get(d.tobytes()), j) for j, d in enumerate(splits[second].digests))
     pairs = [(i, j) for i, j in found if i is not None and (first, i) != (second, j)]
-    return Duplicates(first, second, len(pairs), tuple(pairs[:MAX_PAIRS]))
+    own, other, few = splits[first], splits[second], tuple(pairs[:MAX_PAIRS])
+    files = tuple((own.file(i, first), other.file(j, second)) for i, j in few)
+    return Duplicates(first, second, len(pairs), few, files)
 
 
 def sample_grid(split: Split, per_class: int = 10, seed: int = 0) -> Image.Image:
-    """A picture of random images, enlarged twice: one row per class, its name on the left. RGB."""
+    """A picture of random images, enlarged twice: one row per class, its name on the left. RGB.
+
+    Of more than 100 classes the first 100 are shown; images above 128 px are reduced to that.
+    """
     if per_class < 1:
         raise UserError(f"{per_class} images per class; give at least 1")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(split), generator=generator)
     labels = split.labels.cpu()[shuffled]
-    rows = [shuffled[labels == label][:per_class] for label in range(len(split.classes))]
+    names = split.classes[:MAX_ROWS]
+    rows = [shuffled[labels == label][:per_class] for label in range(len(names))]
     pixels = split.images.cpu()
     bands = [_band([_zoomed(image) for image in pixels[row]], per_class, pixels) for row in rows]
-    return _with_names(np.concatenate(bands), split.classes, len(bands[0]))
+    return _with_names(np.concatenate(bands), names, len(bands[0]))
 
 
 def _band(tiles: list[NDArray[np.uint8]], columns: int, images: Tensor) -> NDArray[np.uint8]:
     """Tiles side by side, white if there are too few. (H, W, 3)."""
-    height, width = (_ZOOM * side + _GAP for side in images.shape[2:])
+    height, width = (side + _GAP for side in _shown_size(images))
     band = np.full((height, columns * width, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         band[: height - _GAP, i * width : (i + 1) * width - _GAP] = tile
     return band
 
 
+def _shown_size(images: Tensor) -> tuple[int, int]:
+    """Height and width in a picture of images (..., H, W): twice their own where that is small."""
+    height, width = images.shape[-2:]
+    scale = min(_ZOOM, _SIDE_PX / max(height, width))
+    return max(1, int(scale * height)), max(1, int(scale * width))
+
+
 def _zoomed(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) uint8 -> (2H, 2W, 3), each pixel repeated."""
-    return image.permute(1, 2, 0).numpy().repeat(_ZOOM, 0).repeat(_ZOOM, 1)
+    """(3, H, W) uint8 -> its size in a picture (h, w, 3), each pixel repeated, or averaged."""
+    height, width = _shown_size(image)
+    is_larger = height > image.shape[1]
+    how = Image.Resampling.NEAREST if is_larger else Image.Resampling.LANCZOS
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    return np.asarray(picture.resize((width, height), how))
 
 
 def _with_names(grid: NDArray[np.uint8], names: tuple[str, ...], row_px: int) -> Image.Image:
     """The grid on white with a margin, each row's name right-aligned on its left."""
-    font = ImageFont.load_default(_FONT_PX)
-    left = int(max(font.getlength(name) for name in names)) + 24
+    drawn = [drawable(shortened(name, MAX_NAME), _FONT_PX) for name in names]
+    left = int(max(font.getlength(text) for text, font in drawn)) + 24
     canvas = Image.new("RGB", (left + grid.shape[1] + 10, grid.shape[0] + 20), "white")
     canvas.paste(Image.fromarray(grid), (left, 10))
     draw = ImageDraw.Draw(canvas)
-    for row, name in enumerate(names):
+    for row, (text, font) in enumerate(drawn):
         middle = 10 + row * row_px + (row_px - _GAP) // 2
-        draw.text((left - 10, middle), name, fill="#333333", font=font, anchor="rm")
+        draw.text((left - 10, middle), text, fill="#333333", font=font, anchor="rm")
     return canvas
 
 

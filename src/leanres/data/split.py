@@ -66,6 +66,10 @@ class Split:
         head = "\n".join((shape, *self.classes, "")).encode()
         return hashlib.sha256(head + b"".join(sorted(records.tolist()))).hexdigest()
 
+    def file(self, index: int, split: str) -> str:
+        """The name of an image; "test[17]" where it has none and the split is called test."""
+        return self.files[index] if self.files else f"{split}[{index}]"
+
     def to(self, device: torch.device | str) -> Split:
         """The same split with its tensors on `device`."""
         moved = replace(self, images=self.images.to(device), labels=self.labels.to(device))

@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
+from leanres.errors import shortened
 from leanres.metrics.calibration import Bins
 from leanres.metrics.classification import wilson_interval
 from leanres.report.style import BLUE, DASHES, FAINT, INK, ORANGE, SERIES, new_axes, styled
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 MAX_CLASSES = 30  # up to which a figure names every class
+MAX_NAME = 24  # letters of a class name beside an axis: the axis has to keep its room
 MAX_CLASSES_WITH_COUNTS = 12  # up to which a confusion matrix shows its counts
 
 
@@ -85,9 +87,13 @@ def per_class(names: Sequence[str], correct: Sequence[int], totals: Sequence[int
 def _axes_with_names(names: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes with a row for each class, from the bottom to the top."""
     figure, axes = new_axes(440, 80 + 22 * len(names))
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), _short_names(names))
     axes.tick_params(axis="y", labelcolor=INK)
     return figure, axes
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    return [shortened(name, MAX_NAME) for name in names]
 
 
 @styled
@@ -103,8 +109,9 @@ def confusion_matrix(counts: ArrayLike, names: Sequence[str]) -> Figure:
     axes.grid(False)
     if k <= MAX_CLASSES:
         size = 10 if k <= MAX_CLASSES_WITH_COUNTS else 8
-        axes.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(k), names)
+        shown = _short_names(names)
+        axes.set_xticks(range(k), shown, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(k), shown)
         axes.tick_params(labelcolor=INK, labelsize=size)
     if k <= MAX_CLASSES_WITH_COUNTS:
         for row, column in np.argwhere(table > 0):

@@ -50,7 +50,7 @@ def gradcam_section(
     for layer, method, (of, labels) in product(chosen, METHODS, classes.items()):
         maps = explain(net.model, net.normalize(shown), layer, labels, method)
         alts = [
-            f"{method} of image {index} at {layer} for the {of} class {record.classes[label]}"
+            f"{method} of {found.file(index)} at {layer} for the {of} class {record.classes[label]}"
             for index, label in zip(wrong.tolist(), labels.tolist(), strict=True)
         ]
         columns.append(_map_tiles(shown, maps, alts))

@@ -13,7 +13,7 @@ from jinja2.nodes import EvalContext
 from markupsafe import Markup
 
 from leanres.data.split import Dataset
-from leanres.errors import UserError, printable
+from leanres.errors import UserError, printable, shortened
 from leanres.io import write_bytes
 from leanres.metrics.classification import (
     accuracy_interval,
@@ -200,7 +200,7 @@ def _environment() -> Environment:
     # A no-break space keeps the number and its unit on one line.
     env.filters["percent"] = lambda share, digits=2: percent(share, digits).replace(" ", "\u00a0")
     env.filters["code"] = lambda text: Markup(printable(text).replace("`", "'"))  # no end of it
-    env.filters |= {"duration": sections.duration, "shown": shown}
+    env.filters |= {"duration": sections.duration, "shown": shown, "short": shortened}
     env.globals |= {"cell_text": cell_text, "interval": accuracy_interval, "version": __version__}
     env.globals |= {"accuracy_text": accuracy_text, "other_metrics": other_metrics}
     return env

@@ -22,15 +22,23 @@ from torch import Tensor
 from leanres.metrics.gradcam import invalid_map_reasons
 from leanres.report.style import new_figure, styled
 
-THUMBNAIL_PX = 64  # longest side: a page with a hundred of them stays small
+THUMBNAIL_PX = 64  # longest side of a map, and of an image that a page shows without a click
+OWN_PX = 256  # longest side of an embedded image, which a click shows at that size
 OPACITY = 0.55  # of a heat map at its maximum: the image stays visible
 
 
 def data_uri(image: Tensor) -> str:
-    """The image as a data URI of a PNG, scaled down to at most 64 px a side."""
+    """The image as a data URI: up to 64 px a side as it is, a larger one as a JPEG.
+
+    A page holds a hundred of them and has to stay small: above 256 px they are scaled down.
+    """
     picture = Image.fromarray(_pixels(image))
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    return _png_uri(picture)
+    if max(picture.size) <= THUMBNAIL_PX:
+        return _png_uri(picture)
+    picture.thumbnail((OWN_PX, OWN_PX), Image.Resampling.LANCZOS)
+    raw = io.BytesIO()
+    picture.save(raw, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(raw.getvalue()).decode()}"
 
 
 def _pixels(image: Tensor) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from leanres.errors import printable
 from leanres.io import MIB, read_parquet
 from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, summarize
@@ -34,10 +35,19 @@ MAX_TABLE = 1024 * MIB  # of predictions
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities (N, K) float32 and labels (N,) int64 of the images of a run's evaluation."""
+    """Probabilities (N, K) float32 and labels (N,) int64 of the images of a run's evaluation.
+
+    `files` names them, or is empty; `split` is what they are of: "test" or "val".
+    """
 
     probs: Tensor
     labels: Tensor
+    files: tuple[str, ...] = ()
+    split: str = "test"
+
+    def file(self, index: int) -> str:
+        """The name of an image, as one line; "test[17]" where it has none."""
+        return printable(self.files[index]) if self.files else f"{self.split}[{index}]"
 
     @property
     def predicted(self) -> Tensor:
@@ -155,7 +165,7 @@ def _with_predictions(record: Record) -> Record:
     if not path.exists():
         return record.with_notes(f"{record.folder} has no {PREDICTIONS}")
     try:
-        found = _read_predictions(path, record.classes)
+        found = _read_predictions(path, record.classes, record.split)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         return record.with_notes(f"{path} cannot be read ({str(error).splitlines()[0]})")
     assert record.result is not None
@@ -165,7 +175,7 @@ def _with_predictions(record: Record) -> Record:
     return replace(record, predictions=found)
 
 
-def _read_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
+def _read_predictions(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
     table = read_parquet(path, MAX_TABLE)
     columns = [table[f"p_{name}"].to_numpy() for name in classes]
     probs = torch.from_numpy(np.stack(columns, 1).astype(np.float32))
@@ -173,4 +183,5 @@ def _read_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
     known = len(labels) and 0 <= labels.min() <= labels.max() < len(classes)
     if not (known and probs.isfinite().all()):
         raise ValueError("values out of range")
-    return Predictions(probs, labels)
+    files = table["file"].cast(pa.string()).to_pylist() if "file" in table.column_names else ()
+    return Predictions(probs, labels, tuple(map(str, files)), split)

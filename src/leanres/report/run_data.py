@@ -48,5 +48,6 @@ def with_predictions(record: Record, dataset: Dataset | None) -> Record:
         raise UserError(f"{missing} and no {WEIGHTS} to compute them from: `leanres resume` it")
     split = measured_split(record, dataset)
     probs = load_predictor(record.folder, "cpu", "float32").logits(split.images).softmax(1)
+    found = Predictions(probs, split.labels.cpu(), split.files, record.split)
     note = f"the predictions of {record.folder} were recomputed from {WEIGHTS}"
-    return replace(record, predictions=Predictions(probs, split.labels.cpu())).with_notes(note)
+    return replace(record, predictions=found).with_notes(note)

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from leanres.errors import shortened
 from leanres.metrics import mistakes
 from leanres.metrics.calibration import brier, fit_temperature, log_probs, reliability
 from leanres.metrics.classification import nll, percent, wilson_interval
@@ -20,6 +21,7 @@ from leanres.report.style import MIN_SCALE, to_svg
 
 NUM_ERRORS, NUM_CORRECT, NUM_SUSPECTS = 32, 16, 16  # images shown
 NUM_PAIRS, NUM_EXAMPLES = 6, 6  # confused pairs, images of each
+MAX_NAME = 24  # letters of a class name below an image
 PHONE_PX = 320  # width of the text on a screen of 360 px
 
 
@@ -38,11 +40,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Tile:
-    """A thumbnail with its alternative text and the lines below it."""
+    """An image with its alternative text, its name, and the lines below it."""
 
     src: str
     alt: str
     lines: tuple[str, ...] = ()
+    file: str = ""
 
 
 def make_chart(title: str, figure: Figure, caption: str) -> Chart:
@@ -183,9 +186,11 @@ def image_tiles(
     for index in indices.tolist():
         true, predicted = (names[int(of[index])] for of in (found.labels, found.predicted))
         confidence = percent(float(found.probs[index].max()), 1)
-        alt = f"image {index}: labelled {true}, predicted {predicted} with {confidence}"
-        wrong = (f"→\u00a0{predicted}",) if true != predicted else ()
-        tiles.append(Tile(data_uri(images[index]), alt, (true, *wrong, confidence)))
+        file = found.file(index)
+        alt = f"{file}: labelled {true}, predicted {predicted} with {confidence}"
+        short, other = shortened(true, MAX_NAME), shortened(predicted, MAX_NAME)
+        lines = (short, *([f"→\u00a0{other}"] if true != predicted else []), confidence)
+        tiles.append(Tile(data_uri(images[index]), alt, lines, file))
     return tiles
 
 

@@ -12,7 +12,7 @@ from leanres.metrics.classification import (
     other_metrics,
     percent,
 )
-from leanres.metrics.mistakes import confused_pairs
+from leanres.metrics.mistakes import confused_pairs, worst_errors
 from leanres.report.compare import cell_text, table_row
 from leanres.report.record import Predictions, Record
 from leanres.report.sections import class_rows, duration
@@ -48,11 +48,16 @@ def _error_lines(found: Predictions, names: Sequence[str]) -> list[str]:
     confused = (
         f"{names[p.true]} → {names[p.predicted]} {p.count} ({percent(p.share, 1)})" for p in pairs
     )
+    errors = (
+        f"{found.file(i)} ({names[int(found.labels[i])]} → {names[int(found.predicted[i])]})"
+        for i in worst_errors(found.probs, found.labels, 3).tolist()
+    )
     equal = reliability(found.probs, found.labels, adaptive=True)
     return [
         f"ECE in bins of equal count {percent(equal.ece)}",
         "hardest classes: " + ", ".join(f"{name} {percent(share, 1)}" for share, name in worst),
         "most confused: " + (", ".join(confused) or "none"),
+        "most confident errors: " + (", ".join(errors) or "none"),
     ]
 
 

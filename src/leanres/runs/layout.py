@@ -113,13 +113,13 @@ def is_number(value: object) -> bool:
 def predictions_table(logits: Tensor, split: Split) -> bytes:
     """A parquet table: index, label, predicted, confidence, file, one probability per class."""
     probs = logits.softmax(1).numpy().astype(np.float32)
-    columns = {
+    columns: dict[str, Any] = {
         "index": np.arange(len(probs)),
         "label": split.labels.cpu().numpy(),
         "predicted": probs.argmax(1),
         "confidence": probs.max(1),
     }
-    columns |= {"file": np.array(split.files)} if split.files else {}
+    columns |= {"file": pa.array(split.files)} if split.files else {}
     columns |= {f"p_{name}": probs[:, k] for k, name in enumerate(split.classes)}
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
