@@ -93,6 +93,10 @@ def as_pickle(array, path):
     path.write_bytes(pickle.dumps({b"data": array, b"ids": np.arange(7)}, protocol=4))
 
 
+def as_new_pickle(array, path):
+    path.write_bytes(pickle.dumps({b"data": array}, protocol=5))  # Python's default since 3.14
+
+
 def as_old_pickle(array, path):
     path.write_bytes(pickle.dumps({"data": array, "labels": [1] * 7}, protocol=2))
 
@@ -110,7 +114,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("save", [as_npy, as_npz, as_npz_of_splits, as_pickle, as_old_pickle])
+@pytest.mark.parametrize(
+    "save", [as_npy, as_npz, as_npz_of_splits, as_pickle, as_new_pickle, as_old_pickle]
+)
 def test_a_batch_of_any_layout_and_file_has_its_images(tmp_path, save, name):
     array, expected = LAYOUTS[name]
     path = tmp_path / ("batch.npy" if save is as_npy else "batch")

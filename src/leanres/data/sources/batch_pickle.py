@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from leanres.errors import UserError, first_line, printable
 
 MAX_STEPS = 600_000  # CIFAR-100's train takes 200,000, with its names as bytes 450,000
+FROM_BUFFER = ("numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer")
 GLOBALS = {
     "numpy.core.multiarray _reconstruct",
     "numpy._core.multiarray _reconstruct",
     "numpy ndarray",
     "numpy dtype",
     "_codecs encode",  # how Python 3 pickles bytes at protocol 2
+    *FROM_BUFFER,
 }
 
 
@@ -129,6 +131,10 @@ class _Reader:
             if type(text) is not str or encoding != "latin1" or self.uncoded < 0:
                 raise ValueError("it encodes other text than its own bytes")
             self.push(text.encode("latin1"))
+        elif function in FROM_BUFFER:  # how numpy pickles an array at protocol 5
+            content, dtype, shape, order = arguments
+            self.push(PickledArray((dtype,)))
+            self.build((1, shape, dtype, order == "F", content))
         else:
             self.push(PickledArray(arguments))
 
@@ -157,6 +163,9 @@ _STEPS: dict[str, Callable[[_Reader, Any], None]] = {
         ("BINSTRING", "SHORT_BINSTRING"), lambda reader, text: reader.push(text.encode("latin1"))
     ),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"), _Reader.push),
+    **dict.fromkeys(
+        ("BYTEARRAY8", "BINBYTES8"), lambda reader, content: reader.push(bytes(content))
+    ),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _remember),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda reader, key: reader.push(reader.memo[key])),
     "MARK": lambda reader, _: reader.marks.append(len(reader.stack)),
