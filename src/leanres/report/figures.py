@@ -22,7 +22,7 @@ from leanres.report.style import BLUE, DASHES, FAINT, INK, ORANGE, SERIES, new_a
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
 MAX_CLASSES = 30  # up to which a figure names every class
-MAX_NAME = 24  # letters of a class name beside an axis: the axis has to keep its room
+MAX_NAME = 30  # letters of a class name beside an axis: the axis has to keep its room
 MAX_CLASSES_WITH_COUNTS = 12  # up to which a confusion matrix shows its counts
 
 
