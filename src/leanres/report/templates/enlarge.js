@@ -1,10 +1,9 @@
 // A click on an image, or Enter, shows it large with its alternative text below it.
 {
-  const dialog = document.createElement("dialog"), large = document.createElement("img");
-  const caption = document.createElement("p"), close = document.createElement("button");
+  const dialog = document.createElement("dialog"), caption = document.createElement("p");
+  const close = document.createElement("button");
   close.textContent = "Close";
   close.addEventListener("click", () => dialog.close());
-  dialog.append(large, caption, close);
   dialog.className = "large";
   dialog.addEventListener("click", event => event.target === dialog && dialog.close());
   document.body.append(dialog);
@@ -18,10 +17,11 @@
     button.addEventListener("click", () => {
       // Whole multiples of the pixels that the network saw.
       const factor = Math.max(1, Math.floor(Math.min(480, innerWidth - 80) / image.naturalWidth));
-      large.src = image.src;
-      large.alt = caption.textContent = image.alt;
+      const large = image.cloneNode();
       large.width = factor * image.naturalWidth;
       large.height = factor * image.naturalHeight;
+      caption.textContent = image.alt;
+      dialog.replaceChildren(large, caption, close);
       dialog.showModal();
     });
   }
