@@ -69,6 +69,12 @@ addEventListener("load", () => {
         * Math.min(1, e.ownerSVGElement.getBoundingClientRect().width
                       / e.ownerSVGElement.viewBox.baseVal.width))),
   };
+  document.querySelector("button.enlarge")?.click();
+  const dialog = document.querySelector("dialog");
+  found.large = dialog.open && {
+    pixels: dialog.querySelector("img").width, text: dialog.querySelector("p").textContent,
+    right: dialog.getBoundingClientRect().right,
+  };
   parent.postMessage(JSON.stringify(found), "*");
 });
 </script>
@@ -125,6 +131,12 @@ def test_the_page_works(pages, tmp_path, name, width, scheme):
     assert down == sorted(down, reverse=True)
     assert (found["rising"], found["falling"]) == ("ascending", "descending")
     assert found["named"] == sorted(found["before"])
+    if name == "run":  # a click on the first image
+        assert found["large"]["pixels"] in range(256, 481, 32)
+        assert re.fullmatch(
+            r"test\[\d+\]: labelled \d, predicted \d with [\d.]+ %", found["large"]["text"]
+        )
+        assert found["large"]["right"] <= width
     assert requests(log) == []
 
 
