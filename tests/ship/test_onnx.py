@@ -113,9 +113,9 @@ def test_the_guides_lines_without_leanres_answer_as_predict_does(
     )
 
 
-def test_the_guides_reference_has_ten_lines():
+def test_the_guides_reference_is_short():
     body = re.search(r"def preprocess\(.*?\n(.*?)\n\n", guide_code(), re.S)[1]
-    assert len(body.splitlines()) == 10
+    assert len(body.splitlines()) <= 12
 
 
 def test_a_missing_package_names_the_extra(run, tmp_path, images, monkeypatch):
