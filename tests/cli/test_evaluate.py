@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import layouts
 import numpy as np
 import pytest
 import rich.console
@@ -131,3 +132,15 @@ def test_evaluating_on_data_with_other_classes_is_refused(leanres, mistake, run_
 )
 def test_other_mistakes_are_one_line(leanres, mistake, run_folder, words, part):
     mistake(leanres("evaluate", run_folder, *words), part)
+
+
+def test_a_test_set_alone_is_measured_and_never_trained_on(leanres, mistake, three_runs, tmp_path):
+    folder = layouts.write_idx(tmp_path / "raw", only_test=True)
+    done = leanres("evaluate", three_runs / "a", "--data", folder, "--tta", "none")
+    assert done.code == 0
+    assert "test accuracy" in done.out
+    words = ["evaluate", three_runs / "a", "--data", folder, "--split", "train"]
+    mistake(leanres(*words), "idx has no train split: give --split test")
+    words = ["train", "--data", folder, "--out", tmp_path / "run"]
+    mistake(leanres(*words), "idx has test images alone: train on other data")
+    assert not (tmp_path / "run").exists()

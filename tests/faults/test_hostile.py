@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 
@@ -10,6 +11,7 @@ import hostile
 import pytest
 from forks import fork
 from hostile import MARK, MEMORY, Case, judge
+from hostile.readers import readers
 
 
 def test_hostile_inputs_neither_run_nor_crash_nor_hang_nor_end_in_a_traceback():
@@ -36,3 +38,14 @@ def test_the_harness_notices(read, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     case = Case("kind", "name", read)
     assert judge(case, fork(case.read, 0.5, MEMORY), tmp_path).startswith(word)
+
+
+def test_damaged_headers_of_every_layout_end_in_one_line_or_are_read(tmp_path, monkeypatch):
+    """Fifty of each, and crafted ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
+    ends = (
+        (case, judge(case, fork(case.read, 30, MEMORY), tmp_path))
+        for case in readers(tmp_path, 50, random.Random(0))
+    )
+    assert [f"{case.kind} {case.name}: {reason}" for case, reason in ends if reason] == []

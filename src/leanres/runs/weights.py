@@ -20,7 +20,7 @@ from torch import nn
 
 from leanres.data.split import Split
 from leanres.errors import UserError, first_line
-from leanres.io import MIB, CheckpointError, open_file, parse_json, write_bytes
+from leanres.io import MIB, CheckpointError, open_data, parse_json, write_bytes
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
 from leanres.training.device import PRECISIONS, Device
@@ -118,7 +118,7 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
     Raises CheckpointError for a file that is missing, damaged, or not one of ours.
     """
     try:
-        with open_file(path, MAX_BYTES) as raw:
+        with open_data(path, MAX_BYTES) as raw:
             if int.from_bytes(raw.read(8), "little") > MAX_HEADER:
                 raise ValueError("its header is too long")
         with safe_open(path, "pt") as file:

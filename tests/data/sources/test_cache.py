@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,8 +18,9 @@ from safetensors import safe_open
 from leanres.data.describe import describe
 from leanres.data.sources import cifar10, folder, load_data
 from leanres.data.sources import cifar10_formats as formats
+from leanres.data.sources.cache import write_cache_file
 from leanres.data.sources.cifar10 import find_files
-from leanres.data.split import Dataset
+from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 
 ROWS = 20  # of a binary batch
@@ -194,3 +197,34 @@ def test_the_cache_file_says_what_it_is(tmp_path, cache, write_binary):
         shape = opened.get_slice("train.images").get_shape()
     assert about["classes"] == list(formats.CLASSES)
     assert shape == [5 * ROWS, 3, 32, 32]
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+CHILD = """
+import sys
+from pathlib import Path
+from leanres.data.sources.cache import read_cache_file
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+read_cache_file(Path(sys.argv[2]))
+before = anonymous()
+data = read_cache_file(Path(sys.argv[1]))
+assert int(data.train.images[::100].sum()) >= 0
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the memory")
+def test_a_cached_set_is_mapped_and_takes_no_memory_of_its_own(bulky):
+    count = 65_000  # of 3,072 bytes: 200 MB
+    for name, n in (("large", count), ("small", 10)):
+        images = torch.zeros((n, 3, 32, 32), dtype=torch.uint8)
+        split = Split(images, torch.arange(n) % 2, ("a", "b"))
+        write_cache_file(bulky / name, Dataset(name, split, None, split.subset(range(10))))
+    words = [sys.executable, "-c", CHILD, str(bulky / "large"), str(bulky / "small")]
+    grown = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+    assert grown < 20_000  # KiB, of 200,000

@@ -191,3 +191,121 @@ def test_a_class_whose_images_are_all_corrupt_is_refused(root):
         path.write_bytes(b"x")
     with pytest.raises(UserError, match=r"'dog' of .* none of its images can be read"):
         load(root)
+
+
+# --- other layouts of folders ---------------------------------------------------------------
+
+
+def test_val_and_validation_together_are_one_split_and_a_note_says_so(tmp_path):
+    for seed, name in enumerate(("training", "val", "validation", "testing")):
+        for c in ("a", "b"):
+            make_class(tmp_path / name / c, 3, 10 * seed + (c == "b"))
+    data = load(tmp_path)
+    assert [len(split) for split in data.splits.values()] == [6, 12, 6]
+    assert "the folders val and validation together are val" in data.notes
+
+
+@pytest.mark.parametrize("inner", ["", "unknown"])
+def test_a_test_folder_without_classes_is_named_with_the_way_out(tmp_path, inner):
+    make_class(tmp_path / "train" / "a", 3)
+    make_class(tmp_path / "train" / "b", 3, 1)
+    (tmp_path / "test").mkdir()
+    make_class(tmp_path / "test" / (inner or "x"), 4, 2)
+    if not inner:
+        for path in (tmp_path / "test" / "x").iterdir():
+            path.rename(tmp_path / "test" / path.name)
+        (tmp_path / "test" / "x").rmdir()
+    data = load(tmp_path)
+    assert [*data.splits] == ["train"]
+    told = f"test has 4 images without classes: not used; leanres predict RUN {tmp_path / 'test'}"
+    assert any(note.startswith(told) for note in data.notes)
+
+
+def test_test_folders_alone_are_for_testing(tmp_path):
+    for c in ("a", "b"):
+        make_class(tmp_path / "test" / c, 3, c == "b")
+    assert [*load(tmp_path).splits] == ["test"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep one form of a name")
+def test_a_name_in_two_unicode_forms_is_one_class(tmp_path):
+    make_class(tmp_path / "caf\u00e9", 3)
+    make_class(tmp_path / "cafe\u0301", 3, 1)
+    make_class(tmp_path / "tea", 3, 2)
+    data = load(tmp_path)
+    assert data.train.classes == ("caf\u00e9", "tea")
+    assert len(data.train) + len(data.test) == 9
+
+
+def test_more_than_1000_classes_are_refused_before_any_is_read(tmp_path):
+    for i in range(1001):
+        (tmp_path / f"{i}").mkdir()
+    with pytest.raises(UserError, match="has 1,001 class folders: at most 1,000"):
+        load(tmp_path)
+
+
+def test_links_in_a_circle_end(root):
+    (root / "cat" / "again").symlink_to(root / "cat", target_is_directory=True)
+    data = load(root)
+    assert len(data.train) + len(data.test) == 20
+    assert "1 link to a folder above skipped" in data.notes
+
+
+def test_decoding_reports_its_progress(root):
+    seen: list[tuple[str, int, int]] = []
+    options = LoadOptions(root, root, progress=lambda *report: seen.append(report))
+    read_folder(list_folder(root), options)
+    assert seen[-1] == ("decoding images", 20, 20)
+
+
+# --- grey values out of range -----------------------------------------------------------------
+
+
+def greys(folder: Path, values: np.ndarray, end: str = "png") -> Path:
+    """Two classes of pictures of one value each, (N,) as their type says."""
+    for i, value in enumerate(values):
+        path = folder / f"class{i % 2}" / f"{i}.{end}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), value)).save(path)
+    return folder
+
+
+def pixel_values(folder: Path, size: int = 8) -> tuple[dict[str, int], list[str]]:
+    data = load(folder, size)
+    splits = [split for split in data.splits.values() if split]
+    found = {
+        Path(f).stem: int(image[0, 0, 0])
+        for s in splits
+        for f, image in zip(s.files, s.images, strict=True)
+    }
+    return found, [note for note in data.notes if "grey image" in note]
+
+
+def test_twelve_bits_in_sixteen_are_scaled_alike_in_the_whole_set_and_named(tmp_path):
+    values = np.array([0, 100, 2000, 4095, 4080, 17], np.uint16)
+    found, (note,) = pixel_values(greys(tmp_path / "set", values))
+    assert [found[str(i)] for i in range(6)] == [round(v * 255 / 4095) for v in values.tolist()]
+    assert note == (
+        "6 16-bit grey images have values from 0 to 4095: 0 is read as black, 4095 as white"
+    )
+
+
+def test_a_dark_image_of_sixteen_bits_stays_dark(tmp_path):
+    values = np.array([0, 100, 2000, 65535, 30000, 17], np.uint16)
+    found, notes = pixel_values(greys(tmp_path / "set", values))
+    assert [found[str(i)] for i in range(6)] == [round(v / 257) for v in values.tolist()]
+    assert notes == []
+
+
+def test_floats_above_255_are_not_white_in_silence(tmp_path):
+    values = np.array([0, 1, 300, 4000, 65535, 20000], np.float32)
+    found, (note,) = pixel_values(greys(tmp_path / "set", values, "tif"))
+    assert [found[str(i)] for i in range(6)] == [round(v / 257) for v in values.tolist()]
+    assert "float grey images have values from 0 to 65535: 0 is read as black, 65535" in note
+
+
+def test_what_is_clipped_is_named(tmp_path):
+    values = np.array([-5, 1, 0.5, 0.25, 0, 1], np.float32)
+    found, (note,) = pixel_values(greys(tmp_path / "set", values, "tif"))
+    assert (found["0"], found["1"]) == (0, 255)
+    assert note.endswith("0 is read as black, 1 as white, and what is outside is clipped")

@@ -18,6 +18,8 @@ from leanres.data.sources import svhn as svhn_source
 from leanres.data.sources.cifar10_formats import CLASSES
 from leanres.data.split import Dataset
 from leanres.errors import NotFoundError, UserError
+from leanres.runs.layout import load_data_of
+from leanres.runs.weights import load_classifier
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -337,3 +339,17 @@ def test_headers_that_claim_terabytes_are_refused_before_they_are_read(tmp_path)
     (folder / cifar10_1.FILES[0]).write_bytes(content)
     with pytest.raises(UserError, match="its header says uint8 of shape"):
         load_data(folder)
+
+
+def test_weights_that_stand_for_others_are_named_as_what_they_are(tmp_path):
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="is a Git-LFS pointer, not the file itself"):
+        load_classifier(tmp_path / "model.safetensors")
+
+
+def test_a_run_on_a_named_column_finds_its_data_again(tmp_path):
+    columns = {"fine": labels().tolist(), "odd": (labels() % 2).tolist()}
+    layouts.write_shard(tmp_path / "train.parquet", pixels(0), columns)
+    origin = locate(f"parquet,label=odd:{tmp_path / 'train.parquet'}")
+    info = {"origin": origin, "data": {"name": "parquet"}}
+    assert load_data_of(info).train.classes == ("0", "1")

@@ -26,6 +26,7 @@ from hostile.images import images
 from hostile.odd_files import odd_files
 from hostile.options import options
 from hostile.pickles import pickles
+from hostile.readers import readers
 from hostile.text_files import jsons, texts
 from hostile.weights import weights
 from leanres.cli import OUT_OF_MEMORY
@@ -49,7 +50,7 @@ def judge(case: Case, end: Outcome, folder: Path) -> str:
 
 
 def main(share: float = 1.0, seconds: float = 5, seed: int = 0) -> dict[str, Any]:
-    """Inputs by kind, how they ended, and what went wrong; `share` of about 8,000 inputs."""
+    """Inputs by kind, how they ended, and what went wrong; `share` of about 16,000 inputs."""
     rng, ends, inputs, wrong = random.Random(seed), Counter[str](), Counter[str](), []
     own = patch.dict(os.environ)
     with TemporaryDirectory() as name, contextlib.chdir(name), own:
@@ -63,6 +64,7 @@ def main(share: float = 1.0, seconds: float = 5, seed: int = 0) -> dict[str, Any
             *some(weights(folder, round(500 * share), rng), share, rng),
             *texts(folder, round(250 * share), rng),
             *jsons(folder, round(300 * share), rng),
+            *readers(folder, round(1000 * share), rng),
             *spread(odd_files(folder / "odd"), share),
             *some(options(round(1000 * share), rng), share, rng),
         ]

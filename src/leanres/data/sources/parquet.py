@@ -49,8 +49,6 @@ def holds_images(path: Path) -> bool:
         return first is not None and bool(_image_columns(_schema(first)))
     except UserError:
         return True  # reading it says what is wrong
-    except _ERRORS:
-        return path.suffix == ".parquet"
 
 
 def load_parquet(options: LoadOptions) -> Dataset:
@@ -90,8 +88,13 @@ def _check_shards(paths: list[Path]) -> None:
 
 
 def _schema(path: Path) -> pa.Schema:
-    with open_data(path, MAX_BYTES) as file:
-        return pq.read_schema(file)
+    try:
+        with open_data(path, MAX_BYTES) as file:
+            return pq.read_schema(file)
+    except UserError:
+        raise
+    except _ERRORS as error:
+        raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
 
 
 def _image_columns(schema: pa.Schema) -> list[str]:

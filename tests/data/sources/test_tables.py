@@ -1,0 +1,201 @@
+"""Tables beside images, and the Hub's parquet files: columns, splits, and what is not there."""
+
+from __future__ import annotations
+
+import layouts
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from layouts import channels_last, labels, pixels, png
+
+from leanres.data.sources import load_data, locate
+from leanres.data.split import Dataset
+from leanres.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def everything(data: Dataset) -> dict[str, str]:
+    """File -> class name, of all splits."""
+    return {
+        file: split.classes[label]
+        for split in data.splits.values()
+        for file, label in zip(split.files, split.labels.tolist(), strict=True)
+    }
+
+
+# --- a table beside images -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["csv", "tsv", "parquet"])
+def test_a_table_gives_labels_and_splits_of_the_images_beside_it(tmp_path, end):
+    folder = layouts.write_table(tmp_path / "set")
+    rows = [line.split(",") for line in (folder / "labels.csv").read_text().split("\n")]
+    if end != "csv":
+        (folder / "labels.csv").unlink()
+    if end == "tsv":
+        (folder / "labels.tsv").write_text("\n".join("\t".join(row) for row in rows))
+    if end == "parquet":
+        columns = {name: list(cells) for name, *cells in zip(*rows, strict=True)}
+        pq.write_table(pa.table(columns), folder / "labels.parquet")
+    data = load_data(folder)
+    assert data.train.classes == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (14, 6)
+    np.testing.assert_array_equal(channels_last(data.test), pixels(0)[:6])
+    np.testing.assert_array_equal(channels_last(data.train), pixels(0)[6:])
+    assert data.test.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    assert data.test.files == tuple(f"images/{i}.png" for i in range(6))
+    assert f"files and labels from labels.{end}" in data.notes
+
+
+@pytest.mark.parametrize("name", ["images/{}.png", "images/{}", "{}.png", "{}", "images\\{}.png"])
+@pytest.mark.parametrize("head", ["file,label", "Filename,Class", "image_id;target", "id,category"])
+def test_files_are_found_by_path_or_name_with_extension_or_without(tmp_path, name, head):
+    between = ";" if ";" in head else ","
+    lines = [head] + [between.join((name.format(i), str(i % 2))) for i in range(20)]
+    data = load_data(layouts.write_table(tmp_path / "set", "\n".join(lines), "mine.csv"))
+    assert everything(data) == {name.format(i): str(i % 2) for i in range(20)}
+    assert any("are held out" in note for note in data.notes)
+
+
+def test_other_columns_may_be_named_and_resume_finds_them_again(tmp_path):
+    lines = ["photo,label,breed"] + [f"{i},x{i % 3},b{i % 2}" for i in range(20)]
+    folder = layouts.write_table(tmp_path / "set", "\n".join(lines), "mine.csv")
+    name = f"table,file=photo,label=breed:{folder / 'mine.csv'}"
+    data = load_data(name)
+    assert data.train.classes == ("b0", "b1")
+    origin = locate(name)
+    assert origin["data"] == "table,file=photo,label=breed"
+    again = load_data(origin["data"], origin["path"])
+    assert again.train.fingerprint == data.train.fingerprint
+    with pytest.raises(UserError, match=r"table,colour=x: give table file=NAME, label=NAME"):
+        load_data(f"table,colour=x:{folder}")
+    with pytest.raises(UserError, match="no column 'weight': there are label, breed"):
+        load_data(f"table,file=photo,label=weight:{folder / 'mine.csv'}")
+
+
+def test_files_that_are_missing_or_outside_are_named_and_counted(tmp_path):
+    layouts.write_table(tmp_path / "set")
+    (tmp_path / "secret.png").write_bytes(png(pixels(9)[0]))
+    lines = ["file,label"] + [f"images/{i}.png,{i % 2}" for i in range(18)]
+    lines += ["../secret.png,1", f"{tmp_path / 'secret.png'},0", "gone.png,0", "images/0.png,0"]
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(lines))
+    data = load_data(tmp_path / "set")
+    assert len(data.train) + len(data.test) == 18
+    (note,) = [note for note in data.notes if "unreadable" in note]
+    assert note.startswith("3 unreadable images skipped: ../secret.png (outside of the table's fol")
+    assert "gone.png (there is no such file)" in note
+    assert "1 rows name a file again: used once" in data.notes
+    assert "2 images are not in the table: not used" in data.notes
+    with pytest.raises(UserError, match="outside of the table's folder"):
+        load_data(tmp_path / "set", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2", "which column is the file"),
+        ("file,b\n1,2", "which column is the label"),
+        ("file,label\n1", "line 2 has 1 cells, not 2"),
+        ("file,label\n", "has no row with a file and a label"),
+        ("file,file\n1,2", "two columns have the same name"),
+        ("file,label\n0,a\n0,b\n", "0 is labelled a and b"),
+        ("file,label,split\n0,a,dev\n1,b,holdout", "row 3: split 'holdout': give train, val or"),
+        ("", "which column is the file"),
+        ("file,label\n\xff\x00", "one of its|cells"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path, text, words):
+    folder = layouts.write_table(tmp_path / "set", text)
+    with pytest.raises(UserError, match=words) as caught:
+        load_data(folder / "labels.csv")
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_other_things_beside_class_folders_is_left_alone(tmp_path, write_images):
+    root = write_images(tmp_path / "images")
+    (root / "notes.csv").write_text("day,weather\n1,rain\n")
+    assert load_data(root).name == "folder"
+
+
+# --- parquet -------------------------------------------------------------------------------------
+
+
+def test_the_hubs_shards_are_read_by_split_with_their_class_names(tmp_path):
+    data = load_data(layouts.write_parquet(tmp_path / "hub"))
+    for split, images in ((data.train, pixels(0)), (data.test, pixels(1, 10))):
+        np.testing.assert_array_equal(channels_last(split), images)
+        assert split.labels.tolist() == labels(len(images)).tolist()
+        assert split.classes == tuple(f"class{i}" for i in range(10))
+    assert "images from column 'image', labels from 'label'" in data.notes
+    assert data.test.files[3] == "data/test-00000-of-00001.parquet row 3"
+
+
+def test_a_single_parquet_may_have_plain_bytes_text_labels_and_a_split_column(tmp_path):
+    columns = {
+        "scan": [png(image) for image in pixels(0)],
+        "label": [f"kind {i % 2}" for i in range(20)],
+        "split": ["train"] * 12 + ["validation"] * 4 + ["test"] * 4,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "all.parquet")
+    data = load_data(tmp_path / "all.parquet")
+    assert [len(split) for split in data.splits.values()] == [12, 4, 4]
+    np.testing.assert_array_equal(channels_last(data.val), pixels(0)[12:16])
+    assert data.val.classes == ("kind 0", "kind 1")
+
+
+def test_paths_in_a_parquet_are_read_in_its_folder_alone(tmp_path):
+    layouts.write_table(tmp_path / "set", "")
+    (tmp_path / "secret.png").write_bytes(png(pixels(9)[0]))
+    paths = [f"images/{i}.png" for i in range(18)] + ["../secret.png", "gone.png"]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+    table = pa.table({"image": image, "label": labels() % 2})
+    pq.write_table(table, tmp_path / "set" / "train.parquet")
+    data = load_data(tmp_path / "set" / "train.parquet")
+    np.testing.assert_array_equal(channels_last(data.train), pixels(0)[:18])
+    (note,) = [note for note in data.notes if "unreadable" in note]
+    assert note.startswith("2 unreadable images skipped")
+
+
+def test_columns_are_chosen_by_name_or_given(tmp_path):
+    columns = {"fine_label": labels().tolist(), "coarse_label": (labels() % 5).tolist()}
+    path = layouts.write_shard(tmp_path / "train.parquet", pixels(0), columns)
+    assert len(load_data(path).train.classes) == 10
+    name = f"parquet,label=coarse_label:{path}"
+    assert len(load_data(name).train.classes) == 5
+    assert locate(name)["data"] == "parquet,label=coarse_label"
+    other = layouts.write_shard(
+        tmp_path / "other.parquet", pixels(0), {"a": [1] * 20, "b": [2] * 20}
+    )
+    with pytest.raises(UserError, match=r"which column is the label\? there are a, b;") as caught:
+        load_data(other)
+    assert "--data parquet,label=NAME:PATH" in str(caught.value)
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
+    own = [None if i == 3 else -1 if i == 4 else i % 2 for i in range(20)]
+    path = layouts.write_shard(tmp_path / "train.parquet", pixels(0), {"label": own})
+    data = load_data(path)
+    kept = [i for i in range(20) if i not in (3, 4)]
+    np.testing.assert_array_equal(channels_last(data.train), pixels(0)[kept])
+    assert "2 rows without a label skipped" in data.notes
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    layouts.write_shard(
+        tmp_path / "train-00000-of-00002.parquet", pixels(0), {"label": [0, 1] * 10}
+    )
+    with pytest.raises(UserError, match=r"train-00001-of-00002.parquet is missing"):
+        load_data(tmp_path)
+
+
+def test_a_shard_of_cifar10_goes_its_own_way_and_no_other_does(tmp_path):
+    path = layouts.write_parquet(tmp_path / "hub") / "data"
+    assert locate(str(path))["data"] == "parquet"
+    for shard in path.glob("*.parquet"):
+        table = pq.read_table(shard)
+        pq.write_table(table.rename_columns(["img", "label"]), shard)
+    assert locate(str(path))["data"] == "cifar10"
