@@ -21,6 +21,8 @@ import filesystem
 import hostile
 import kills
 import mutations
+import sklearn.datasets  # noqa: F401  # here, not in each fork
+import torch._dynamo  # noqa: F401  # the same: the first optimizer imports it
 import writers
 from forks import OK, Outcome, fork
 from progress import shown
