@@ -158,7 +158,7 @@ def test_the_version_is_printed(leanres):
         (["train", "--measure", "train"], ["--measure", "'train' is not one of 'test', 'val'"]),
         (["train", "--tta", "flop"], ["did you mean 'flip'"]),
         (["train", "--device", "gpu"], ["'gpu' is not usable here"]),
-        (["train", "--data", "mnist"], ["no data source 'mnist'"]),
+        (["train", "--data", "imagenet"], ["no data source 'imagenet'"]),
         (["train", "--epochs", "x"], ["epochs"]),
         (["train", "mine.toml"], ["mine.toml cannot be read: No such file"]),
         (["resume", "nowhere"], ["is not a run folder"]),
