@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from leanres.io import CheckpointError
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import MODELS
-from leanres.runs import fit
+from leanres.runs import fit, layout
 from leanres.runs import run as runs
 from leanres.runs.checkpoint import saved
 from leanres.runs.layout import CHECKPOINTS, HISTORY, PREDICTIONS
@@ -390,3 +391,25 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, digits, de
     assert re.fullmatch(r".*is in use: another process.*\n", refused.stderr)
     run.release()
     run_here(resume_argv(run.folder, "--data", "digits"))
+
+
+def fails(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_disk_that_fails_while_files_are_looked_at_ends_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "left").write_text("")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", fails)
+        for look in (layout.check_free, layout.clear):
+            with pytest.raises(UserError, match="cannot be read: Input/output error"):
+                look(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", fails)
+        with pytest.raises(UserError, match=r"cannot delete .*left"):
+            layout.clear(tmp_path)
+    assert layout.read_times(tmp_path) == []
+    (tmp_path / layout.TIMES).write_text("")
+    monkeypatch.setattr(layout, "read_file", fails)  # going on without them would lose them
+    with pytest.raises(UserError, match=r"times\.jsonl cannot be read"):
+        layout.read_times(tmp_path)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from leanres.data.sources import Progress, load_data
 from leanres.data.split import Dataset, Split
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.io import LOCK, PARTIAL, parse_json, read_file
 from leanres.runs.manifest import MANIFEST
 from leanres.training.loop import MetricsRow
@@ -44,17 +44,29 @@ def check_free(folder: Path) -> None:
 
 def is_unmade(folder: Path) -> bool:
     """Whether a folder is empty, or one whose making was cut off: a manifest, but no run.json."""
-    names = {f.name for f in folder.iterdir() if f.suffix != PARTIAL} - {LOCK}
+    names = {f.name for f in _entries(folder) if f.suffix != PARTIAL} - {LOCK}
     return not names or (MANIFEST in names and names <= MADE_FIRST)
 
 
 def clear(folder: Path) -> None:
     """Delete what an earlier making of a run folder left, but the lock."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+    for path in _entries(folder):
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot delete {path}: {error.strerror}; name another folder"
+            ) from None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}; name another folder") from None
 
 
 def json_lines(rows: list[MetricsRow]) -> bytes:
@@ -79,19 +91,27 @@ def csv_table(rows: list[MetricsRow]) -> bytes:
 
 def read_history(folder: Path) -> tuple[list[MetricsRow], int]:
     """The row of each finished epoch, and the number of damaged lines; ([], 0) without a file."""
-    return _read_rows(folder / HISTORY, ("epoch",))
+    try:
+        return _read_rows(folder / HISTORY, ("epoch",))
+    except OSError:
+        return [], 0
 
 
 def read_times(folder: Path) -> list[MetricsRow]:
-    """The times of each finished epoch; damaged lines are left out: times are informative only."""
-    return _read_rows(folder / TIMES, ("epoch", "step", "seconds"))[0]
+    """The times of each finished epoch; damaged lines are left out: times are informative only.
+
+    UserError where the disk fails: a run that went on without them would lose them.
+    """
+    try:
+        return _read_rows(folder / TIMES, ("epoch", "step", "seconds"))[0]
+    except OSError as error:
+        raise UserError(f"{folder / TIMES} cannot be read: {first_line(error)}") from None
 
 
 def _read_rows(path: Path, needed: tuple[str, ...]) -> tuple[list[MetricsRow], int]:
-    try:
-        lines = [line for line in read_file(path).splitlines() if line.strip()]
-    except OSError:
+    if not path.exists():
         return [], 0
+    lines = [line for line in read_file(path).splitlines() if line.strip()]
     rows = [row for row in map(_parse_row, lines) if all(is_number(row.get(k)) for k in needed)]
     return rows, len(lines) - len(rows)
 
