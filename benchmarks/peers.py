@@ -77,7 +77,7 @@ class Work:
 
     def network(self, split: Split) -> nn.Module:
         """The network, with one output per class."""
-        return network_config(self.recipe(), split.classes).build()
+        return network_config(self.recipe().model, split).build()
 
     def recipe(self) -> Recipe:
         """The recipe of leanres for this work."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from leanres.data.arrays import images_of, labels_of
+from leanres.data.arrays import as_rgb, images_of, in_channels, labels_of
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 
@@ -101,3 +102,34 @@ def test_a_data_set_of_arrays_holds_out_a_test_split_or_takes_the_one_given():
     assert given.train.classes == ("0", "1", "2", "3")
     with pytest.raises(UserError, match="test and train differ"):
         Dataset.from_arrays(PIXELS, LABELS, test=(PIXELS[:, :4, :4], LABELS))
+
+
+def test_a_screen_shows_grey_as_rgb_and_rgba_over_white():
+    pixels = torch.randint(256, (3, 4, 5, 5), generator=torch.Generator().manual_seed(0)).byte()
+    assert torch.equal(as_rgb(pixels[:, :1]), pixels[:, :1].repeat(1, 3, 1, 1))
+    assert torch.equal(as_rgb(pixels[:, :3]), pixels[:, :3])
+    for image, shown in zip(pixels, as_rgb(pixels), strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        white = Image.new("RGBA", picture.size, "white")
+        composed = np.array(Image.alpha_composite(white, picture).convert("RGB"))
+        assert np.abs(shown.permute(1, 2, 0).numpy().astype(int) - composed).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_arrays_are_converted_to_grey_rgb_or_rgba_as_pillow_does(mode, channels):
+    picture = Image.fromarray(PIXELS[0]).convert(mode)
+    pixels = torch.from_numpy(np.array(picture).reshape(8, 8, -1)).permute(2, 0, 1)[None]
+    expected = np.array(picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    found = in_channels(pixels, channels)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(found, expected.reshape(8, 8, channels))
+
+
+def test_arrays_of_a_data_set_keep_their_channels_until_others_are_asked_for():
+    data = Dataset.from_arrays(PIXELS[..., 0], LABELS)
+    assert data.train.channels == data.test.channels == 1
+    rgba = data.in_channels(4)
+    assert rgba.train.channels == rgba.test.channels == 4
+    assert torch.equal(rgba.in_channels(1).train.images, data.train.images)
+    assert rgba.notes[-1] == "images are converted from grey to RGBA"
+    assert data.in_channels(None) is data.in_channels(1) is data

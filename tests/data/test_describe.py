@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from leanres.data.arrays import as_rgb
 from leanres.data.describe import batch_grid, describe, sample_grid
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
@@ -140,3 +141,12 @@ def test_anything_but_a_batch_of_colour_images_is_refused():
         batch_grid(torch.zeros(3, 8, 8))
     with pytest.raises(UserError, match="at least 1"):
         sample_grid(make_split(4, 0), per_class=0)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grids_show_grey_and_rgba_images_in_rgb(channels):
+    pixels = torch.randint(256, (6, channels, 5, 5), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(6) % 2, ("a", "b"))
+    shown = Split(as_rgb(pixels).contiguous(), split.labels, split.classes)
+    assert batch_grid(pixels).tobytes() == batch_grid(as_rgb(pixels)).tobytes()
+    assert sample_grid(split).tobytes() == sample_grid(shown).tobytes()

@@ -116,3 +116,22 @@ def test_downsizing_is_antialiased(tmp_path):
     Image.fromarray(stripes).save(tmp_path / "x.png")
     inner = read_image(tmp_path / "x.png", 32)[:, 4:-4]
     assert np.abs(inner.astype(int) - 128).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+def test_any_mode_becomes_grey_or_rgba_as_pillow_converts_it(tmp_path, mode):
+    name = "x.tif" if mode == "CMYK" else "x.png"
+    grey = mode in ("1", "I;16")
+    image = noise(1).convert("L" if grey else "RGB").convert("I" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray((257 * np.asarray(image)).astype(np.uint16))
+    if mode in ("LA", "RGBA"):
+        image.putalpha(noise(2).getchannel("R"))
+    image.save(tmp_path / name)
+    plain = noise(1).convert("L") if mode == "I;16" else image
+    rgba = read_image(tmp_path / name, 32, channels=4)
+    np.testing.assert_array_equal(rgba, np.asarray(plain.convert("RGBA")))
+    seen = Image.alpha_composite(Image.new("RGBA", (32, 32), "white"), plain.convert("RGBA"))
+    found = read_image(tmp_path / name, 32, channels=1)
+    expected = seen if mode in ("LA", "RGBA") else plain
+    np.testing.assert_array_equal(found[..., 0], np.asarray(expected.convert("L")))

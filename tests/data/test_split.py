@@ -29,7 +29,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]
     ("images", "labels", "classes", "words"),
     [
         (IMAGES.float(), LABELS, ("a", "b"), "torch.float32"),
-        (IMAGES[:, :1], LABELS, ("a", "b"), r"\(2, 1, 4, 4\)"),
+        (IMAGES[:, :2].contiguous(), LABELS, ("a", "b"), r"\(2, 2, 4, 4\)"),
         (IMAGES[0], LABELS, ("a", "b"), r"\(3, 4, 4\)"),
         (IMAGES[..., :0], LABELS, ("a", "b"), "at least one pixel"),
         (IMAGES.transpose(2, 3)[:, :, :, ::2], LABELS, ("a", "b"), "contiguous"),
@@ -144,8 +144,11 @@ def test_a_class_with_one_image_cannot_be_split():
         stratified_split(make_split((1, 30, 50)), 20)
 
 
-def test_channel_statistics_are_the_exact_mean_and_population_deviation():
-    split = make_split()
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channel_statistics_are_the_exact_mean_and_population_deviation(channels):
+    whole = make_split()
+    images = torch.cat((whole.images, whole.images[:, :1]), 1)[:, :channels].contiguous()
+    split = Split(images, whole.labels, whole.classes)
     pixels = split.images.numpy().astype(np.float64) / 255
     mean, std = channel_stats(split)
     np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-13)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import leanres
-from leanres.data.image_files import RULE
+from leanres.data.image_files import input_rule
 from leanres.errors import UserError
 from leanres.runs.predictor import load_predictor
 from leanres.ship.export import export
@@ -37,7 +37,7 @@ def test_an_onnx_file_takes_images_as_they_are_stored_and_names_the_classes(
     about = session.get_modelmeta().custom_metadata_map
     assert tuple(json.loads(about["classes"])) == digits.test.classes
     assert json.loads(about["preprocess"])["size"] == 32
-    assert about["input"] == RULE
+    assert about["input"] == input_rule(3)
     onnx.checker.check_model(str(done.path), full_check=True)
 
 

@@ -40,7 +40,7 @@ CPU32 = CPU("cpu", "float32", compiled=False)
 @pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_committed_plan_is_one_of_networks_that_fit_cifar10(file):
     for row in read_plan(file):
-        network = network_config(row.recipe, tuple("abcdefghij"))
+        network = network_config(row.recipe.model, DATA.train)
         assert count_params(network) <= (5_000_000 if row.name.startswith(LEAN) else 12_000_000)
         assert StepCounts(row.recipe, 50_000 - row.recipe.val).total > 0
         assert (row.measure == "val") == (row.recipe.val > 0)

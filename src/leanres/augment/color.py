@@ -25,8 +25,14 @@ def color_jitter(
 
     The first three by factors uniform in [max(0, 1 - b), 1 + b]; hue by a rotation uniform in
     [-hue, hue] turns. Defined as in torchvision's ColorJitter, but computed in floats throughout:
-    uint8 images are rounded once, at the end. (N, 3, H, W) uint8, or float in [0, 1] -> same.
+    uint8 images are rounded once, at the end. Grey images have no saturation or hue to change;
+    RGBA images keep their alpha. (N, C, H, W) uint8, or float in [0, 1] -> same.
     """
+    if images.shape[1] == 4:
+        jittered = color_jitter(images[:, :3], draw, brightness, contrast, saturation, hue)
+        return torch.cat((jittered, images[:, 3:]), 1)
+    if images.shape[1] == 1:
+        saturation = hue = 0.0
     strengths = (brightness, contrast, saturation, hue)
     active = tuple(which for which, s in enumerate(strengths) if s)  # the others change nothing
     if not active:
@@ -61,7 +67,12 @@ def _change(pixels: Tensor, which: Tensor, setting: Tensor, active: tuple[int, .
 
 
 def _luma(pixels: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601, to four digits as in torchvision. (N, 3, H, W) -> (N, 1, H, W)."""
+    """Luma of ITU-R BT.601, to four digits as in torchvision; grey is its own.
+
+    (N, C, H, W) -> (N, 1, H, W).
+    """
+    if pixels.shape[1] == 1:
+        return pixels
     red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 

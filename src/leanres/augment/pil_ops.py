@@ -34,8 +34,9 @@ OPS = (  # an operation is an index of this tuple; beside it, the unit of its ma
 def apply_ops(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
     """Apply to each image its operation `OPS[op]` at its magnitude.
 
-    images (N, 3, H, W) uint8, op (N,) int64, magnitude (N,) float -> images. Float images are in
-    [0, 1]: they are rounded to uint8, changed, and divided by 255 again. The references are
+    images (N, C, H, W) uint8, op (N,) int64, magnitude (N,) float -> images. Float images are in
+    [0, 1]: they are rounded to uint8, changed, and divided by 255 again. Of RGBA images the alpha
+    only moves: shears, translations and rotations leave transparent corners. The references are
     Pillow's ImageEnhance, ImageOps, Image.rotate, and Image.transform(AFFINE, NEAREST) with zeros
     outside. Shears fix the top left corner, as in the code of arXiv:1805.09501 and torchvision;
     translations have the sign of torchvision's.
@@ -44,7 +45,9 @@ def apply_ops(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
         pixels = (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
         return (apply_ops(pixels, op, magnitude).float() / 255).to(images.dtype)
     amount = magnitude.double()
-    blended = _blends(_lookup(images, op, amount), op, amount)
+    blended = _blends(_lookup(images[:, :3], op, amount), op, amount)
+    if images.shape[1] == 4:
+        blended = torch.cat((blended, images[:, 3:]), 1)
     return affine(blended, _matrices(op, amount, *images.shape[2:]))
 
 
@@ -116,8 +119,10 @@ def _equalize(counts: Tensor, level: Tensor) -> Tensor:
 
 
 def _integer_luma(images: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601 in integers, rounded as in Pillow. -> (N, 1, H, W) int32."""
+    """Luma of ITU-R BT.601 in integers, rounded as in Pillow; grey is its own. -> (N, 1, H, W)."""
     pixels = images.int()
+    if images.shape[1] == 1:
+        return pixels
     red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 

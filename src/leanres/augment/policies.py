@@ -67,7 +67,7 @@ CIFAR10_POLICY: tuple[SubPolicy, ...] = (  # (operation, probability, bin of the
 def auto_augment(images: Tensor, draw: Draw) -> Tensor:
     """Apply one of 25 pairs of operations to each image, each with its probability and magnitude.
 
-    (N, 3, H, W) -> same. arXiv:1805.09501, the CIFAR-10 policy of table 7; random signs and
+    (N, C, H, W) -> same. arXiv:1805.09501, the CIFAR-10 policy of table 7; random signs and
     magnitudes as in torchvision.
     """
     n, size = len(images), images.shape[2:]
@@ -93,7 +93,7 @@ def rand_augment(
 ) -> Tensor:
     """Apply `num_ops` random operations of 14 to each image, all at `magnitude`, from 0 to 30.
 
-    (N, 3, H, W) -> same. arXiv:1909.13719; operations and magnitudes as in torchvision.
+    (N, C, H, W) -> same. arXiv:1909.13719; operations and magnitudes as in torchvision.
     """
     size = images.shape[2:]
     rows = [operation_row(name, magnitude, BINS, NARROW_SPACE, size) for name in SAMPLED_OPS]
@@ -107,7 +107,7 @@ def rand_augment(
 def trivial_augment(images: Tensor, draw: Draw) -> Tensor:
     """Apply one random operation of 14 to each image, at one of 31 magnitudes.
 
-    (N, 3, H, W) -> same. arXiv:2103.10158, the wide space.
+    (N, C, H, W) -> same. arXiv:2103.10158, the wide space.
     """
     n, size = len(images), images.shape[2:]
     rows = [

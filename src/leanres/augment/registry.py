@@ -2,8 +2,10 @@
 
 An augmentation is a function of images (N, C, H, W), uint8 or float, and a `Draw`. It returns new
 images, leaves its input unchanged, draws independently for each image, and never waits for the
-device. Float images are in [0, 1], so normalise afterwards. Parameters with a default are settings
-of a recipe; their ranges stand in `Annotated[..., Range(...)]`.
+device. Float images are in [0, 1], so normalise afterwards. Operations on colours leave the alpha
+of RGBA images as it is, and those on saturation and hue leave grey images as they are; all others
+treat every channel alike. Parameters with a default are settings of a recipe; their ranges stand in
+`Annotated[..., Range(...)]`.
 """
 
 from __future__ import annotations

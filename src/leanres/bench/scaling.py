@@ -110,7 +110,7 @@ def network_curve(
     points = []
     for config in networks:
         run = runs.prepare(replace(recipe, model=config), dataset, device)
-        summary = summarize(run.config, (3, side, side))
+        summary = summarize(run.config, (run.config.in_channels, side, side))
         macs = summary.macs * run.setup.counts.images_per_step / 1e9
         points.append((macs, step_seconds(run, count), f"{summary.params / 1e6:.2f} M params"))
     grows = "10^9 multiply-adds of a forward pass"

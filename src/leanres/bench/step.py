@@ -77,7 +77,7 @@ def measure_step(
         "hardware": hardware(device),
         "commit": commit(),
         "model": network_name(recipe.model),
-        "macs_per_image": summarize(run.config, (3, side, side)).macs,
+        "macs_per_image": summarize(run.config, (run.config.in_channels, side, side)).macs,
         "side": side,
         "batch_size": counts.images_per_step,
         "seconds_per_step": seconds,
@@ -171,7 +171,7 @@ def cost_of_step(run: runs.Run) -> tuple[int, int]:
 def convolution_rate(model: nn.Module, images: Tensor, device: Device) -> float:
     """FLOP/s of the model's convolutions, forward and backward, each alone: best of 3.
 
-    images: (N, 3, H, W) float, a normalised batch.
+    images: (N, C, H, W) float, a normalised batch.
     """
     calls: list[tuple[nn.Conv2d, Tensor]] = []
     hooks = [

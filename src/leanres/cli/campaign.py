@@ -26,6 +26,7 @@ def campaign(
     minutes: float = typer.Option(0, min=0, help="Save and stop after as many; 0: never."),
     data: str = options.DATA,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,
@@ -53,8 +54,10 @@ def campaign(
 
     rows, names = library.read_plan(plan, settings), devices.split(",")
     command, found = options.current_command(), [detect(name).name for name in names]
-    dataset = options.load_dataset(data, size, strict)
-    planned = library.plan_jobs(rows, runs, {"command": command} | locate(data, size=size))
+    dataset = options.load_dataset(data, size, strict, channels)
+    planned = library.plan_jobs(
+        rows, runs, {"command": command} | locate(data, size=size, channels=channels)
+    )
     row_of = {job.folder: row for row, job in planned}
     before = {job.folder for _, job in planned if is_finished(job, dataset)}
     executor = LocalProcesses(at_once or len(names), names, threads)

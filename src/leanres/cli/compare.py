@@ -23,6 +23,7 @@ def compare(
     seeds: str = typer.Option("0,1,2", help="Comma-separated seeds to train each variant with."),
     data: str = options.DATA,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     measure: options.Measure = options.measurement_option(
         "val", help="The split to measure at the end: val, or test for a report."
@@ -46,7 +47,7 @@ def compare(
     comparison, command = library.COMPARISONS[name], options.current_command()
     changed, numbers = options.changes(settings, epochs=epochs), parse_seeds(seeds)
     first = next(iter(library.recipes(comparison, changed).values()))
-    dataset = options.load_dataset(data, size, strict)
+    dataset = options.load_dataset(data, size, strict, channels)
 
     def watch(event: Event) -> None:
         say(options.event_line(event), err=True)
@@ -59,7 +60,7 @@ def compare(
         numbers,
         changed,
         measure=measure,
-        origin={"command": command} | locate(data, size=size),
+        origin={"command": command} | locate(data, size=size, channels=channels),
         watch=watch,
     )
     if as_json:

@@ -25,6 +25,7 @@ MAX_NAME = 40  # letters of a class name in the table
 def data(
     name: str = typer.Argument("cifar10", metavar="DATA", help=options.DATA_HELP),
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     out: Path = options.output_option(
         Path("runs/data"), help="Folder for samples.png and augmented.png."
@@ -39,7 +40,7 @@ def data(
 
     from leanres.data.describe import describe
 
-    dataset = options.load_dataset(name, size, strict)
+    dataset = options.load_dataset(name, size, strict, channels)
     facts = describe(dataset)
     grids = _write_grids(dataset, out)
     if as_json:
@@ -72,6 +73,8 @@ def _write_grids(dataset: Dataset, out: Path) -> list[Path]:
 
 
 def _print_description(facts: Description, grids: list[Path]) -> None:
+    from leanres.data.arrays import CHANNELS
+
     splits = facts.splits
     say(f"{facts.name} from {facts.source}")
     _print_classes(facts.classes, splits)
@@ -79,7 +82,7 @@ def _print_description(facts: Description, grids: list[Path]) -> None:
         height, width = split.size
         mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (split.mean, split.std))
         say(
-            f"{name}: {height}x{width} px, mean {mean}, std {std}\n"
+            f"{name}: {height}x{width} px, {CHANNELS[len(split.mean)]}, mean {mean}, std {std}\n"
             f"  fingerprint {split.fingerprint[:16]}"
         )
     for pair in facts.duplicates:

@@ -50,7 +50,7 @@ def evaluate(
     predictor = options.make_predictor(target, device_name, threads, precision)
     if int8:
         round_to_int8_(predictor.model)
-    dataset = options.load_target_data(target, predictor.preprocess.size, data, strict)
+    dataset = options.load_target_data(target, predictor.preprocess, data, strict)
     images = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
     if not images:
         there = " or ".join(dataset.splits)

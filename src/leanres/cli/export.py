@@ -43,7 +43,7 @@ def export(
         raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
     preprocess = load_classifier(weights_file(target))[0].preprocess
     options.print_edits(target)
-    dataset = options.load_target_data(target, preprocess.size, data)
+    dataset = options.load_target_data(target, preprocess, data)
     images = (dataset.test or dataset.val or dataset.train).images[:CHECKED_IMAGES]
     done = write_checked(target, out, images, full)
     if card:

@@ -32,6 +32,7 @@ def find_lr(
     model: str | None = options.MODEL,
     data: str = options.DATA_OR_AUTO,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     lr_min: float | None = options.measurement_option(
         None, help="Lowest learning rate to test; default: 1e-06."
@@ -65,7 +66,7 @@ def find_lr(
     changed = options.changes(settings, seed=seed, model=model)
     chosen = load_recipe(recipe, changed)
     device = options.make_device(device_name, chosen, threads)
-    dataset, _, recipe = options.load_data_or_digits(data, size, strict, recipe)
+    dataset, _, recipe = options.load_data_or_digits(data, size, strict, channels, recipe)
     chosen = load_recipe(recipe, changed)
     with console(stderr=True).status("testing learning rates"):
         result = run_range_test(chosen, dataset, device, **sweep)

@@ -81,6 +81,7 @@ def summary(
     name: str = typer.Argument(metavar="NAME", help="A model of `leanres models`."),
     budget: str = typer.Option("5M", help="Most parameters allowed, such as 5M or 300k."),
     size: int = typer.Option(32, min=1, max=4096, help="Side of the images in pixels."),
+    channels: int = typer.Option(3, min=1, max=1024, help="Channels of the images."),
     as_json: bool = JSON,
 ) -> None:
     """Show a network layer by layer: shapes, parameters, MACs, receptive field, size.
@@ -88,11 +89,12 @@ def summary(
     Example: leanres summary resnet20 --budget 300k
     """
     from leanres.models.cost import parse_count, summarize
-    from leanres.models.zoo import MODELS
+    from leanres.models.zoo import MODELS, fitted
 
     most = parse_count(budget)
     entry = MODELS[name]
-    costs = summarize(entry.config, (3, size, size))
+    config = fitted(entry.config, entry.config.num_classes, channels)
+    costs = summarize(config, (channels, size, size))
     if as_json:
         within = {"name": name, "budget": most, "within_budget": costs.params <= most}
         say(json.dumps(within | costs.to_dict(), indent=1))

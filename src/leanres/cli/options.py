@@ -17,6 +17,7 @@ from leanres.errors import NotFoundError, UserError
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
+    from leanres.models.preprocess import Preprocess
     from leanres.runs.predictor import Predictor
     from leanres.training.device import Device
     from leanres.training.recipe import Recipe
@@ -65,6 +66,10 @@ TARGET_DATA = data_option(
 SIZE = data_option(
     None, help="Side in pixels that digits and a folder's images are resized to. Default: 32."
 )
+CHANNELS = data_option(
+    None,
+    help="What images are converted to: 1 (grey), 3 (RGB) or 4 (RGBA). Default: 3.",
+)
 STRICT = data_option(
     False, "--strict", help="Stop at the first image that cannot be read, instead of skipping it."
 )
@@ -98,19 +103,19 @@ JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.
 
 
 def load_dataset(
-    name: str, size: int | None = None, strict: bool = False, download: bool = True
+    name: str, size: int | None = None, strict: bool = False, channels: int | None = None
 ) -> Dataset:
     """The data set, with a progress bar for a download; its notes go to stderr."""
     from leanres.data.sources import load_data
 
     with progress_bar() as progress:
-        dataset = load_data(name, size=size, strict=strict, download=download, progress=progress)
+        dataset = load_data(name, size=size, channels=channels, strict=strict, progress=progress)
     print_notes(dataset.notes)
     return dataset
 
 
 def load_data_or_digits(
-    name: str, size: int | None, strict: bool, recipe: str
+    name: str, size: int | None, strict: bool, channels: int | None, recipe: str
 ) -> tuple[Dataset, str, str]:
     """The data set, its name, and the recipe for it.
 
@@ -118,16 +123,17 @@ def load_data_or_digits(
     speed.
     """
     if name != "auto":
-        return load_dataset(name, size, strict), name, recipe
+        return load_dataset(name, size, strict, channels), name, recipe
     try:
-        return load_dataset("cifar10", size, strict), "cifar10", recipe
+        return load_dataset("cifar10", size, strict, channels), "cifar10", recipe
     except NotFoundError:
         say(
             "CIFAR-10 was not found and could not be downloaded: training on the embedded digits"
             " instead (set LEANRES_DATA to a folder with CIFAR-10)",
             err=True,
         )
-        return load_dataset("digits", size), "digits", "digits" if recipe == "speed" else recipe
+        digits = load_dataset("digits", size, channels=channels)
+        return digits, "digits", "digits" if recipe == "speed" else recipe
 
 
 def load_run_data(info: dict[str, Any], name: str | None = None, download: bool = True) -> Dataset:
@@ -140,18 +146,22 @@ def load_run_data(info: dict[str, Any], name: str | None = None, download: bool 
     return dataset
 
 
-def load_target_data(target: Path, size: int, name: str | None, strict: bool = False) -> Dataset:
+def load_target_data(
+    target: Path, preprocess: Preprocess, name: str | None, strict: bool = False
+) -> Dataset:
     """The data to measure a run or weights file on: as given, else the run's own, else CIFAR-10.
 
-    For a run without images that it was trained on, and with the val split that it held out.
+    Image files are decoded to what the network takes. For a run without images that it was trained
+    on, and with the val split that it held out.
     """
     from leanres.runs.images import unseen
     from leanres.runs.run_json import INFO, read_info
 
+    size, channels = preprocess.size, preprocess.channels
     if not (target / INFO).exists():
-        return load_dataset(name or "cifar10", size, strict)
+        return load_dataset(name or "cifar10", size, strict, channels)
     info = read_info(target)
-    dataset = load_dataset(name, size, strict) if name else load_run_data(info)
+    dataset = load_dataset(name, size, strict, channels) if name else load_run_data(info)
     dataset, notes = unseen(target, info, dataset)
     print_notes(notes)
     return dataset

@@ -28,6 +28,7 @@ def race(
     ),
     data: str = options.DATA,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
@@ -55,14 +56,14 @@ def race(
 
     def cold_runs(seeds: list[int]) -> Iterator[dict[str, Any]]:
         executor = LocalProcesses(1, [device_name], threads)
-        origin = command | locate(data, size=size)
+        origin = command | locate(data, size=size, channels=channels)
         for number in seeds:
             job = Job(replace(chosen, seed=number), runs / f"{entry.stem}-{number}", origin)
             yield library.cold_run(job, executor, device)
 
     train = cold_runs
     if warm:
-        dataset = options.load_dataset(data, size, strict)
+        dataset = options.load_dataset(data, size, strict, channels)
         train = partial(library.warm_runs, chosen, dataset=dataset, device=device)
     counted = "warm: training alone" if warm else "cold: the whole process"
     header = command | {"counted": counted, "recipe": chosen.to_dict()}

@@ -26,6 +26,7 @@ def scaling(
     steps: int = typer.Option(5, min=1, help="Steps to measure of each batch size and network."),
     data: str = options.DATA,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
@@ -55,7 +56,7 @@ def scaling(
     networks = [library.widened(resolve(chosen.model), budget) for budget in budgets]
     if len(set(networks)) < len(networks):
         raise UserError(f"--params {params!r}: two of these are one network; give other numbers")
-    dataset = options.load_dataset(data, size, strict)
+    dataset = options.load_dataset(data, size, strict, channels)
     curves = [
         library.batch_curve(chosen, dataset, device, batch_sizes, steps),
         library.network_curve(chosen, dataset, device, networks, steps),

@@ -33,6 +33,7 @@ def search(
     epochs: int = typer.Option(9, min=1, help="Epochs of a network that is not stopped early."),
     data: str = options.DATA,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,
@@ -62,14 +63,14 @@ def search(
     )
     whole = load_recipe(recipe, options.changes(settings))
     short = replace(whole, epochs=epochs)
-    dataset = options.load_dataset(data, size, strict)
+    dataset = options.load_dataset(data, size, strict, channels)
 
     def watch(c: Candidate) -> None:
         ended = "" if c.finished else f", stopped after epoch {c.epochs}"
         say(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
 
     executor = local_executor(dataset, short, devices.split(","), at_once, threads)
-    origin = {"command": options.current_command()} | locate(data, size=size)
+    origin = {"command": options.current_command()} | locate(data, size=size, channels=channels)
     found = library.search(bounds, short, dataset, executor, out, trials, seed, origin, watch)
     if not found[0].finished:
         raise UserError("every network diverged: give a lower --set lr, and another --out")
@@ -80,6 +81,7 @@ def search(
         return
     _print(found, bounds)
     words = [str(best), "--data", data, *(["--size", str(size)] if size else [])]
+    words += ["--channels", str(channels)] if channels else []
     say(
         "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
         f" recipe's own epochs:\n{shlex.join(['leanres', 'train', *words])}"

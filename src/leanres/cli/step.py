@@ -24,6 +24,7 @@ def step(
     ),
     data: str = options.DATA,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
@@ -42,7 +43,7 @@ def step(
     changed = {"freeze_stem_at": 0.0} | options.changes(settings, model=model)
     chosen = load_recipe(recipe, changed | {"progressive_resizing": [[0.0, scale]]})
     device = options.make_device(device_name, chosen, threads)
-    report = measure_step(chosen, options.load_dataset(data, size, strict), device, steps)
+    report = measure_step(chosen, options.load_dataset(data, size, strict, channels), device, steps)
     if as_json:
         say(json.dumps(report))
     else:

@@ -37,6 +37,7 @@ def train(
     ),
     data: str = options.DATA_OR_AUTO,
     size: int | None = options.SIZE,
+    channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,
     tta: str = options.TTA_OPTION,
     measure: options.Measure = typer.Option(
@@ -68,7 +69,7 @@ def train(
     chosen = load_recipe(recipe, changed)
     device = options.make_device(device_name, chosen, threads)
     clock = time.perf_counter()
-    dataset, data, recipe = options.load_data_or_digits(data, size, strict, recipe)
+    dataset, data, recipe = options.load_data_or_digits(data, size, strict, channels, recipe)
     chosen = load_recipe(recipe, changed)
     options.check_val(measure, bool(chosen.val or dataset.val))
     say(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
@@ -80,7 +81,13 @@ def train(
     origin = {"command": options.current_command(), "measure": measure, "tta": tta}
     folder = out or _next_folder(Path(recipe).stem)
     try:
-        run = create(folder, chosen, dataset, device, origin | locate(data, size=size) | found)
+        run = create(
+            folder,
+            chosen,
+            dataset,
+            device,
+            origin | locate(data, size=size, channels=channels) | found,
+        )
     except BaseException:
         with contextlib.suppress(OSError):
             folder.rmdir()  # where it is empty

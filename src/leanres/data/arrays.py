@@ -14,7 +14,7 @@ from torch import Tensor
 from leanres.data.image_files import natural_key, square
 from leanres.errors import UserError, printable
 
-CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
+CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}  # of images
 MAX_CLASSES = 1000
 
 
@@ -47,6 +47,17 @@ def as_rgb(images: Tensor) -> Tensor:
         alpha = images[:, 3:].float() / 255
         return (alpha * images[:, :3] + 255 * (1 - alpha)).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Images as grey (Pillow's "L"), RGB or RGBA. uint8 (N, C, H, W) -> (N, channels, H, W)."""
+    if images.shape[1] == channels:
+        return images
+    rgb = as_rgb(images)
+    if channels == 1:
+        luma = (rgb.int() * torch.tensor([19595, 38470, 7471]).view(3, 1, 1)).sum(1, keepdim=True)
+        return ((luma + 0x8000) >> 16).to(torch.uint8)
+    return rgb if channels == 3 else torch.cat((rgb, torch.full_like(rgb[:, :1], 255)), 1)
 
 
 def _channels_last(pixels: NDArray[Any], what: str) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from leanres.data.arrays import images_of, scale_of
+from leanres.data.arrays import images_of, in_channels, scale_of
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
 from leanres.errors import UserError, first_line, printable
 from leanres.io import MIB, open_file, read_file
@@ -43,14 +43,13 @@ class Batch:
         places = range(start, start + count)
         return [self.ids[i] for i in places] if self.ids else list(map(str, places))
 
-    def read(self, part: slice, size: int) -> NDArray[np.uint8]:
-        """A part of the images, cropped and resized as files are. (n, size, size, 3)."""
+    def read(self, part: slice, size: int, channels: int = 3) -> NDArray[np.uint8]:
+        """A part of the images, as files are read. (n, size, size, channels)."""
         pixels = np.array(self.images[part])  # a copy: PyTorch wants to write
         if pixels.dtype != np.uint8:
             pixels = (pixels * self.scale).round().astype(np.uint8)
         images = images_of(pixels, printable(self.path.name), size)
-        rgb = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        return rgb.permute(0, 2, 3, 1).numpy()
+        return in_channels(images, channels).permute(0, 2, 3, 1).numpy()
 
 
 def is_batch(path: Path) -> bool:

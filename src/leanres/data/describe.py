@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from leanres.data.arrays import CHANNELS, as_rgb
 from leanres.data.fonts import drawable
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError, shortened
@@ -111,7 +112,7 @@ def sample_grid(split: Split, per_class: int = 10, seed: int = 0) -> Image.Image
     labels = split.labels.cpu()[shuffled]
     names = split.classes[:MAX_ROWS]
     rows = [shuffled[labels == label][:per_class] for label in range(len(names))]
-    pixels = split.images.cpu()
+    pixels = as_rgb(split.images.cpu())
     bands = [_band([_zoomed(image) for image in pixels[row]], per_class, pixels) for row in rows]
     return _with_names(np.concatenate(bands), names, len(bands[0]))
 
@@ -155,13 +156,14 @@ def _with_names(grid: NDArray[np.uint8], names: tuple[str, ...], row_px: int) ->
 
 
 def batch_grid(images: Tensor, columns: int = 16) -> Image.Image:
-    """A picture of a batch, (N, 3, H, W) uint8 or float in [0, 1], in reading order. RGB."""
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images) or columns < 1:
-        shape = tuple(images.shape)
-        raise UserError(f"images of {shape} in {columns} columns; give (N, 3, H, W), 1 or more")
+    """A picture of a batch, (N, C, H, W) uint8 or float in [0, 1], in reading order. RGB."""
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] not in CHANNELS or not shape[0] or columns < 1:
+        raise UserError(f"images of {shape} in {columns} columns; give (N, C, H, W), 1 or more")
     pixels = images.detach().cpu()
     if pixels.is_floating_point():
         pixels = (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = as_rgb(pixels)
     tiles = [_zoomed(image) for image in pixels]
     wide = min(columns, len(tiles))
     rows = [tiles[i : i + wide] for i in range(0, len(tiles), wide)]

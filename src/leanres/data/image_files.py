@@ -1,4 +1,4 @@
-"""Image files: list those of a folder, read one as a square of RGB pixels."""
+"""Image files: list those of a folder, read one as a square of grey, RGB or RGBA pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +28,7 @@ MAX_PIXELS = 25_000_000  # checked in the header, before any pixel is decoded
 MAX_BYTES = 256 * MIB  # 25 megapixels of 8 bytes, and room for metadata
 # No others: icons hold an image of another size than their header says, EPS runs Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-# How predict makes what a network takes of an image file, for those who run an ONNX file elsewhere.
-RULE = (
-    "turned as its EXIF orientation says; 16-bit grey scaled to bytes and rounded, white being 255,"
-    " 4095 or 65535, the first that none of its values exceeds; transparency over white; RGB; the"
-    " centre square of the shorter side, its left and top rounded down; resized to"
-    " size x size by Pillow's BICUBIC, which is antialiased; uint8 (N, 3, size, size), 0 to 255."
-    " Normalisation is part of the network."
-)
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 _one_at_a_time = Lock()  # decoding an image of 25 megapixels takes some hundred MB
 _SMALL = 4_000_000  # pixels of an image that is decoded beside others
 _AHEAD = 256  # images that are decoded before they are asked for
@@ -71,11 +64,24 @@ class Greys:
 class Decoded(NamedTuple):
     """A decoded image."""
 
-    pixels: NDArray[np.uint8]  # (size, size, 3)
+    pixels: NDArray[np.uint8]  # (size, size, C)
     greys: Greys | None  # where it has grey values of more than 8 bits
 
 
 ImageItem = Path | bytes | str  # a file, its content, or the reason why there is none
+
+
+def input_rule(channels: int) -> str:
+    """How predict makes a network's input of an image file, for users of an ONNX file."""
+    over_white = "" if channels == 4 else "transparency over white; "
+    return (
+        "turned as its EXIF orientation says; 16-bit grey scaled to bytes and rounded, white being"
+        " 255, 4095 or 65535, the first that none of its values exceeds;"
+        f" {over_white}Pillow's mode {MODES[channels]}; the centre square of the shorter side, its"
+        " left and top rounded down; resized to size x size by Pillow's BICUBIC, which is"
+        f" antialiased; uint8 (N, {channels}, size, size), 0 to 255. Normalisation is part of the"
+        " network."
+    )
 
 
 def natural_key(name: str) -> tuple[str, str]:
@@ -126,55 +132,61 @@ def _extensions() -> dict[str, str]:
     return {e: f for e, f in Image.registered_extensions().items() if f in FORMATS}
 
 
-def read_image_or_reason(paths: list[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
+def read_image_or_reason(
+    paths: list[Path], size: int, channels: int = 3
+) -> Iterator[NDArray[np.uint8] | str]:
     """For each path, in order, its image as `read_image` gives it, or why there is none."""
-    for outcome in decode_or_reason(paths, size):
+    for outcome in decode_or_reason(paths, size, channels):
         yield outcome if isinstance(outcome, str) else outcome.pixels
 
 
 def decode_or_reason(
-    items: Iterable[ImageItem], size: int, whites: Mapping[str, float] | None = None
+    items: Iterable[ImageItem],
+    size: int,
+    channels: int = 3,
+    whites: Mapping[str, float] | None = None,
 ) -> Iterator[Decoded | str]:
     """For each item, in order, its image as `decode_image` gives it, or why there is none.
 
     Decodes on up to 8 threads (Pillow releases the interpreter lock), some hundred images ahead.
     """
-    decode, items = partial(_decoded_or_reason, size=size, whites=whites), iter(items)
+    options = {"size": size, "channels": channels, "whites": whites}
+    decode, items = partial(_decoded_or_reason, options=options), iter(items)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         warnings.simplefilter("ignore")  # about huge images and odd metadata: handled below
         while chunk := list(islice(items, _AHEAD)):
             yield from pool.map(decode, chunk)
 
 
-def _decoded_or_reason(
-    item: ImageItem, size: int, whites: Mapping[str, float] | None
-) -> Decoded | str:
+def _decoded_or_reason(item: ImageItem, options: dict[str, Any]) -> Decoded | str:
     if isinstance(item, str):
         return item
     name = item.name if isinstance(item, Path) else ""
     try:
         if isinstance(item, bytes):
-            return decode_image(io.BytesIO(item), size, whites)
+            return decode_image(io.BytesIO(item), **options)
         with open_data(item, MAX_BYTES) as file:
-            return decode_image(file, size, whites)
+            return decode_image(file, **options)
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes
         reason = first_line(error).replace(str(item), name)
         return printable(reason.removeprefix(f"{name} is "))
 
 
-def read_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """One image file as `decode_image` gives it, (size, size, 3); raises what that raises."""
+def read_image(path: Path, size: int, channels: int = 3) -> NDArray[np.uint8]:
+    """One image file as `decode_image` gives it, (size, size, C); raises what that raises."""
     with open_data(path, MAX_BYTES) as file:
-        return decode_image(file, size).pixels
+        return decode_image(file, size, channels).pixels
 
 
-def decode_image(file: BinaryIO, size: int, whites: Mapping[str, float] | None = None) -> Decoded:
-    """An image as RGB: its centre square, resized with antialiased bicubic.
+def decode_image(
+    file: BinaryIO, size: int, channels: int = 3, whites: Mapping[str, float] | None = None
+) -> Decoded:
+    """An image as grey, RGB or RGBA: its centre square, resized with antialiased bicubic.
 
-    The first frame, rotated as EXIF says, transparency over white. Grey values of more than 8 bits
-    are scaled so that `whites` of their kind, by default `Greys.white` of this image, is white. The
-    square is cut before resizing, so that no image is distorted and a long thin one needs no
-    memory. This is RULE. Raises what Pillow raises, and ValueError above 25 megapixels.
+    The first frame, rotated as EXIF says; transparency over white where it is not kept. Grey values
+    of more than 8 bits are scaled so that `whites` of their kind, by default `Greys.white` of this
+    image, is white. The square is cut before resizing, so that no image is distorted and a long
+    thin one needs no memory. This is `input_rule`. Raises what Pillow raises, and ValueError above 25 megapixels.
     """
     try:
         image = Image.open(file, formats=FORMATS)
@@ -188,31 +200,32 @@ def decode_image(file: BinaryIO, size: int, whites: Mapping[str, float] | None =
     if pixels > MAX_PIXELS:
         raise ValueError(f"{pixels / 1e6:.1f} megapixels; at most 25 are allowed")
     with image, _one_at_a_time if pixels > _SMALL else nullcontext():
-        return _as_network_input(image, size, whites)
+        return _as_network_input(image, size, channels, whites)
 
 
-def preprocess(image: str | Path | Image.Image, size: int) -> NDArray[np.uint8]:
-    """An image file, or a picture of Pillow's, as a network takes it: uint8 (1, 3, size, size).
+def preprocess(image: str | Path | Image.Image, size: int, channels: int = 3) -> NDArray[np.uint8]:
+    """An image file, or a picture of Pillow's, as a network takes it: uint8 (1, C, size, size).
 
     Exactly what `leanres predict` does before the network, and what an exported ONNX file expects.
-    size: the network's, in pixels. Raises as `read_image`.
+    size, channels: the network's, in pixels, and 1, 3 or 4. Raises as `read_image`.
     """
     if isinstance(image, Image.Image):
-        pixels = _as_network_input(image, size).pixels
+        pixels = _as_network_input(image, size, channels).pixels
     else:
-        pixels = read_image(Path(image), size)
+        pixels = read_image(Path(image), size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
 
 
 def _as_network_input(
-    image: Image.Image, size: int, whites: Mapping[str, float] | None = None
+    image: Image.Image, size: int, channels: int, whites: Mapping[str, float] | None = None
 ) -> Decoded:
     turned, greys = ImageOps.exif_transpose(image), None
     if turned.mode.startswith("I") or turned.mode == "F":
         values, greys = _grey_values(np.asarray(turned))
         white = greys.white if whites is None else whites[greys.kind]
         turned = Image.fromarray(_eight_bits(values, white))
-    return Decoded(np.asarray(square(_rgb(turned), size)), greys)
+    pixels = np.asarray(square(_as_mode(turned, MODES[channels]), size))
+    return Decoded(pixels.reshape(size, size, channels), greys)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
@@ -224,13 +237,13 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """An image of 8 bits in any mode as RGB."""
-    if image.has_transparency_data:
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """An image of 8 bits in any mode as L, RGB or RGBA."""
+    if image.has_transparency_data and mode != "RGBA":
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        return Image.alpha_composite(white, rgba).convert(mode)
+    return image.convert(mode)
 
 
 def _grey_values(values: NDArray[np.generic]) -> tuple[NDArray[np.float64], Greys]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leanres.data.arrays import as_rgb, images_of, labels_of
+from leanres.data.arrays import CHANNELS, images_of, in_channels, labels_of
 from leanres.errors import UserError, printable
 from leanres.registry import check_class_names
 
@@ -22,11 +22,11 @@ TEST_SHARE = 0.2  # of the images, where a source has no test split
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images as stored: uint8 (N, 3, H, W), labels int64 (N,), one name per class.
+    """Labelled images as stored: uint8 (N, C, H, W), labels int64 (N,), one name per class.
 
     Without images it stands for the train split of a data set that is for testing alone.
-    `files` names each image, as "cat/0.png", or is empty. Raises UserError if shapes, types or
-    labels do not fit each other.
+    C is one of CHANNELS. `files` names each image, as "cat/0.png", or is empty. Raises UserError if
+    shapes, types or labels do not fit each other.
     """
 
     images: Tensor
@@ -43,6 +43,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def channels(self) -> int:
+        """C: 1 for grey images, 3 for RGB, 4 for RGBA."""
+        return self.images.shape[1]
 
     @cached_property
     def digests(self) -> NDArray[np.uint8]:
@@ -124,7 +129,7 @@ class Dataset:
         for other, split in splits.items():
             if (split.classes, split.images.shape[1:]) != (first.classes, first.images.shape[1:]):
                 raise UserError(
-                    f"{other} and train differ in class names or in size: give the same"
+                    f"{other} and train differ in class names, size or channels: give the same"
                 )
         if not first and "test" not in splits:
             raise UserError(f"there are {', '.join(splits)} images alone: add train or test images")
@@ -152,7 +157,7 @@ class Dataset:
         """
         given = {"train" if test else "all": (x, y), "val": val, "test": test}
         pairs = {part: pair for part, pair in given.items() if pair is not None}
-        splits = splits_of(pairs, classes, size)
+        splits = splits_of(pairs, classes, size, channels=None)
         first = next(iter(splits))
         splits[first] = replace(splits[first], files=tuple(map(printable, files)))
         return cls.of(name, splits, source="arrays in memory")
@@ -170,6 +175,21 @@ class Dataset:
         """The splits that it has, by name: train, val, test."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split}
+
+    def in_channels(self, channels: int | None) -> Dataset:
+        """The same with grey (1), RGB (3) or RGBA (4) images; a note says where that changes them.
+
+        None keeps them as they are.
+        """
+        came = self.train.channels
+        if channels in (None, came):
+            return self
+        parts = {
+            name: replace(split, images=in_channels(split.images, channels))
+            for name, split in self.splits.items()
+        }
+        note = f"images are converted from {CHANNELS[came]} to {CHANNELS[channels]}"
+        return replace(self, **parts, notes=(*self.notes, note))  # type: ignore[arg-type]
 
     def with_val(self, val: float) -> Dataset:
         """The same with images held out of train as val, unless it has a val split or `val` is 0.
@@ -191,20 +211,28 @@ def splits_of(
     pairs: Mapping[str, tuple[Any, Any]],
     classes: Sequence[str] | None = None,
     size: int | None = None,
+    channels: int | None = 3,
 ) -> dict[str, Split]:
-    """Splits of arrays: name -> (images, labels), as `images_of` and `labels_of` take them."""
+    """Splits of arrays: name -> (images, labels), as `images_of` and `labels_of` take them.
+
+    Images are converted to `channels`; None keeps their own.
+    """
+    found = {part: images_of(pair[0], f"{part} images", size) for part, pair in pairs.items()}
+    if channels is not None:
+        found = {part: in_channels(images, channels) for part, images in found.items()}
     labels, names = labels_of([pair[1] for pair in pairs.values()], classes)
     return {
-        part: Split(as_rgb(images_of(pair[0], f"{part} images", size)), numbers, names)
-        for (part, pair), numbers in zip(pairs.items(), labels, strict=True)
+        part: Split(images, numbers, names)
+        for (part, images), numbers in zip(found.items(), labels, strict=True)
     }
 
 
 def _check_images(images: Tensor) -> None:
-    """uint8 (N, 3, H, W), contiguous, H and W not 0."""
+    """uint8 (N, C, H, W), C one of CHANNELS, contiguous, H and W not 0."""
     shape = tuple(images.shape)
-    if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] != 3:
-        raise UserError(f"images are {images.dtype} of shape {shape}; give uint8 of (N, 3, H, W)")
+    if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] not in CHANNELS:
+        fits = "uint8 of (N, C, H, W), C 1, 3 or 4"
+        raise UserError(f"images are {images.dtype} of shape {shape}; give {fits}")
     if 0 in shape[1:]:
         raise UserError(f"images of shape {shape} are empty; give at least one pixel")
     if not images.is_contiguous():
@@ -308,14 +336,14 @@ def _quotas(counts: list[int], num_val: int, classes: tuple[str, ...]) -> list[i
 
 
 def channel_stats(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation per channel, of pixels in [0, 1]. -> (3,), (3,).
+    """Mean and population standard deviation per channel, of pixels in [0, 1]. -> (C,), (C,).
 
     Pixels are counted by value and summed as integers, so the result is exact and does not depend
     on order, device or precision.
     """
-    counts = torch.zeros(3, 256, dtype=torch.int64)
+    counts = torch.zeros(split.channels, 256, dtype=torch.int64)
     for chunk in torch.split(split.images, 1000):
-        for channel in range(3):
+        for channel in range(split.channels):
             counts[channel] += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
     n = split.images[:, 0].numel()
     totals = [sum(v * c for v, c in enumerate(row)) for row in counts.tolist()]

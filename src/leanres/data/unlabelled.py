@@ -22,7 +22,7 @@ Named = tuple[str, Path]  # an image's ID and its file
 
 @dataclass(frozen=True)
 class UnlabelledImage:
-    """An image with its ID: pixels (size, size, 3), or the reason why it cannot be read."""
+    """An image with its ID: pixels (size, size, C), or the reason why it cannot be read."""
 
     id: str
     path: Path  # of the image file, or of the batch
@@ -45,14 +45,14 @@ class Unlabelled:
         """The image files, without what is in batches: in order, each with its ID."""
         return self._files(place for place in self.places if isinstance(place, Path))
 
-    def read(self, size: int) -> Iterator[list[UnlabelledImage]]:
-        """The images in order, each cropped and resized to `size` pixels a side, some at a time."""
+    def read(self, size: int, channels: int = 3) -> Iterator[list[UnlabelledImage]]:
+        """The images in order, as a network takes them, some at a time."""
         for _, alike in groupby(self.places, type):
             places = list(alike)
             for batch in (place for place in places if isinstance(place, Batch)):
-                yield from self._read_batch(batch, size)
+                yield from self._read_batch(batch, size, channels)
             paths = (place for place in places if isinstance(place, Path))
-            yield from _read_files(self._files(paths), size)
+            yield from _read_files(self._files(paths), size, channels)
 
     def _files(self, places: Iterable[Path]) -> Iterator[Named]:
         for place in places:
@@ -61,10 +61,12 @@ class Unlabelled:
                 own = path.relative_to(place) if path != place and len(self.places) == 1 else path
                 yield own.stem if self.by_stem else own.as_posix(), path
 
-    def _read_batch(self, batch: Batch, size: int) -> Iterator[list[UnlabelledImage]]:
+    def _read_batch(
+        self, batch: Batch, size: int, channels: int
+    ) -> Iterator[list[UnlabelledImage]]:
         prefix = f"{batch.path.as_posix()}/" if len(self.places) > 1 else ""
         for start in range(0, len(batch), CHUNK):
-            images = batch.read(slice(start, start + CHUNK), size)
+            images = batch.read(slice(start, start + CHUNK), size, channels)
             ids = batch.ids_from(start, len(images))
             yield [
                 UnlabelledImage(prefix + own, batch.path, image)
@@ -72,9 +74,11 @@ class Unlabelled:
             ]
 
 
-def _read_files(files: Iterator[Named], size: int) -> Iterator[list[UnlabelledImage]]:
+def _read_files(
+    files: Iterator[Named], size: int, channels: int
+) -> Iterator[list[UnlabelledImage]]:
     while chunk := list(islice(files, CHUNK)):
-        outcomes = read_image_or_reason([path for _, path in chunk], size)
+        outcomes = read_image_or_reason([path for _, path in chunk], size, channels)
         yield [
             UnlabelledImage(own, path, outcome)
             for (own, path), outcome in zip(chunk, outcomes, strict=True)

@@ -15,6 +15,7 @@ Width = Annotated[int, Range(1, 65_536)]  # channels
 Widths = Annotated[tuple[int, ...], Range(1, 65_536)]  # channels of each stage
 MAX_STAGES, MAX_LAYERS = 16, 600  # each stage halves the map; ResNet-1202 has 600 blocks
 Classes = Annotated[int, Range(2, 1_000_000)]
+InChannels = Annotated[int, Range(1, 1024)]  # of the images
 
 
 def check_depth(stages: int, layers: int) -> None:
@@ -27,10 +28,10 @@ def check_depth(stages: int, layers: int) -> None:
 
 
 class ModelConfig(Protocol):
-    """A frozen dataclass whose `build()` makes a network: (N, 3, H, W) -> logits (N, K).
+    """A frozen dataclass whose `build()` makes a network: (N, C, H, W) -> logits (N, K).
 
     A network with a method `init_from_data_(images)` is initialised with a sample of the normalised
-    training images (N, 3, H, W) before its training.
+    training images (N, C, H, W) before its training.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # makes `replace` and `fields` accept it
@@ -42,6 +43,10 @@ class ModelConfig(Protocol):
     @property
     def num_classes(self) -> int:
         """K, the number of logits per image."""
+
+    @property
+    def in_channels(self) -> int:
+        """C: 1 for grey images, 3 for RGB, 4 for RGBA."""
 
     def build(self) -> nn.Module:
         """A new network on the default device, initialised with torch's global generator."""

@@ -55,7 +55,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Summary:
-    """Costs of a network for one image of `input_size` (3, H, W); see the module's docstring."""
+    """Costs of a network for one image of `input_size` (C, H, W); see the module's docstring."""
 
     input_size: tuple[int, int, int]
     rows: tuple[LayerCost, ...]
@@ -79,12 +79,15 @@ class Summary:
 
 
 def summarize(
-    network: ModelConfig | nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)
+    network: ModelConfig | nn.Module, input_size: tuple[int, int, int] | None = None
 ) -> Summary:
     """Cost of `network`, from one forward pass on the meta device; a given module is not changed.
 
+    `input_size` (C, H, W) is by default of 32x32 pixels in a config's channels, in 3 of a module.
     Raises `UserError` if the input does not fit or an operator has no receptive-field rule.
     """
+    channels = 3 if isinstance(network, nn.Module) else network.in_channels
+    input_size = input_size or (channels, 32, 32)
     model = _on_meta(network).eval()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     trace = _Trace(model)

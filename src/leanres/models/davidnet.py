@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from leanres.models.config import Classes, Width
+from leanres.models.config import Classes, InChannels, Width
 from leanres.registry import Range, Table, check_fields
 
 FourWidths = Annotated[tuple[int, int, int, int], Range(1, 65_536)]
@@ -30,12 +30,13 @@ class DavidNetConfig:
     widths: FourWidths = (64, 128, 256, 512)  # channels of each layer
     reading: Annotated[str, READINGS] = "described"
     num_classes: Classes = 10
+    in_channels: InChannels = 3
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self) -> nn.Module:
-        """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
+        """A new network: float (N, C, H, W) -> logits (N, num_classes)."""
         return DavidNet(self)
 
 
@@ -50,12 +51,13 @@ class BranchNetConfig:
     widths: FourWidths = (64, 128, 256, 512)  # channels of the stem and of each layer
     head_width: Width = 256  # channels between the two 1x1 convolutions
     num_classes: Classes = 10
+    in_channels: InChannels = 3
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def build(self) -> nn.Module:
-        """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
+        """A new network: float (N, C, H, W) -> logits (N, num_classes)."""
         return BranchNet(self)
 
 
@@ -84,7 +86,7 @@ class DavidNet(nn.Module):
         super().__init__()
         w1, w2, w3, w4 = config.widths
         padding3, pool3, pool4 = READINGS[config.reading]
-        self.stem = _layer(3, w1)
+        self.stem = _layer(config.in_channels, w1)
         self.layer1 = nn.Sequential(_layer(w1, w2, pool=2), _residual_pair(w2))
         self.layer2 = _layer(w2, w3, padding=padding3, pool=pool3)
         self.layer3 = nn.Sequential(_layer(w3, w4, pool=pool4), _residual_pair(w4))
@@ -92,7 +94,7 @@ class DavidNet(nn.Module):
         self.linear = nn.Linear(w4, config.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float (N, 3, H, W) -> raw logits (N, num_classes)."""
+        """Float (N, C, H, W) -> raw logits (N, num_classes)."""
         maps = self.layer3(self.layer2(self.layer1(self.stem(images))))
         logits: Tensor = self.linear(self.pool(maps).flatten(1))
         return logits
@@ -126,7 +128,8 @@ class BranchNet(nn.Module):
     def __init__(self, config: BranchNetConfig) -> None:
         super().__init__()
         w0, w1, w2, w3 = config.widths
-        self.stem = nn.Sequential(nn.Conv2d(3, w0, 3, 1, 1), nn.BatchNorm2d(w0), nn.ReLU())
+        conv = nn.Conv2d(config.in_channels, w0, 3, 1, 1)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(w0), nn.ReLU())
         self.layer1 = Branches(w0, w1)
         self.layer2 = _pooled(w1, w2)
         self.layer3 = Branches(w2, w3)
@@ -136,7 +139,7 @@ class BranchNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float (N, 3, H, W) -> raw logits (N, num_classes)."""
+        """Float (N, C, H, W) -> raw logits (N, num_classes)."""
         maps = self.layer3(self.layer2(self.layer1(self.stem(images))))
         logits: Tensor = self.head(self.pool(maps)).flatten(1)
         return logits

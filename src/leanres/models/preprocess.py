@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from leanres.errors import UserError
 from leanres.registry import Range, check_class_names, check_fields
 
-Channels = tuple[float, ...]  # three
+Channels = tuple[float, ...]  # one number each
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,29 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not len(self.mean) == len(self.std) == 3:
-            raise UserError(f"{len(self.mean)} means, {len(self.std)} deviations: give 3 of each")
+        if not 1 <= len(self.mean) == len(self.std):
+            came = f"{len(self.mean)} means, {len(self.std)} deviations"
+            raise UserError(f"{came}: give one of each per channel")
         check_class_names(self.classes)
+
+    @property
+    def channels(self) -> int:
+        """C: 1 for grey images, 3 for RGB, 4 for RGBA."""
+        return len(self.mean)
+
+
+def check_fit(images: Tensor, preprocess: Preprocess) -> None:
+    """UserError for images (N, C, H, W) of another size or number of channels than the network's.
+
+    It names both.
+    """
+    channels, size = preprocess.channels, preprocess.size
+    if images.shape[1:] != (channels, size, size):
+        shape = "x".join(map(str, images.shape[1:]))
+        raise UserError(
+            f"images of {shape}: the network takes {channels}x{size}x{size}; load them with"
+            f" size={size}, channels={channels}"
+        )
 
 
 class Normalize(nn.Module):
@@ -49,7 +69,7 @@ class Normalize(nn.Module):
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
 
     def forward(self, images: Tensor) -> Tensor:
-        # Convert the layout last: with channels last, the innermost loop would have three elements,
+        # Convert the layout last: with channels last, the innermost loop would have C elements,
         # too few for vector instructions.
         floats = (images.to(torch.float32) - self.shift) * self.scale
         return floats.contiguous(memory_format=torch.channels_last)

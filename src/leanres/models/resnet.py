@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from leanres.errors import UserError
 from leanres.models.branch_layers import DropPath, ShakeShake, SqueezeExcite
-from leanres.models.config import Classes, Width, Widths, check_depth
+from leanres.models.config import Classes, InChannels, Width, Widths, check_depth
 from leanres.registry import Range, Table, check_fields
 
 DropRate = Annotated[float, Range(0, 0.999)]
@@ -54,6 +54,7 @@ class ResNetConfig:
     squeeze: Annotated[int, Range(0, 65_536)] = 0
     init: Annotated[str, INITS] = "pytorch"
     num_classes: Classes = 10
+    in_channels: InChannels = 3
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -62,7 +63,7 @@ class ResNetConfig:
             raise UserError("block_dropout needs block='wide': other blocks have no dropout")
 
     def build(self) -> nn.Module:
-        """A new network: float (N, 3, H, W) -> logits (N, num_classes)."""
+        """A new network: float (N, C, H, W) -> logits (N, num_classes)."""
         return ResNet(self)
 
 
@@ -227,7 +228,7 @@ class ResNet(nn.Module):
         super().__init__()
         widths = (config.stem_width or config.widths[0], *config.widths)
         block = BLOCKS[config.block]
-        self.stem = STEMS[config.stem](widths[0], block.before)
+        self.stem = STEMS[config.stem](config.in_channels, widths[0], block.before)
         stages = (_stage(i, *pair, config) for i, pair in enumerate(pairwise(widths)))
         self.stages = nn.Sequential(*stages)
         after = [layer(widths[-1]) for layer in block.after]
@@ -238,7 +239,7 @@ class ResNet(nn.Module):
         INITS[config.init](self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float (N, 3, H, W) -> raw logits (N, num_classes)."""
+        """Float (N, C, H, W) -> raw logits (N, num_classes)."""
         pooled = self.pool(self.norm(self.stages(self.stem(images))))
         logits: Tensor = self.linear(self.dropout(pooled.flatten(1)))
         return logits
@@ -256,12 +257,12 @@ def _conv3(width_in: int, width: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
 
 
-def _cifar_stem(width: int, before: Sequence[Layer]) -> nn.Sequential:
-    return nn.Sequential(_conv3(3, width), *(layer(width) for layer in before))
+def _cifar_stem(channels: int, width: int, before: Sequence[Layer]) -> nn.Sequential:
+    return nn.Sequential(_conv3(channels, width), *(layer(width) for layer in before))
 
 
-def _imagenet_stem(width: int, before: Sequence[Layer]) -> nn.Sequential:
-    conv = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+def _imagenet_stem(channels: int, width: int, before: Sequence[Layer]) -> nn.Sequential:
+    conv = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
     return nn.Sequential(conv, *(layer(width) for layer in before), nn.MaxPool2d(3, 2, 1))
 
 
@@ -284,7 +285,7 @@ def _init_convs(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-STEMS: Table[Callable[[int, Sequence[Layer]], nn.Module]] = Table(
+STEMS: Table[Callable[[int, int, Sequence[Layer]], nn.Module]] = Table(
     "stem", {"cifar": _cifar_stem, "imagenet": _imagenet_stem}
 )
 BLOCKS: Table[type[BasicBlock | WideBlock | ShakeBlock]] = Table(

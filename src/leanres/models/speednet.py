@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from leanres.errors import UserError
-from leanres.models.config import Classes, Widths, check_depth
+from leanres.models.config import Classes, InChannels, Widths, check_depth
 from leanres.registry import Range, Table, check_fields
 
 ACTIVATIONS: Table[Callable[[], nn.Module]] = Table(
@@ -44,6 +44,7 @@ class SpeedNetConfig:
     # On a CPU hardswish takes a third longer than relu, silu and gelu three times as long.
     activation: Annotated[str, ACTIVATIONS] = "relu"
     num_classes: Classes = 10
+    in_channels: InChannels = 3
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -52,7 +53,7 @@ class SpeedNetConfig:
         check_depth(len(self.widths), self.depth * len(self.widths))
 
     def build(self) -> nn.Module:
-        """A new network: normalised (N, 3, H, W) -> logits (N, num_classes)."""
+        """A new network: normalised (N, C, H, W) -> logits (N, num_classes)."""
         return SpeedNet(self)
 
 
@@ -61,8 +62,8 @@ class SpeedNet(nn.Module):
 
     def __init__(self, config: SpeedNetConfig) -> None:
         super().__init__()
-        patch = 3 * config.whiten_px**2
-        self.stem = nn.Conv2d(3, 2 * patch, config.whiten_px)
+        patch = config.in_channels * config.whiten_px**2
+        self.stem = nn.Conv2d(config.in_channels, 2 * patch, config.whiten_px)
         self.stem.weight.requires_grad_(False)
         assert self.stem.bias is not None
         nn.init.zeros_(self.stem.bias)
@@ -75,7 +76,7 @@ class SpeedNet(nn.Module):
         nn.init.normal_(self.head.weight, std=1 / widths[-1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised (N, 3, H, W) -> logits (N, num_classes)."""
+        """Normalised (N, C, H, W) -> logits (N, num_classes)."""
         x = self.stages(self.stem_act(self.stem(images)))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits
@@ -85,14 +86,14 @@ class SpeedNet(nn.Module):
         """Set the stem's filters to those that whiten the images' patches, and their negatives.
 
         The whitening filters are the eigenvectors of the patches' second moments, each divided by
-        the root of its eigenvalue + eps. images: normalised (N, 3, H, W), a few thousand. Source:
+        the root of its eigenvalue + eps. images: normalised (N, C, H, W), a few thousand. Source:
         Page, "How to train your ResNet", part 8; eps from arXiv:2404.00498.
         """
         k = self.stem.kernel_size[0]
         patches = images.unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5).flatten(3)
-        patches = patches.flatten(0, 2).double()  # (patches, 3 k k)
+        patches = patches.flatten(0, 2).double()  # (patches, C k k)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (vectors / (values + eps).sqrt()).T.reshape(-1, 3, k, k)
+        filters = (vectors / (values + eps).sqrt()).T.reshape(-1, images.shape[1], k, k)
         self.stem.weight.copy_(torch.cat((filters, -filters)))
 
 

@@ -149,6 +149,11 @@ def resolve(name_or_config: str | ModelConfig) -> ModelConfig:
     return name_or_config
 
 
+def fitted(config: ModelConfig, num_classes: int, in_channels: int) -> ModelConfig:
+    """The same network for data of `num_classes` classes in images of `in_channels` channels."""
+    return dataclasses.replace(config, num_classes=num_classes, in_channels=in_channels)
+
+
 def network_name(model: str | ModelConfig | Mapping[str, Any]) -> str:
     """The name of a named model, else its family: "custom resnet"."""
     if isinstance(model, str):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanres.data.arrays import CHANNELS
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.metrics.gradcam import (
@@ -100,10 +101,12 @@ def filters_and_batches(
 
 
 def first_filters(net: Predictor) -> Tensor | None:
-    """The weights (N, 3, k, k) of the first convolution; None if it has not 3 input channels."""
+    """The weights (N, C, k, k) of the first convolution; None if its input is no image."""
     convolutions = (m for m in net.model.modules() if isinstance(m, nn.Conv2d))
     first = next(convolutions, None)
-    return first.weight.detach() if first is not None and first.weight.shape[1] == 3 else None
+    return (
+        first.weight.detach() if first is not None and first.weight.shape[1] in CHANNELS else None
+    )
 
 
 def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
@@ -124,7 +127,7 @@ def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
 def images_of_step(recipe: Recipe, train: Split, step: int, count: int) -> Tensor:
     """The first `count` images of optimizer step `step`, augmented and resized as in training.
 
-    (count, 3, H, W) uint8, before normalisation.
+    (count, C, H, W) uint8, before normalisation.
     """
     counts = StepCounts(recipe, len(train))
     images, _ = next(batches(train, counts, step))

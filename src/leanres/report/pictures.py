@@ -1,6 +1,6 @@
 """Images of the report: PNGs as data URIs for the page, and grids as matplotlib Figures.
 
-Images are uint8 (3, H, W); heat maps are float (h, w), as `metrics.gradcam.explain` returns them.
+Images are uint8 (C, H, W); heat maps are float (h, w), as `metrics.gradcam.explain` returns them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from leanres.data.arrays import CHANNELS, as_rgb
 from leanres.metrics.gradcam import invalid_map_reasons
 from leanres.report.style import new_figure, styled
 
@@ -42,7 +43,8 @@ def data_uri(image: Tensor) -> str:
 
 
 def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    return image.permute(1, 2, 0).contiguous().cpu().numpy()
+    """(C, H, W) -> (H, W, 3)."""
+    return as_rgb(image[None].cpu())[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def _png_uri(picture: Image.Image) -> str:
@@ -61,7 +63,7 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
     if reason:
         raise ValueError(f"the map is {reason}: there is nothing to draw")
     side = (THUMBNAIL_PX, THUMBNAIL_PX)
-    base = F.interpolate(image[None].float(), side, mode="bilinear", antialias=True)[0]
+    base = F.interpolate(as_rgb(image[None]).float(), side, mode="bilinear", antialias=True)[0]
     large = F.interpolate(heat[None, None].float(), side, mode="bilinear")[0, 0].clamp_min(0)
     strength = large / large.max()
     colors = mpl.colormaps["inferno"](strength.numpy())[..., :3]
@@ -71,16 +73,14 @@ def overlay(image: Tensor, heat: Tensor) -> Tensor:
 
 
 def mosaic(weights: Tensor, columns: int = 16) -> Tensor:
-    """First-layer filters (N, 3, k, k) side by side as one image (3, H, W) uint8.
+    """First-layer filters (N, C, k, k) side by side as one image (3, H, W) uint8.
 
     Each filter is scaled by its largest absolute weight; grey is 0. Gaps of one pixel are grey.
-    Raises ValueError for filters that do not have 3 channels.
+    Of RGBA filters the weights of the colours are drawn. ValueError for another C than 1, 3 or 4.
     """
-    if weights.ndim != 4 or weights.shape[1] != 3:
-        raise ValueError(
-            f"weights of {tuple(weights.shape)}: give (N, 3, k, k), filters of RGB images"
-        )
-    weights = weights.detach().cpu().float()
+    if weights.ndim != 4 or weights.shape[1] not in CHANNELS:
+        raise ValueError(f"weights of {tuple(weights.shape)}: give (N, C, k, k), C 1, 3 or 4")
+    weights = weights.detach().cpu().float()[:, :3].expand(-1, 3, -1, -1)
     peak = weights.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
     tiles = F.pad(0.5 + 0.5 * weights / peak, (0, 1, 0, 1), value=0.5)
     n, _, h, w = tiles.shape
@@ -104,7 +104,7 @@ def image_grid(
     columns: int = 8,
     side: int = 72,
 ) -> Figure:
-    """Images (3, H, W) uint8 in a grid in reading order, about `side` px each, with captions."""
+    """Images (C, H, W) uint8 in a grid in reading order, about `side` px each, with captions."""
     columns = max(1, min(columns, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     text = 14 * (1 + max((caption.count("\n") for caption in captions), default=-1))
@@ -123,7 +123,7 @@ def image_grid(
 def heat_maps(
     images: Tensor, maps: Tensor, captions: Sequence[str] = (), columns: int = 8
 ) -> Figure:
-    """Images (N, 3, H, W) uint8 with their Grad-CAM maps (N, h, w) drawn over them.
+    """Images (N, C, H, W) uint8 with their Grad-CAM maps (N, h, w) drawn over them.
 
     An image whose map is blank or not finite is shown without it, and its caption says so.
     """
@@ -139,5 +139,5 @@ def heat_maps(
 
 @styled
 def filters(weights: Tensor, columns: int = 16) -> Figure:
-    """First-layer filters (N, 3, k, k), each scaled by its largest absolute weight; grey is 0."""
+    """First-layer filters (N, C, k, k), each scaled by its largest absolute weight; grey is 0."""
     return image_grid([mosaic(weights, columns)], columns=1, side=420)

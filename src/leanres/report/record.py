@@ -107,8 +107,8 @@ class Record:
     @property
     def cost(self) -> Summary:
         """Parameters, MACs and receptive field of the network for images of the run's size."""
-        size = int(self.info["preprocess"]["size"])
-        return summarize(self.config, (3, size, size))
+        size, config = int(self.info["preprocess"]["size"]), self.config
+        return summarize(config, (config.in_channels, size, size))
 
     @property
     def epochs(self) -> int:

@@ -188,13 +188,16 @@ def load_data_of(
 ) -> Dataset:
     """The data that run.json's content names, or what is given in its place."""
     known = info["origin"]
-    size = info.get("preprocess", {}).get("size") or known.get("size")
+    size, channels = known.get("size"), known.get("channels")
+    if "preprocess" in info:
+        size, channels = info["preprocess"]["size"], len(info["preprocess"]["mean"])
     path = None
     if name is None:
         name = known.get("data") or info["data"]["name"]
         kept = known.get("path") or info.get("data", {}).get("source")
         path = Path(kept) if kept and Path(kept).exists() else None
-    return load_data(name, path, size=size, download=download, progress=progress)
+    own = {"size": size, "channels": channels, "download": download, "progress": progress}
+    return load_data(name, path, **own)
 
 
 def commit() -> str | None:

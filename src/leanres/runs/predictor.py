@@ -21,7 +21,7 @@ from leanres.metrics.classification import accuracy, measure
 from leanres.metrics.inference import predict_both
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params
-from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess
+from leanres.models.preprocess import ImageClassifier, Normalize, Preprocess, check_fit
 from leanres.runs.run import device_of
 from leanres.runs.run_json import read_info
 from leanres.runs.weights import load_classifier, weights_file
@@ -67,15 +67,12 @@ class Predictor:
         return self.device.accelerate(self.model)
 
     def logits(self, images: Tensor, tta: str = "none") -> Tensor:
-        """uint8 (N, 3, size, size) -> logits (N, K) float32 on the CPU."""
+        """uint8 (N, C, size, size) -> logits (N, K) float32 on the CPU."""
         return self.logits_both(images, tta)[1]
 
     def logits_both(self, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
         """As `logits`, without and with test-time augmentation."""
-        size = self.preprocess.size
-        if images.shape[1:] != (3, size, size):
-            shape = "x".join(map(str, images.shape[1:]))
-            raise UserError(f"images of {shape}: this network was trained on 3x{size}x{size}")
+        check_fit(images, self.preprocess)
         plain, augmented = predict_both(
             self._accelerated,
             images,
@@ -116,7 +113,7 @@ class Predictor:
         if not 1 <= top <= len(self.preprocess.classes):
             raise UserError(f"top {top}: give 1 to {len(self.preprocess.classes)}")
         found = images if isinstance(images, Unlabelled) else find_unlabelled(images)
-        for chunk in found.read(self.preprocess.size):
+        for chunk in found.read(self.preprocess.size, self.preprocess.channels):
             yield from self._predict_chunk(chunk, self.tta if tta == "auto" else tta, top)
 
     def _predict_chunk(

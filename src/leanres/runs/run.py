@@ -183,6 +183,9 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
     split, val = with_val.train, with_val.val
     own_mean, own_std = channel_stats(split)
     mean, std = recipe.mean or own_mean, recipe.std or own_std
+    if not len(mean) == len(std) == split.channels:
+        came = f"mean and std are of {len(mean)} and {len(std)} channels, the images have"
+        raise UserError(f"{came} {split.channels}: give one number per channel, or [] to measure")
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
     preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes)
     device.reset_compile_cache()
@@ -190,7 +193,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
     state = start(setup, load_teacher(recipe.teacher, split, device) if recipe.teacher else None)
     preflight_check(setup, state)
     val = None if val is None else val.to(device.name)
-    config = network_config(recipe, split.classes)
+    config = network_config(recipe.model, split)
     return Run(folder, setup, dataset, val, state, preprocess, config)
 
 

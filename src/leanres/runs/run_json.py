@@ -19,7 +19,7 @@ AT_LEAST_0 = Annotated[int, Range(0, 2**63)]
 AT_LEAST_1 = Annotated[int, Range(1, 2**31)]
 AMOUNT = Annotated[float, Range(0, 1e12)]
 SHARE = Annotated[float, Range(0, 1)]
-CHANNELS = tuple[float, float, float]
+CHANNELS = tuple[float] | tuple[float, float, float] | tuple[float, float, float, float]
 
 # Settings that name table entries: a plugin that adds one may not be imported.
 MODEL = str | OBJECT
@@ -45,7 +45,7 @@ QUEUED: Fields = {
     bool: "origin.validate?",
     AT_LEAST_0: "origin.threads?",
     AMOUNT: "recipe.val",
-    AT_LEAST_1 | None: "origin.size?",
+    AT_LEAST_1 | None: "origin.size? origin.channels?",
 }
 STARTED: Fields = {
     OBJECT: "network preprocess data data.fingerprints hardware",

@@ -142,17 +142,18 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
 
 
 def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
-    """The network of a run folder or weights file. UserError for other classes or image sizes."""
+    """The network of a run folder or weights file. UserError for other classes or images."""
     try:
         teacher = load_classifier(weights_file(path))[0]
     except UserError as error:
         raise UserError(f"teacher = {path!r}: {error}") from None
-    known = teacher.preprocess
-    if known.classes != train.classes or known.size != train.images.shape[-1]:
+    known, size = teacher.preprocess, train.images.shape[-1]
+    if (known.classes, known.size, known.channels) != (train.classes, size, train.channels):
+        theirs = f"{', '.join(known.classes)} in images of {known.channels}x{known.size} px"
+        own = f"{', '.join(train.classes)} in images of {train.channels}x{size} px"
         raise UserError(
-            f"teacher = {path!r} knows {', '.join(known.classes)} in images of {known.size} px,"
-            f" the data has {', '.join(train.classes)} in images of {train.images.shape[-1]} px:"
-            " give one that was trained on this data"
+            f"teacher = {path!r} knows {theirs}, the data has {own}: give one that was trained on"
+            " this data"
         )
     placed: ImageClassifier = device.place(teacher)  # type: ignore[assignment]
     placed.model = device.accelerate(placed.model)
@@ -168,6 +169,8 @@ def _rebuild(
         raise ValueError(f"its precision is {str(precision)[:60]!r}")
     if len(preprocess.classes) != config.num_classes:
         raise ValueError("it names another number of classes than the network has")
+    if preprocess.channels != config.in_channels:
+        raise ValueError("it normalises another number of channels than the network has")
     with torch.device("meta"):  # without memory: a file may name any network
         model: nn.Module = config.build()
     wanted = model.state_dict()

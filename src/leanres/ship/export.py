@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from leanres.errors import UserError
-from leanres.models.preprocess import ImageClassifier
+from leanres.models.preprocess import ImageClassifier, check_fit
 from leanres.registry import Table
 from leanres.runs.weights import load_classifier, weights_file
 from leanres.ship import onnx, safetensors
@@ -27,7 +27,7 @@ class Target:
 
     `write(path, classifier, config, full)` writes the network and its preprocessing; with `full`
     as float32 even if the target rounds. `probabilities(path, images)` runs the file as its users
-    do: uint8 (N, 3, size, size) -> float32 (N, K).
+    do: uint8 (N, C, size, size) -> float32 (N, K).
     """
 
     write: Callable[[Path, ImageClassifier, Any, bool], None]
@@ -86,7 +86,7 @@ def export(target: Path | str, out: Path | str, images: Tensor, full: bool = Fal
     """Write the network of `target` (run folder or weights file) to `out`, and check it.
 
     The suffix of `out` names the target: `.safetensors` (float16, or float32 with `full`) or
-    `.onnx` (takes uint8 images, gives probabilities). images: uint8 (N, 3, size, size), real ones.
+    `.onnx` (takes uint8 images, gives probabilities). images: uint8 (N, C, size, size), real ones.
     The file is written beside `out`, read back, and replaces `out` only if it gives the network's
     probabilities on them; otherwise DriftError gives the largest difference. UserError for another
     suffix, images of another size, or a package that is not installed.
@@ -94,10 +94,7 @@ def export(target: Path | str, out: Path | str, images: Tensor, full: bool = Fal
     out = Path(out)
     kind = target_of(out)
     classifier, config = load_classifier(weights_file(target))
-    size = classifier.preprocess.size
-    if images.shape[1:] != (3, size, size):
-        shape = "x".join(map(str, images.shape[1:]))
-        raise UserError(f"images of {shape}: the network takes 3x{size}x{size}")
+    check_fit(images, classifier.preprocess)
     expected = safetensors.classify(classifier, images)
     out.parent.mkdir(parents=True, exist_ok=True)
     unchecked = out.with_name(f".{secrets.token_hex(8)}.{out.name}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanres.data.image_files import RULE
+from leanres.data.image_files import input_rule
 from leanres.io import write_bytes
 from leanres.models.preprocess import ImageClassifier
 from leanres.models.zoo import config_to_dict
@@ -30,7 +30,8 @@ def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> N
     """
     del full
     preprocess = classifier.preprocess
-    example = torch.zeros(2, 3, preprocess.size, preprocess.size, dtype=torch.uint8)
+    shape = (2, preprocess.channels, preprocess.size, preprocess.size)
+    example = torch.zeros(shape, dtype=torch.uint8)
     with _silent_exporter():
         program = torch.onnx.export(
             nn.Sequential(classifier, nn.Softmax(1)).eval(),
@@ -48,7 +49,7 @@ def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> N
         "model": json.dumps(config_to_dict(config)),
         "classes": json.dumps(preprocess.classes),
         "preprocess": json.dumps(asdict(preprocess)),
-        "input": RULE,
+        "input": input_rule(preprocess.channels),
     }
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
@@ -71,7 +72,7 @@ def _silent_exporter() -> Iterator[None]:
 
 
 def probabilities(path: Path, images: Tensor) -> Tensor:
-    """What ONNX Runtime answers: uint8 (N, 3, size, size) -> float32 (N, K)."""
+    """What ONNX Runtime answers: uint8 (N, C, size, size) -> float32 (N, K)."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])

@@ -20,11 +20,11 @@ def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> N
 
 
 def probabilities(path: Path, images: Tensor) -> Tensor:
-    """What the network in a weights file answers: uint8 (N, 3, size, size) -> float32 (N, K)."""
+    """What the network in a weights file answers: uint8 (N, C, size, size) -> float32 (N, K)."""
     classifier, _ = load_classifier(path)
     return classify(classifier, images)
 
 
 def classify(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """Probabilities on the CPU: uint8 (N, 3, size, size) -> float32 (N, K)."""
+    """Probabilities on the CPU: uint8 (N, C, size, size) -> float32 (N, K)."""
     return predict_logits(classifier.model, images, normalize=classifier.normalize).softmax(1)

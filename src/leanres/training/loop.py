@@ -22,7 +22,7 @@ from leanres.metrics.inference import predict_logits
 from leanres.models.branch_layers import is_random
 from leanres.models.config import ModelConfig
 from leanres.models.preprocess import ImageClassifier
-from leanres.models.zoo import resolve
+from leanres.models.zoo import fitted, resolve
 from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.cuda_graph import Replay
 from leanres.training.device import Device
@@ -99,9 +99,9 @@ class TrainState:
         return [self.model] if self.selector is None else [self.model, self.selector]
 
 
-def network_config(recipe: Recipe, classes: tuple[str, ...]) -> ModelConfig:
-    """The recipe's network with one output per class."""
-    return replace(resolve(recipe.model), num_classes=len(classes))
+def network_config(shape: str | ModelConfig, train: Split) -> ModelConfig:
+    """The network for these images: their channels, and one output per class."""
+    return fitted(resolve(shape), len(train.classes), train.channels)
 
 
 def start(setup: Setup, teacher: ImageClassifier | None = None) -> TrainState:
@@ -119,13 +119,13 @@ def start(setup: Setup, teacher: ImageClassifier | None = None) -> TrainState:
 
 
 def initial_network(shape: str | ModelConfig, setup: Setup) -> nn.Module:
-    """A network for the setup's classes on its device, its weights drawn from the recipe's seed.
+    """A network for the setup's data on its device, its weights drawn from the recipe's seed.
 
     One that has `init_from_data_` gets a sample of normalised images (N, C, H, W) to start from.
     """
     recipe = setup.recipe
     with setup.device.seeded(recipe.seed):
-        model = replace(resolve(shape), num_classes=len(setup.train.classes)).build()
+        model = network_config(shape, setup.train).build()
     init: Callable[[Tensor], None] | None = getattr(model, "init_from_data_", None)
     if init is not None:
         normalize = copy.deepcopy(setup.normalize).cpu()

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 from leanres.augment.mix import MIXES
 from leanres.augment.registry import AUGMENTS, OF_PIXEL_VALUES
+from leanres.data.arrays import CHANNELS
 from leanres.errors import UserError
 from leanres.io import parse_toml
 from leanres.models.config import ModelConfig
-from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, resolve
+from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict, fitted, resolve
 from leanres.registry import (
     Convert,
     Range,
@@ -73,7 +74,7 @@ def _specs(table: Table[Any], label: str, value: Any) -> tuple[Spec, ...]:
 
 def _channels(label: str, value: Any) -> tuple[float, ...]:
     values: tuple[float, ...] = checked(label, value, Annotated[tuple[float, ...], Range(0, 1)])
-    if len(values) not in (0, 3):
+    if len(values) not in (0, *CHANNELS):
         raise UserError(f"{label} = {value!r}: give one number from 0 to 1 per channel, or none")
     return values
 
@@ -260,12 +261,12 @@ def matches_run(info: Mapping[str, Any], recipe: Recipe) -> bool:
 
 
 def same_network(info: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether the run's network is the one that the recipe names, but for the classes."""
+    """Whether the run's network is the one that the recipe names, but for what the data decides."""
     network = info.get("network")  # a run that has not begun has none
     if network is None:
         return True
     begun = config_from_dict(network)
-    return begun == replace(resolve(recipe.model), num_classes=begun.num_classes)
+    return begun == fitted(resolve(recipe.model), begun.num_classes, begun.in_channels)
 
 
 def recipe_as_started(info: Mapping[str, Any]) -> tuple[Recipe, list[str]]:

@@ -97,9 +97,8 @@ def propose(
     depths = tuple(trial.suggest_int(f"depth_{i}", 1, 6) for i in range(stages))
     block = trial.suggest_categorical("block", ["basic", "wide"])
     growth = trial.suggest_float("growth", 1.0, 2.2, step=0.1)
-    shape = ResNetConfig(
-        (bounds.multiple,) * stages, depths, block=block, num_classes=len(train.classes)
-    )
+    shape = ResNetConfig((bounds.multiple,) * stages, depths, block=block)
+    shape = replace(shape, num_classes=len(train.classes), in_channels=train.channels)
     config = fit_widths(shape, growth, bounds)
     if config is None:
         return None

@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, size: int = 32, strict: bool = False):
-    return read_folder(list_folder(folder), LoadOptions(folder, folder, size, strict))
+    return read_folder(list_folder(folder), LoadOptions(folder, folder, size, strict=strict))
 
 
 # --- classes and splits ---------------------------------------------------------------------

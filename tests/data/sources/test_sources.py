@@ -59,6 +59,12 @@ def test_the_help_of_the_command_line_lists_every_source():
     assert [name for name in SOURCES if name not in DATA_HELP] == ["arrays"]
 
 
+def located(
+    source: str, path: str | None = None, size: int | None = None, channels: int | None = None
+) -> dict[str, object]:
+    return {"data": source, "path": path, "size": size, "channels": channels}
+
+
 def test_a_path_in_place_of_a_name_is_loaded_by_the_source_that_recognises_it(
     tmp_path, write_binary, write_images
 ):
@@ -68,7 +74,7 @@ def test_a_path_in_place_of_a_name_is_loaded_by_the_source_that_recognises_it(
         assert found.name == name
         assert prints(found) == prints(load_data(name, path))
         assert prints(found) == prints(load_data(f"{name}:{path}"))
-        assert locate(str(path)) == {"data": name, "path": str(path), "size": None}
+        assert locate(str(path)) == located(name, str(path))
 
 
 def test_a_located_data_set_is_found_from_any_working_directory(
@@ -80,9 +86,9 @@ def test_a_located_data_set_is_found_from_any_working_directory(
         monkeypatch.setenv(home, str(tmp_path))
     path = str(tmp_path / "pictures")
     for place in ("pictures", "./pictures", "~/pictures"):
-        assert locate(place, size=16) == {"data": "folder", "path": path, "size": 16}
+        assert locate(place, size=16, channels=1) == located("folder", path, 16, 1)
         assert locate("folder", place)["path"] == locate(f"folder:{place}")["path"] == path
-    assert locate("digits") == {"data": "digits", "path": None, "size": None}
+    assert locate("digits") == located("digits")
 
 
 def test_a_source_before_a_path_reads_it_whatever_it_looks_like(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from leanres.data.arrays import CHANNELS
 from leanres.data.sources import (
     cifar10,
     cifar10_1,
@@ -62,6 +63,7 @@ def load_data(
     path: str | Path | None = None,
     *,
     size: int | None = None,
+    channels: int | None = None,
     strict: bool = False,
     download: bool = True,
     cache: Path | None = None,
@@ -73,16 +75,19 @@ def load_data(
     of a table or parquet are named as in "parquet,image=scan,label=breed:PATH". Published sets are
     looked for at `path`, `$LEANRES_DATA`, in the cache, and then downloaded; no other data is ever
     substituted. `size` is the side in pixels that images are resized to: by default 32 for digits
-    and image files, else their own. `strict` makes an unreadable image an error; `progress` is
-    called with (what, done, total). UserError for data that is missing, damaged, of no known layout
-    or of another size.
+    and image files, else their own. `channels` is what they are converted to: 1 (grey), 3 (RGB, the
+    default) or 4 (RGBA). `strict` makes an unreadable image an error; `progress` is called with
+    (what, done, total). UserError for data that is missing, damaged, of no known layout or of
+    another size.
     """
     found = _identify(name, path)
     if size is not None and not 4 <= size <= 1024:
         raise UserError(f"images of {size} pixels; give a size from 4 to 1024")
-    place = cache or cache_folder()
-    options = LoadOptions(found.path, place, size, strict, download, progress, found.settings)
-    dataset = SOURCES[found.source].load(options)
+    if channels not in (None, *CHANNELS):
+        raise UserError(f"{channels} channels; give 1 (grey), 3 (RGB) or 4 (RGBA)")
+    asked = (size, channels, strict, download, progress, found.settings)
+    options = LoadOptions(found.path, cache or cache_folder(), *asked)
+    dataset = SOURCES[found.source].load(options).in_channels(channels)
     if size not in (None, side := dataset.train.images.shape[-1]):
         raise UserError(
             f"{found.source} images are not resized: they have {side} pixels, not {size}"
@@ -99,12 +104,16 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def locate(
-    name: str | Path, path: str | Path | None = None, size: int | None = None
+    name: str | Path,
+    path: str | Path | None = None,
+    size: int | None = None,
+    channels: int | None = None,
 ) -> dict[str, Any]:
     """The arguments of `load_data` that run.json keeps, valid in any working directory."""
     found = _identify(name, path)
     data = ",".join([found.source, *(f"{key}={value}" for key, value in found.settings.items())])
-    return {"data": data, "path": found.path and str(found.path.resolve()), "size": size}
+    kept = found.path and str(found.path.resolve())
+    return {"data": data, "path": kept, "size": size, "channels": channels}
 
 
 class _Found(NamedTuple):

@@ -46,7 +46,7 @@ class Listing:
 class _Decoding:
     """What has been decoded so far."""
 
-    images: dict[str, NDArray[np.uint8]]  # split -> (N, 3, size, size)
+    images: dict[str, NDArray[np.uint8]]  # split -> (N, C, size, size)
     rows: dict[str, list[Row]]  # split -> those in `images`
     bad: list[str] = field(default_factory=list)  # the first NUM_NAMED names, and the reasons
     num_bad: int = 0
@@ -54,7 +54,7 @@ class _Decoding:
 
 
 def decode_splits(listing: Listing, options: LoadOptions) -> tuple[dict[str, Split], list[str]]:
-    """The splits of a data set, images (3, size, size), and notes.
+    """The splits of a data set, images (C, size, size), and notes.
 
     An image that cannot be read is left out, named and counted; with `strict` the first one is a
     UserError. Each split is one array that is filled in place, so memory is bounded by the images.
@@ -71,10 +71,11 @@ def decode_splits(listing: Listing, options: LoadOptions) -> tuple[dict[str, Spl
 
 
 def _decode(listing: Listing, options: LoadOptions) -> _Decoding:
-    counts, size = Counter(row.split for row in listing.rows), options.size
-    images = {name: np.empty((n, 3, size, size), np.uint8) for name, n in counts.items()}
+    counts = Counter(row.split for row in listing.rows)
+    shape = (options.channels, options.size, options.size)
+    images = {name: np.empty((n, *shape), np.uint8) for name, n in counts.items()}
     found, total = _Decoding(images, {name: [] for name in counts}), len(listing.rows)
-    outcomes = decode_or_reason(listing.items(), size)
+    outcomes = decode_or_reason(listing.items(), options.size, options.channels)
     for i, (row, outcome) in enumerate(zip(listing.rows, outcomes, strict=True)):
         if isinstance(outcome, Decoded):
             _keep(found, i, row, outcome)
@@ -113,7 +114,7 @@ def _grey_notes(listing: Listing, options: LoadOptions, found: _Decoding) -> lis
     whites = {kind: whole.white for kind, whole in ranges.items()}
     again = {i: place for i, (g, place) in found.greys.items() if g.white != whites[g.kind]}
     chosen = (item for i, item in enumerate(listing.items()) if i in again) if again else ()
-    redone = decode_or_reason(chosen, options.size, whites)
+    redone = decode_or_reason(chosen, options.size, options.channels, whites)
     for place, outcome in zip(again.values(), redone, strict=True):
         if isinstance(outcome, Decoded):
             place[:] = outcome.pixels.transpose(2, 0, 1)

@@ -43,7 +43,13 @@ def load_folder(options: LoadOptions) -> Dataset:
         raise UserError(f"a folder of images needs its path; give {LAYOUT}")
     listing = list_folder(options.path)
     paths = (path for classes in listing.files.values() for own in classes.values() for path in own)
-    settings = [options.size, options.strict, sorted(listing.skipped.items()), listing.notes]
+    settings = [
+        options.size,
+        options.channels,
+        options.strict,
+        sorted(listing.skipped.items()),
+        listing.notes,
+    ]
     decode = partial(read_folder, listing, options)
     return cached("folder", options.path, paths, settings, options.cache, decode)
 

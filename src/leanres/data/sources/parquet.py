@@ -61,7 +61,7 @@ def load_parquet(options: LoadOptions) -> Dataset:
         raise UserError(f"{options.path or 'parquet'} has no parquet files; give {LAYOUT}")
     _check_shards(paths)
     root = options.path if options.path.is_dir() else options.path.parent
-    settings = [options.size, options.strict, sorted(options.settings.items())]
+    settings = [options.size, options.channels, options.strict, sorted(options.settings.items())]
     decode = partial(_read, root, paths, options)
     return cached("parquet", root, paths, settings, options.cache, decode)
 

@@ -33,6 +33,7 @@ class LoadOptions:
     path: Path | None
     cache: Path
     own_size: int | None = None  # side in pixels that was asked for
+    own_channels: int | None = None  # that were asked for
     strict: bool = False
     download: bool = True
     progress: Progress = None
@@ -42,6 +43,11 @@ class LoadOptions:
     def size(self) -> int:
         """Side in pixels of images that have no common size of their own."""
         return self.own_size or DEFAULT_PX
+
+    @property
+    def channels(self) -> int:
+        """Channels that image files are decoded to."""
+        return self.own_channels or 3
 
 
 @dataclass(frozen=True)

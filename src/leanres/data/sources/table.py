@@ -64,7 +64,7 @@ def load_table(options: LoadOptions) -> Dataset:
         raise UserError(f"{path or 'table'} has no table; give {LAYOUT}")
     index = ImageIndex(table.parent)
     paths = sorted({path for paths in index.known.values() for path in paths})
-    settings = [options.size, options.strict, sorted(options.settings.items())]
+    settings = [options.size, options.channels, options.strict, sorted(options.settings.items())]
     decode = partial(_read, table, index, options)
     return cached("table", table.parent, [table, *paths], settings, options.cache, decode)
 
