@@ -186,7 +186,8 @@ def decode_image(
     The first frame, rotated as EXIF says; transparency over white where it is not kept. Grey values
     of more than 8 bits are scaled so that `whites` of their kind, by default `Greys.white` of this
     image, is white. The square is cut before resizing, so that no image is distorted and a long
-    thin one needs no memory. This is `input_rule`. Raises what Pillow raises, and ValueError above 25 megapixels.
+    thin one needs no memory. This is `input_rule`. Raises what Pillow raises, and ValueError above
+    25 megapixels.
     """
     try:
         image = Image.open(file, formats=FORMATS)

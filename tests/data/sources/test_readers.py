@@ -288,7 +288,8 @@ def test_an_idx_file_of_test_images_alone_is_for_testing(tmp_path):
 def test_each_layout_is_recognised_by_looking_and_named_in_one_line(tmp_path, source, named):
     named = "idx" if "mnist" in named else named
     path = layouts.WRITERS[source](tmp_path / "data")
-    assert locate(str(path)) == {"data": named, "path": str(path), "size": None}
+    expected = {"data": named, "path": str(path), "size": None, "channels": None}
+    assert locate(str(path)) == expected
     assert load_data(path).notes[0] == f"{path}: read as {named}"
 
 
