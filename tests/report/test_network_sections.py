@@ -40,5 +40,8 @@ def test_the_batch_is_what_the_network_was_given(three_runs, digits, device, ste
 def test_filters_are_the_weights_of_the_first_convolution(three_runs):
     network = load_predictor(three_runs / "a", "cpu")
     assert torch.equal(first_filters(network), network.model.stem.weight)
-    network.model.stem = nn.Conv2d(1, 4, 3)
+    for channels in (1, 4):
+        network.model.stem = nn.Conv2d(channels, 4, 3)
+        assert torch.equal(first_filters(network), network.model.stem.weight)
+    network.model.stem = nn.Conv2d(2, 4, 3)
     assert first_filters(network) is None

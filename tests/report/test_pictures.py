@@ -65,8 +65,12 @@ def test_filters_are_placed_side_by_side_each_on_its_own_scale():
     assert tiles[:, 0, 3].tolist() == [0, 0, 0]
     assert tiles[:, 3, 0].tolist() == [255, 128, 128]
     assert tiles[:, 2, 2].tolist() == [128, 128, 128]
-    with pytest.raises(ValueError, match=r"weights of \(2, 4, 3, 3\)"):
-        pictures.mosaic(torch.zeros(2, 4, 3, 3))
+    rgba = torch.cat((weights, torch.zeros(3, 1, 2, 2)), 1)
+    assert torch.equal(pictures.mosaic(rgba, columns=2), tiles)  # its colours
+    grey = pictures.mosaic(weights[:, :1], columns=2)
+    assert torch.equal(grey, tiles[:1].expand(3, -1, -1))
+    with pytest.raises(ValueError, match=r"weights of \(2, 2, 3, 3\)"):
+        pictures.mosaic(torch.zeros(2, 2, 3, 3))
 
 
 def test_a_grid_has_a_picture_for_each_image(image):
