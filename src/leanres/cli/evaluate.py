@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
-    from leanres.metrics.classification import accuracy_text, other_metrics
+    from leanres.metrics.classification import accuracy_text, few_images, other_metrics
 
     rounded = ", weights alone rounded to int8" if result["int8_weights"] else ""
     say(
@@ -76,6 +76,8 @@ def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
         f"{other_metrics(result)}, {result['params']:,} params{rounded};"
         f" {result['precision']} on {result['device']}"
     )
+    if few := few_images([sum(row) for row in result["confusion"]], classes, result["split"]):
+        say(few)
     for most in (MAX_NAME, MIN_NAME):
         names = [shortened(name, most) for name in classes]
         if _matrix_width(names, result["n"]) <= console().width:

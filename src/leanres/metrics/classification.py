@@ -10,7 +10,8 @@ Importing this file does not import torch: `leanres runs` lists runs without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leanres.errors import UserError
@@ -63,6 +64,57 @@ def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return counts.diagonal() / counts.sum(1)
 
 
+class ClassScores(NamedTuple):
+    """Precision, recall and F1 of each class, (K,) float64; NaN where nothing can be divided by.
+
+    Recall is NaN without images of a class, precision and F1 where it is neither true nor predicted
+    (precision also without predictions: scikit-learn's zero_division counts it as 0).
+    """
+
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+
+
+def class_scores(counts: Tensor) -> ClassScores:
+    """The scores of each class from a confusion matrix (K, K), as `confusion` gives it."""
+    counts = counts.double()
+    correct, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    return ClassScores(correct / predicted, correct / true, 2 * correct / (true + predicted))
+
+
+def macro(name: str, logits: Tensor, labels: Tensor) -> float:
+    """Mean of a field of ClassScores over the classes that occur, in labels or in predictions.
+
+    As scikit-learn's precision_recall_fscore_support(average="macro", zero_division=0).
+    """
+    scores = class_scores(confusion(logits, labels))
+    occurs = ~scores.f1.isnan()
+    score: Tensor = getattr(scores, name)
+    return float(score[occurs].nan_to_num(0.0).mean())
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean accuracy of the classes that have images, as scikit-learn's balanced_accuracy_score."""
+    return float(per_class_accuracy(logits, labels).nanmean())
+
+
+FEW = 10  # images of a class, below which its own figures say little
+
+
+def few_images(counts: Sequence[int], classes: Sequence[str], split: str) -> str:
+    """One line on the classes with fewer than FEW images; "" where there is none."""
+    few = [(name, n) for name, n in zip(classes, counts, strict=True) if n < FEW]
+    if not few:
+        return ""
+    shown = ", ".join(f"{name} {n}" for name, n in few[:5])
+    if len(few) == 1:
+        (name, n), images = few[0], "image" if few[0][1] == 1 else "images"
+        return f"class {name} has {n} {split} {images}: its figures say little"
+    more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+    return f"classes with under {FEW} {split} images: {shown}{more}: their figures say little"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A share as text: 0.9206 -> "92.06 %"."""
     return f"{100 * share:.{digits}f} %"
@@ -85,6 +137,10 @@ METRICS: Table[Metric] = Table(
         "accuracy_tta": Metric("with TTA", percent),
         "nll": Metric("NLL", "{:.4f}".format, nll),
         "ece": Metric("ECE", percent, lambda logits, labels: ece(logits.softmax(1), labels)),
+        "balanced_accuracy": Metric("balanced accuracy", percent, balanced_accuracy),
+        "macro_precision": Metric("macro precision", percent, partial(macro, "precision")),
+        "macro_recall": Metric("macro recall", percent, partial(macro, "recall")),
+        "macro_f1": Metric("macro F1", percent, partial(macro, "f1")),
     },
 )
 HEADLINE = ("accuracy", "accuracy_tta")  # shown by `accuracy_text`, with n and an interval
@@ -93,18 +149,26 @@ HEADLINE = ("accuracy", "accuracy_tta")  # shown by `accuracy_text`, with n and 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """All of METRICS for logits (N, K) and labels (N,), computed in float64 on the CPU. JSON-able.
 
-    With them come `per_class`, the accuracy of each class (None without images of it),
+    With them come `per_class`, the accuracy of each class (None without images of it), which is its
+    recall, `per_class_precision` and `per_class_f1` (None where they are not defined),
     `confusion[true][predicted]`, counts of images, and `n`, the number of images.
     """
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu()
-    shares = per_class_accuracy(logits, labels).tolist()
+    counts = confusion(logits, labels)
+    scores = class_scores(counts)
     measured = {key: m.function(logits, labels) for key, m in METRICS.items() if m.function}
     return measured | {
         # None instead of NaN: NaN is not valid JSON, and makes equal records unequal.
-        "per_class": [None if math.isnan(share) else share for share in shares],
-        "confusion": confusion(logits, labels).tolist(),
+        "per_class": _without_nan(scores.recall),
+        "per_class_precision": _without_nan(scores.precision),
+        "per_class_f1": _without_nan(scores.f1),
+        "confusion": counts.tolist(),
         "n": len(labels),
     }
+
+
+def _without_nan(scores: Tensor) -> list[float | None]:
+    return [None if math.isnan(score) else score for score in scores.tolist()]
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from leanres.metrics.classification import (
     accuracy_interval,
     accuracy_text,
     confusion,
+    few_images,
     other_metrics,
     percent,
 )
@@ -203,6 +204,7 @@ def _environment() -> Environment:
     env.filters |= {"duration": sections.duration, "shown": shown, "short": shortened}
     env.globals |= {"cell_text": cell_text, "interval": accuracy_interval, "version": __version__}
     env.globals |= {"accuracy_text": accuracy_text, "other_metrics": other_metrics}
+    env.globals |= {"few_images": few_images}
     return env
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from leanres.errors import shortened
 from leanres.metrics import mistakes
 from leanres.metrics.calibration import brier, fit_temperature, log_probs, reliability
-from leanres.metrics.classification import nll, percent, wilson_interval
+from leanres.metrics.classification import class_scores, nll, percent, wilson_interval
 from leanres.report import figures
 from leanres.report.pictures import data_uri
 from leanres.report.record import Predictions, Record
@@ -122,13 +122,19 @@ def _lines_and_marks(
 
 
 def class_rows(counts: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Per class of a confusion matrix (K, K): images, accuracy with its interval, predictions."""
+    """Per class of a confusion matrix (K, K): images, accuracy with its interval, predictions.
+
+    Precision and F1 are None where they are not defined.
+    """
+    scores = class_scores(counts)
     columns = (t.tolist() for t in (counts.sum(1), counts.diagonal(), counts.sum(0)))
+    defined = ([None if s != s else s for s in t.tolist()] for t in (scores.precision, scores.f1))
     rows = []
-    for name, n, correct, predicted in zip(names, *columns, strict=True):
+    for name, n, correct, predicted, precision, f1 in zip(names, *columns, *defined, strict=True):
         low, high = wilson_interval(correct, n) if n else (0.0, 1.0)
         share = correct / n if n else None
         row = {"name": name, "n": n, "correct": correct, "predicted": predicted}
+        row |= {"precision": precision, "f1": f1}
         rows.append(row | {"accuracy": share, "low": low, "high": high})
     return rows
 

@@ -41,10 +41,30 @@ class Batch(NamedTuple):
             yield Batch(inputs, targets, next(of_parts))
 
 
-def epoch_order(train: Split, seed: int, epoch: int) -> Tensor:
+def epoch_order(train: Split, seed: int, epoch: int, balanced: bool = False) -> Tensor:
     """The order of the images in an epoch: their positions, (N,) int64."""
-    order = torch.randperm(len(train), generator=generator(seed, epoch))
+    rng = generator(seed, epoch)
+    if balanced:
+        order = _balanced_order(train.labels.cpu(), rng)
+    else:
+        order = torch.randperm(len(train), generator=rng)
     return order.to(train.images.device)
+
+
+def _balanced_order(labels: Tensor, rng: torch.Generator) -> Tensor:
+    """N positions, N / K of each class that occurs, give or take one. (N,) -> (N,).
+
+    An image is drawn again only when each other one of its class was drawn as often.
+    """
+    by_class = torch.split(labels.argsort(stable=True), labels.bincount().tolist())
+    classes = [members for members in by_class if len(members)]
+    least, rest = divmod(len(labels), len(classes))
+    drawn = []
+    for place, k in enumerate(torch.randperm(len(classes), generator=rng).tolist()):
+        members, count = classes[k], least + (place < rest)
+        rounds = torch.rand(-(-count // len(members)), len(members), generator=rng).argsort(1)
+        drawn.append(members[rounds.flatten()[:count]])
+    return torch.cat(drawn)[torch.randperm(len(labels), generator=rng)]
 
 
 def batches(
@@ -71,7 +91,8 @@ def _epoch_batches(
     train: Split, counts: StepCounts, epoch: int, first: int, normalize: nn.Module | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     recipe, size = counts.recipe, counts.batch_size
-    order = epoch_order(train, recipe.seed, epoch)[: counts.steps_per_epoch * size]
+    order = epoch_order(train, recipe.seed, epoch, recipe.balanced_sampler)
+    order = order[: counts.steps_per_epoch * size]
     block = steps_augmented_together(train, counts)
     for begin in range(first // block * block, counts.steps_per_epoch, block):
         part = order[begin * size : (begin + block) * size].repeat_interleave(

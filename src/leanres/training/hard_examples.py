@@ -17,14 +17,21 @@ def select_hardest_(selector: nn.Module, batch: Batch, setup: Setup) -> Tensor:
     whole batch, so that it learns from all images. The speed records for 96 % select half of each
     batch in this way (arXiv:2404.00498, section 5).
     """
-    recipe, whole = setup.recipe, len(batch.targets)
+    recipe, weights, whole = setup.recipe, setup.class_weights, len(batch.targets)
+    total: float | Tensor = whole  # that F.cross_entropy's mean is divided by
+    if weights is not None and batch.targets.ndim == 1:
+        total = weights[batch.targets].sum()
     per_part = []
     for part in batch.parts(recipe.accumulate):
         with setup.device.autocast():
             logits = selector(part.inputs)
         losses = F.cross_entropy(
-            logits.float(), part.targets, label_smoothing=recipe.label_smoothing, reduction="none"
+            logits.float(),
+            part.targets,
+            weights,
+            label_smoothing=recipe.label_smoothing,
+            reduction="none",
         )
-        (losses.sum() / whole).backward()  # type: ignore[no-untyped-call]
+        (losses.sum() / total).backward()  # type: ignore[no-untyped-call]
         per_part.append(losses.detach())
     return torch.cat(per_part).topk(setup.counts.selected(whole)).indices.sort().values

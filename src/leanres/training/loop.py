@@ -206,10 +206,10 @@ def _compile_step(state: TrainState, setup: Setup, mark: Mark, capture: bool) ->
     forward = device.training_forward(state.model)
 
     def update(batch: Batch, measured: bool = True) -> StepResult:
-        loss, correct = backward(forward, batch, recipe, device, mark)
+        loss, correct = backward(forward, batch, setup, mark)
         if recipe.sam_rho:
             with sam_perturbed_(state.model, recipe.sam_rho, recipe.sam_adaptive):
-                backward(forward, batch, recipe, device, mark)
+                backward(forward, batch, setup, mark)
         norm = _gradient_norm(state.model) if measured else None
         with device.low_precision_matmul():
             for optimizer in state.optimizers:
@@ -259,19 +259,21 @@ def freeze_stem_(model: nn.Module) -> None:
 
 
 def backward(
-    forward: nn.Module, batch: Batch, recipe: Recipe, device: Device, mark: Mark = _ignore
+    forward: nn.Module, batch: Batch, setup: Setup, mark: Mark = _ignore
 ) -> tuple[Tensor, Tensor]:
     """Accumulate a batch's gradients. -> its mean loss () and number of correct predictions ().
 
     For a mixed image, the class with the largest share counts as correct.
     """
-    whole = len(batch.targets)
+    recipe, weights, whole = setup.recipe, setup.class_weights, len(batch.targets)
+    mean_weight = 1.0 if weights is None else _mean_weight(batch.targets, weights)
     results = []
     for part in batch.parts(recipe.accumulate):
-        with device.autocast():
+        with setup.device.autocast():
             logits = forward(part.inputs)
         mark("forward")
-        loss = loss_of(logits.float(), part, recipe) * (len(part.targets) / whole)
+        loss = loss_of(logits.float(), part, recipe, weights, mean_weight)
+        loss = loss * (len(part.targets) / whole)
         loss.backward()  # type: ignore[no-untyped-call]
         labels = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
         results.append((loss.detach(), (logits.detach().argmax(1) == labels).sum()))
@@ -280,14 +282,29 @@ def backward(
     return loss, correct
 
 
-def loss_of(logits: Tensor, batch: Batch, recipe: Recipe) -> Tensor:
+def _mean_weight(targets: Tensor, weights: Tensor) -> Tensor | float:
+    """What F.cross_entropy's weighted sum is divided by, per image: 1 for mixed targets (N, K)."""
+    return weights[targets].mean() if targets.ndim == 1 else 1.0
+
+
+def loss_of(
+    logits: Tensor,
+    batch: Batch,
+    recipe: Recipe,
+    weights: Tensor | None = None,
+    mean_weight: Tensor | float = 1.0,
+) -> Tensor:
     """Mean cross-entropy with the targets; with a teacher, plus the distillation loss.
 
+    weights: of the classes, (K,); they weight the cross-entropy alone, as F.cross_entropy does.
+    `mean_weight` is that of all images of the step, of which these may be a part.
     logits: (N, K) float32 -> (). The distillation loss is the Kullback-Leibler divergence of the
     distributions at `distill_temperature` T, times T^2: arXiv:1503.02531, section 2.
     """
     smoothing, weight = recipe.label_smoothing, recipe.distill_weight
-    loss = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+    loss = F.cross_entropy(logits, batch.targets, weights, label_smoothing=smoothing)
+    if weights is not None:
+        loss = loss * (_mean_weight(batch.targets, weights) / mean_weight)
     if batch.teacher_logits is None:
         return loss
     t = recipe.distill_temperature

@@ -23,6 +23,7 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
     a part of a batch.
     """
     recipe, counts = setup.recipe, setup.counts
+    _ = setup.class_weights  # refuses a class that is unknown
     before, after = setup.normalizers
     few = setup.train.subset([0, len(setup.train) - 1]).to("cpu")
     per_step = {n for images in counts.images_of_steps for n in (images, counts.selected(images))}

@@ -79,6 +79,16 @@ def _channels(label: str, value: Any) -> tuple[float, ...]:
     return values
 
 
+def _class_weights(label: str, value: Any) -> str | dict[str, float]:
+    """ "", "balanced", or a weight above 0 by class name."""
+    if value in ("", "balanced"):
+        return str(value)
+    if isinstance(value, Mapping) and value:
+        weight = Annotated[float, Range(1e-6, 1e6)]
+        return {str(name): checked(f"{label}: {name}", w, weight) for name, w in value.items()}
+    raise UserError(f"{label} = {value!r}: give 'balanced', or weights as {{cat = 2.0, dog = 1.0}}")
+
+
 def _held(label: str, value: Any) -> int | float:
     """0, a share below 1, or a whole number."""
     number: float = checked(label, value, Annotated[float, Range(0, 10**9)])
@@ -106,6 +116,7 @@ Schedule = Annotated[Spec, Convert(partial(_spec, SCHEDULES))]
 Precision = Literal["auto", "float32", "bfloat16"]
 Channels = Annotated[tuple[float, ...], Convert(_channels)]
 Resizing = Annotated[tuple[tuple[float, float], ...], Convert(_resizing)]
+ClassWeights = Annotated[str | dict[str, float], Convert(_class_weights)]
 Share = Annotated[float, Range(0, 1)]
 Held = Annotated[int | float, Convert(_held)]
 
@@ -148,6 +159,14 @@ class Recipe:
         " their side. [[0, 0.75], [0.4, 1]] halves the cost of the first 40 %; []: full size",
     ] = ()
     label_smoothing: Annotated[float, Range(0, 0.99), "share spread over all classes"] = 0.2
+    class_weights: Annotated[
+        ClassWeights,
+        'of the loss; "": none; "balanced": images / (classes * images of the class); {cat = 2.0}:'
+        " given for some classes, 1 for the others",
+    ] = ""
+    balanced_sampler: Annotated[
+        bool, "each epoch has equally many images of each class; those of rare ones repeat"
+    ] = False
     teacher: Annotated[str, 'knowledge distillation: run folder or weights file; "": none'] = ""
     distill_weight: Annotated[Share, "weight of the distillation loss"] = 0.7
     distill_temperature: Annotated[

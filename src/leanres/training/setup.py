@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from leanres.data.split import Split
+from leanres.errors import UserError
 from leanres.models.preprocess import Normalize
+from leanres.registry import unknown
 from leanres.training.device import Device
 from leanres.training.recipe import Recipe, StepCounts
 
@@ -27,6 +30,24 @@ class Setup:
         """What normalises before the augmentation, and after it: one of them does nothing."""
         first = self.recipe.normalize_first
         return (self.normalize, nn.Identity()) if first else (None, self.normalize)
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """The loss's weight of each class, (K,) float32; None where the recipe has none.
+
+        "balanced" is as scikit-learn's compute_class_weight. UserError for a class that is unknown.
+        """
+        given, names = self.recipe.class_weights, list(self.train.classes)
+        if not given:
+            return None
+        if isinstance(given, str):
+            counts = self.train.labels.bincount(minlength=len(names)).clamp(min=1)
+            return len(self.train) / (len(names) * counts.float())
+        for name in given:
+            if name not in names:
+                raise UserError(f"class_weights: {unknown('class', name, names)}")
+        weights = [given.get(name, 1.0) for name in names]
+        return torch.tensor(weights, device=self.train.labels.device)
 
     @cached_property
     def counts(self) -> StepCounts:
