@@ -176,7 +176,9 @@ def test_a_metric_added_to_the_table_is_measured(scored, monkeypatch):
 def test_metrics_survive_json_unchanged(scored):
     record = measure(*scored)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert list(record) == ["accuracy", "nll", "ece", "per_class", "confusion", "n"]
+    macro = ["balanced_accuracy", "macro_precision", "macro_recall", "macro_f1"]
+    per_class = ["per_class", "per_class_precision", "per_class_f1"]
+    assert list(record) == ["accuracy", "nll", "ece", *macro, *per_class, "confusion", "n"]
 
 
 def test_measuring_leaves_logits_and_labels_unchanged(scored):
