@@ -210,7 +210,7 @@ def test_labels_outside_the_classes_are_counted_and_the_first_is_named(scored, l
     logits, labels = scored
     labels[5] = labels[9] = label
     with pytest.raises(
-        UserError, match=rf"^2 of 400 labels .*7 classes .*first is {label}, 0 to 6"
+        UserError, match=rf"^2 of 400 labels .*7 classes .*first is {label}, valid are 0 to 6"
     ):
         measure(logits, labels)
 

@@ -140,6 +140,7 @@ def test_the_table_describes_a_run(three_runs):
     assert (row["parameters"], row["lr"], row["epochs"]) == (record.cost.params, 0.01, 3)
     assert row["parameters"] == record.result["params"]
     assert row["accuracy"] == record.result["accuracy"]
-    assert row["with TTA"] == record.result["accuracy_tta"]
+    assert record.result["tta"] == "none"  # the recipe does not flip
+    assert row["with TTA"] is None
     assert cell_text("accuracy", 0.9206) == "92.06 %"
     assert [cell_text("NLL", None), cell_text("parameters", 1234)] == ["-", "1,234"]

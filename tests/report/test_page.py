@@ -265,7 +265,7 @@ def test_a_custom_network_has_a_short_name(three_runs, html):
 def test_the_text_table_has_a_row_per_run(three_runs):
     records = [read_record(three_runs / name) for name in ("a", "plain")]
     heads, rows = text_table(records)
-    metrics = ["accuracy", "with TTA", "NLL", "ECE"]
+    metrics = ["accuracy", "with TTA", "NLL", "ECE", "macro F1"]
     assert heads == ["run", "network", "parameters", "epochs", "seed", *metrics]
     assert [row[:2] for row in rows] == [["a", "custom speednet"], ["plain", "custom speednet"]]
     assert [row[5] for row in rows] == [f"{100 * r.result['accuracy']:.2f} %" for r in records]

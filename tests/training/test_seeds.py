@@ -29,6 +29,8 @@ PLAIN: dict[str, Any] = {
     "selector": "",
     "progressive_resizing": (),
     "label_smoothing": 0.0,
+    "class_weights": "",
+    "balanced_sampler": False,
     "teacher": "",
     "momentum": 0.9,
     "nesterov": False,

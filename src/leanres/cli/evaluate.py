@@ -73,7 +73,7 @@ def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:
     rounded = ", weights alone rounded to int8" if result["int8_weights"] else ""
     say(
         f"{result['split']} accuracy {accuracy_text(result)}\n"
-        f"{other_metrics(result)}, {result['params']:,} params{rounded};"
+        f"{other_metrics(result, short=True)}, {result['params']:,} params{rounded};"
         f" {result['precision']} on {result['device']}"
     )
     if few := few_images([sum(row) for row in result["confusion"]], classes, result["split"]):

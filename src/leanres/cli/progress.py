@@ -171,7 +171,7 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
             )
         say(
             f"{result['split']} accuracy {accuracy_text(result)}\n"
-            f"{other_metrics(result)}; trained in {result['train_seconds']:.0f} s{rate}"
+            f"{other_metrics(result, short=True)}; trained in {result['train_seconds']:.0f} s{rate}"
         )
     say(
         f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json\n"

@@ -143,6 +143,8 @@ METRICS: Table[Metric] = Table(
         "macro_f1": Metric("macro F1", percent, partial(macro, "f1")),
     },
 )
+# Left out of lines and tables of the terminal: near the accuracy where classes are balanced.
+SAME_IF_BALANCED = ("balanced_accuracy", "macro_precision", "macro_recall")
 HEADLINE = ("accuracy", "accuracy_tta")  # shown by `accuracy_text`, with n and an interval
 
 
@@ -203,12 +205,16 @@ def accuracy_text(result: Mapping[str, Any]) -> str:
     return f"{plain}, {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
 
 
-def other_metrics(result: Mapping[str, Any]) -> str:
-    """All metrics of a result except its accuracy: "NLL 0.2800, ECE 1.20 %"."""
+def other_metrics(result: Mapping[str, Any], short: bool = False) -> str:
+    """All metrics of a result except its accuracy: "NLL 0.2800, ECE 1.20 %, ...".
+
+    `short` leaves out those that say nearly the same where classes are equally frequent.
+    """
+    left_out = (*HEADLINE, *(SAME_IF_BALANCED if short else ()))
     shown = [
         f"{metric.label} {metric.text(result[key])}"
         for key, metric in METRICS.items()
-        if key not in HEADLINE and result.get(key) is not None
+        if key not in left_out and result.get(key) is not None
     ]
     return ", ".join(shown)
 

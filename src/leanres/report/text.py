@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from leanres.metrics.calibration import reliability
 from leanres.metrics.classification import (
     METRICS,
+    SAME_IF_BALANCED,
     accuracy_text,
     confusion,
     other_metrics,
@@ -30,7 +31,9 @@ def text_report(record: Record, budget: int) -> str:
         lines.append(f"no result yet: {len(record.rows)} of {record.epochs} epochs are done")
     else:
         lines.append(f"{record.split} accuracy {accuracy_text(result)}")
-        lines.append(f"{other_metrics(result)}, trained in {duration(result['train_seconds'])}")
+        lines.append(
+            f"{other_metrics(result, short=True)}, trained in {duration(result['train_seconds'])}"
+        )
     if record.predictions is not None:
         lines += _error_lines(record.predictions, record.classes)
     lines.append(f"{record.hardware}, commit {record.info['commit']}")
@@ -62,8 +65,8 @@ def _error_lines(found: Predictions, names: Sequence[str]) -> list[str]:
 
 
 def text_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """The heads and one row per run: network, epochs, seed and METRICS."""
-    metrics = (metric.label for metric in METRICS.values())
+    """The heads and one row per run: network, epochs, seed and the most telling METRICS."""
+    metrics = (metric.label for key, metric in METRICS.items() if key not in SAME_IF_BALANCED)
     heads = ["run", "network", "parameters", "epochs", "seed", *metrics]
     rows = map(table_row, records)
     return heads, [[cell_text(head, row[head]) for head in heads] for row in rows]

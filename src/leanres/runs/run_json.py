@@ -72,10 +72,10 @@ RESULT: Fields = {
 }
 MEASURED: Fields = {
     AT_LEAST_1: "n",
-    SHARE: "accuracy accuracy_tta balanced_accuracy? macro_precision? macro_recall? macro_f1?",
+    SHARE: "accuracy accuracy_tta balanced_accuracy macro_precision macro_recall macro_f1",
     float: "nll ece",
     str: "tta",
-    tuple[float | None, ...]: "per_class per_class_precision? per_class_f1?",
+    tuple[float | None, ...]: "per_class per_class_precision per_class_f1",
     tuple[tuple[AT_LEAST_0, ...], ...]: "confusion",
 }
 
