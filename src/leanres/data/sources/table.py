@@ -59,9 +59,11 @@ def load_table(options: LoadOptions) -> Dataset:
     outside of the table's folder, is left out, named and counted as an unreadable image is.
     """
     path = options.path
-    table = path and (find_table(path) or next(iter(_candidates(path)), None))
+    if path is None:
+        raise UserError(f"a table needs its path, as table:PATH; give {LAYOUT}")
+    table = find_table(path) or next(iter(_candidates(path)), None)
     if table is None:
-        raise UserError(f"{path or 'table'} has no table; give {LAYOUT}")
+        raise UserError(f"{path} has no table; give {LAYOUT}")
     index = ImageIndex(table.parent)
     paths = sorted({path for paths in index.known.values() for path in paths})
     settings = [options.size, options.channels, options.strict, sorted(options.settings.items())]
