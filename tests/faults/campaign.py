@@ -65,7 +65,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     # In a process of its own: it changes folder and environment.
     "hostile_inputs": lambda: figures_of(fork(hostile.main)),
     "file_system": filesystem.main,
-    "kills": lambda: kills.main(100),
+    "kills": lambda: kills.main(60),
     # Without the seconds that an interpreter takes to start: kills that all hit the work itself.
     "kills_of_forks": lambda: kills.main(250, 1, kills.OF_ONE_PROCESS, kills.run_forked),
 }

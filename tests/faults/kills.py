@@ -139,8 +139,13 @@ def _command(words: list[str], log: Path) -> None:
 
 
 def content(folder: Path, patterns: list[str]) -> dict[str, str]:
-    """The sha256 of the files that have to be the same."""
-    files = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    """The sha256 of the files that have to be the same; of a run's checkpoints, the newest.
+
+    Which older one is kept depends on the time: an epoch that follows a save too soon is not saved.
+    """
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    newest = {p.parents[1]: p for p in found if p.parents[1].name == "checkpoint"}
+    files = [p for p in found if newest.get(p.parents[1], p) == p]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
