@@ -32,7 +32,7 @@ from leanres.training.recipe import Recipe, from_dict
         ("flip", {"p": True}, "p = True: give a number"),
         ("flip", {"p": float("nan")}, "p = nan: give a number"),
         ("flip", {"p": None}, "p = None: give a number"),
-        ("alternating_flip", {"p": 0.5}, "alternating_flip has no settings, but 'p' came"),
+        ("alternating_flip", {"p": 0.5}, "alternating_flip has no settings, but 'p' was given"),
         ("rotation", {"degrees": "x"}, "degrees = 'x': give a number from 0 to 360"),
         ("rotation", {"interpolation": "cubic"}, "give 'bilinear' or 'nearest'"),
         ("random_erasing", {"scale": (0.5, 0.2)}, "give two numbers, the lower first, each from 0"),

@@ -14,7 +14,7 @@ from leanres.errors import UserError
     ("more", "message"),
     [
         (["--measure", "train"], "'train' is not one of 'test', 'val'"),
-        (["--set", "val=0"], "measure val: there are"),
+        (["--set", "val=0"], "measure val: the data has no such split"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_any_training(leanres, tmp_path, more, message):

@@ -31,7 +31,10 @@ def test_data_gives_the_known_statistics(leanres, tmp_path, digits):
     pixels = digits.train.images.numpy() / 255
     np.testing.assert_allclose(facts["splits"]["train"]["mean"], pixels.mean((0, 2, 3)))
     mean = " ".join(f"{value:.4f}" for value in pixels.mean((0, 2, 3)))
-    assert f"train: 32x32 px, mean {mean}, std " in leanres("data", "digits", "--out", tmp_path).out
+    assert (
+        f"train: 32x32 px, RGB, mean {mean}, std "
+        in leanres("data", "digits", "--out", tmp_path).out
+    )
 
 
 def test_data_gives_cifar10s_known_statistics(leanres, cifar_path, tmp_path):

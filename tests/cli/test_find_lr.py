@@ -141,7 +141,7 @@ def test_training_starts_as_if_there_had_been_no_test(leanres, tmp_path):
         (["--lr-max", "high"], "--lr-max high: give auto, or a number"),
         (["--lr-max", "-1"], "lr = -1"),
         (["--lr-max", "auto", "--set", "precision=bf"], "precision"),
-        (["--lr-max", "auto", "--set", "lr=1e-9"], "lr = 1e-09 and --lr-max auto came"),
+        (["--lr-max", "auto", "--set", "lr=1e-9"], "lr = 1e-09 and --lr-max auto were both given"),
     ],
 )
 def test_a_wrong_lr_max_is_one_line(leanres, tmp_path, words, part):

@@ -8,6 +8,7 @@ import pytest
 
 from leanres.cli import options
 from leanres.errors import UserError
+from leanres.runs.predictor import load_predictor
 from leanres.training.recipe import Recipe
 
 
@@ -40,13 +41,14 @@ def test_val_can_be_measured_where_there_are_val_images():
 
 
 def test_a_runs_own_data_has_the_val_split_that_the_run_held_out(run_folder, digits):
-    own = options.load_target_data(run_folder, 32, None)
+    takes = load_predictor(run_folder).preprocess
+    own = options.load_target_data(run_folder, takes, None)
     fingerprints = json.loads((run_folder / "run.json").read_text())["data"]["fingerprints"]
     assert len(own.val) == 180
     assert own.test.fingerprint == digits.test.fingerprint == fingerprints["test"]
-    given = options.load_target_data(run_folder, 32, "digits")
+    given = options.load_target_data(run_folder, takes, "digits")
     assert given.val.fingerprint == own.val.fingerprint  # the same images, however they are named
-    weights = options.load_target_data(run_folder / "model.safetensors", 32, "digits")
+    weights = options.load_target_data(run_folder / "model.safetensors", takes, "digits")
     assert weights.val is None
 
 

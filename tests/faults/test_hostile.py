@@ -41,11 +41,11 @@ def test_the_harness_notices(read, word, tmp_path, monkeypatch):
 
 
 def test_damaged_headers_of_every_layout_end_in_one_line_or_are_read(tmp_path, monkeypatch):
-    """Fifty of each, and crafted ones."""
+    """Twelve of each, and crafted ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
     ends = (
         (case, judge(case, fork(case.read, 30, MEMORY), tmp_path))
-        for case in readers(tmp_path, 50, random.Random(0))
+        for case in readers(tmp_path, 12, random.Random(0))
     )
     assert [f"{case.kind} {case.name}: {reason}" for case, reason in ends if reason] == []

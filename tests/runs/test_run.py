@@ -181,6 +181,7 @@ def test_the_folder_holds_what_the_readme_says(uninterrupted):
         "metrics.jsonl",
         "metrics.csv",
         "manifest.json",
+        "images.parquet",
         "times.jsonl",
         "model.safetensors",
         "checkpoint",

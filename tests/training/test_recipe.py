@@ -69,7 +69,7 @@ def test_settings_are_toml_or_bare_words(text, setting):
         ({"schedule": "one-cycle", "warmup": 0.1}, "set warmup = 0, not 0.1"),
         ({"schedule": 3}, "schedule 3: give a name"),
         ({"accumulate": 0}, "accumulate = 0"),
-        ({"mean": [0.5]}, "per channel"),
+        ({"mean": [0.5, 0.5]}, "per channel"),
         ({"mean": [0.5, 0.5, 50]}, "from 0 to 1"),
         ({"augment": ["crp"]}, "did you mean 'crop'"),
         ({"augment": 3}, "give a list"),
