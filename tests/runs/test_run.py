@@ -401,7 +401,8 @@ def fails(*_: object) -> None:
 def test_a_disk_that_fails_while_files_are_looked_at_ends_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "left").write_text("")
     with monkeypatch.context() as patched:
-        patched.setattr(os, "listdir", fails)
+        for listing in ("listdir", "scandir"):  # pathlib's iterdir calls the latter from 3.13 on
+            patched.setattr(os, listing, fails)
         for look in (layout.check_free, layout.clear):
             with pytest.raises(UserError, match="cannot be read: Input/output error"):
                 look(tmp_path)
