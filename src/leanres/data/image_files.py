@@ -101,11 +101,15 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]
 
     `skipped` counts what else is there, by kind ("hidden file{s}").
     """
-    skipped = Counter() if skipped is None else skipped
-    return list(_image_files(folder, skipped, (folder.resolve(),)))
+    return list(image_paths(folder, skipped))
 
 
-def _image_files(folder: Path, skipped: Counter[str], above: tuple[Path, ...]) -> Iterator[Path]:
+def image_paths(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
+    """As `image_files`, one by one: one folder's names are in memory at a time."""
+    yield from _image_paths(folder, Counter() if skipped is None else skipped, (folder.resolve(),))
+
+
+def _image_paths(folder: Path, skipped: Counter[str], above: tuple[Path, ...]) -> Iterator[Path]:
     """`above` are the folders on the way here: a link back to one of them would never end."""
     for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
         if path.name.startswith("."):
@@ -114,16 +118,11 @@ def _image_files(folder: Path, skipped: Counter[str], above: tuple[Path, ...]) -
             if (real := path.resolve()) in above:
                 skipped["link{s} to a folder above"] += 1
             else:
-                yield from _image_files(path, skipped, (*above, real))
+                yield from _image_paths(path, skipped, (*above, real))
         elif path.suffix.lower() not in _extensions():
             skipped["non-image file{s}"] += 1
         else:
             yield path
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file's name ends as those of images do."""
-    return os.path.splitext(name)[1].lower() in _extensions()
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanres.data.batch_files import Batch, is_batch, open_batch
-from leanres.data.image_files import is_image_name, natural_key, read_image_or_reason
+from leanres.data.image_files import image_paths, read_image_or_reason
 from leanres.errors import UserError, printable
 
 CHUNK = 500  # images that are in memory at a time
@@ -112,24 +111,3 @@ def _check_stems(images: Unlabelled) -> None:
         if first != own:
             both = f"{printable(first)} and {printable(own)}"
             raise UserError(f"{both} have the same stem: leave --id stem out, IDs are paths then")
-
-
-def image_paths(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Image files in a folder and its subfolders, in natural order, without hidden ones.
-
-    One folder's names are in memory at a time. `above` are the folders around it: a link to one of
-    them is not followed.
-    """
-    about = folder.stat()
-    own = (about.st_dev, about.st_ino)
-    if own in above:
-        return
-    with os.scandir(folder) as entries:
-        names = [(entry.name, entry.is_dir()) for entry in entries]
-    for name, is_folder in sorted(names, key=lambda pair: natural_key(pair[0])):
-        if name.startswith("."):
-            continue
-        if is_folder:
-            yield from image_paths(folder / name, above | {own})
-        elif is_image_name(name):
-            yield folder / name
