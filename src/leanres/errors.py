@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake in the input; the message says what was given, what is valid and what to do.
@@ -12,6 +15,29 @@ class UserError(ValueError):
 
 class NotFoundError(UserError):
     """Data that was in none of the places searched, although every argument was valid."""
+
+
+@contextmanager
+def named(place: object) -> Iterator[None]:
+    """Puts a file or folder in front of a user's error that does not name it."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        known = str(place) in message or printable(place) in message
+        raise type(error)(message if known else f"{printable(place)}: {message}") from None
+
+
+@contextmanager
+def undamaged(place: object, raised: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Makes of these exceptions, what damaged bytes raise, a UserError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except raised as error:
+        problem = printable(first_line(error))
+        raise UserError(f"{printable(place)} is truncated or corrupt: {problem}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -218,8 +218,10 @@ def main(
                 if reason or differs:
                     wrong.append(f"{name}: {reason or f'other content: {differs}'}")
                 shutil.rmtree(folder)
-            print(f"kills: {made.total():,} of {kills:,}", file=sys.stderr, flush=True)
-    return {"kills": dict(made), "chains": dict(chains), "wrong": wrong}
+            figures = {"kills": dict(made), "chains": dict(chains), "wrong": wrong}
+            told = f"kills: {made.total():,} of {kills:,}: {json.dumps(figures)}"
+            print(told, file=sys.stderr, flush=True)
+    return figures
 
 
 if __name__ == "__main__":

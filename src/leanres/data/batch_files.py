@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanres.data.arrays import images_of, in_channels, scale_of
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
-from leanres.errors import UserError, first_line, printable
+from leanres.data.sources.numpy_files import map_npy, npz_shapes, read_npz
+from leanres.errors import UserError, named, printable, undamaged
 from leanres.io import MIB, open_file, read_file
 
-MAX_BYTES = 4096 * MIB  # of a .npz or a pickle, and of what a .npz unpacks to; a .npy is mapped
+MAX_BYTES = 4096 * MIB  # of a pickle
 MIN_SIDE = 4  # pixels of an image that is a row of numbers: labels are rows too
 IMAGE_KEYS = ("test_images", "x_test", "images", "data", "x")  # where there are several arrays
 ID_KEYS = ("ids", "id")
@@ -48,7 +48,7 @@ class Batch:
         pixels = np.array(self.images[part])  # a copy: PyTorch wants to write
         if pixels.dtype != np.uint8:
             pixels = (pixels * self.scale).round().astype(np.uint8)
-        images = images_of(pixels, printable(self.path.name), size)
+        images = images_of(pixels, printable(self.path), size)
         return in_channels(images, channels).permute(0, 2, 3, 1).numpy()
 
 
@@ -61,7 +61,8 @@ def open_batch(path: Path) -> Batch:
     """The images of a batch file, in memory or mapped. UserError, naming the file, for others."""
     opener = _opener(path)
     assert opener is not None
-    try:
+    # what damaged bytes raise in numpy's readers and in the restricted one may be anything
+    with undamaged(path, (Exception,)), named(path):
         images, ids = opener(path)
         if images.ndim not in (3, 4) or 0 in images.shape:
             fits = "(N, H, W, C), (N, C, H, W), (N, H, W) or rows of pixels"
@@ -72,13 +73,8 @@ def open_batch(path: Path) -> Batch:
         if ids.size and ids.shape != images.shape[:1]:
             raise UserError(f"{len(images):,} images, but ids of shape {ids.shape}")
         batch.read(slice(0, 1), MIN_SIDE)  # refuses another shape
-        scale = 1 if images.dtype == np.uint8 else scale_of(images, printable(path.name))
-    except UserError as error:
-        problem = str(error).removeprefix(f"{printable(path.name)} ")
-        raise UserError(f"{printable(path)}: {problem}") from None
-    except Exception as error:  # numpy's readers raise almost anything on damaged bytes
-        raise UserError(f"{printable(path)} is damaged: {printable(first_line(error))}") from None
-    return Batch(path, images, scale, batch.ids)
+        scale = 1 if images.dtype == np.uint8 else scale_of(images, printable(path))
+    return replace(batch, scale=scale)
 
 
 def _opener(path: Path) -> Any:
@@ -94,51 +90,17 @@ def _opener(path: Path) -> Any:
 
 
 def _npy(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    with open_file(path, sys.maxsize) as file:
-        shape, dtype, _ = _header(file)
-        held = path.stat().st_size - file.tell()
-    needed = math.prod(shape) * dtype.itemsize
-    if needed > held:
-        raise UserError(f"it says {needed:,} bytes of pixels and has {held:,}: it is cut off")
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _in_rows(mapped), np.array([])
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and length of the header of an array in numpy's format; no pixel is read."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise UserError(f"numpy's format {version[0]}.{version[1]} is not known: give 1.0 or 2.0")
-    parse = np.lib.format.read_array_header_1_0
-    shape, _, dtype = (parse if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
-    if dtype.hasobject:
-        raise UserError("it holds Python objects, which could run code: give an array of numbers")
-    return shape, dtype, file.tell()
+    return _in_rows(map_npy(path)), np.array([])
 
 
 def _npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    with open_file(path, MAX_BYTES) as file, zipfile.ZipFile(file) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        shapes = {}
-        for name, info in members.items():
-            with archive.open(info) as member:
-                shape, dtype, start = _header(member)  # type: ignore[arg-type]
-            if math.prod(shape) * dtype.itemsize != info.file_size - start:
-                raise UserError(f"{name} has another size than its header says")
-            shapes[name] = shape
-        chosen, ids = _choose(shapes)
-        if sum(members[name].file_size for name in (chosen, *ids)) > MAX_BYTES:
-            raise UserError(f"{chosen} takes more than {MAX_BYTES // MIB:,} MiB: give a .npy")
-
-        def read(name: str) -> NDArray[Any]:
-            with archive.open(members[name]) as member:
-                return np.lib.format.read_array(member, allow_pickle=False)
-
-        return _in_rows(read(chosen)), next(map(read, ids), np.array([]))
+    chosen, ids = _choose(npz_shapes(path))
+    arrays = read_npz(path, (chosen, *ids))
+    return _in_rows(arrays[chosen]), next((arrays[name] for name in ids), np.array([]))
 
 
 def _pickled(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    found = unpickle_dict(read_file(path, MAX_BYTES), printable(path.name))
+    found = unpickle_dict(read_file(path, MAX_BYTES), printable(path))
     arrays = {k: _array_of(v) for k, v in found.items() if isinstance(v, PickledArray)}
     arrays |= {k: np.array(v) for k, v in found.items() if isinstance(v, list) and k in ID_KEYS}
     chosen, ids = _choose({name: array.shape for name, array in arrays.items()})

@@ -91,6 +91,23 @@ def test_an_npz_may_have_val_class_names_grey_floats_and_another_size(tmp_path):
     assert load_data(tmp_path / "mine.npz").train.images.shape == (20, 3, 28, 28)
 
 
+def test_an_npz_of_rgba_keeps_its_alpha_where_four_channels_are_asked_for(tmp_path):
+    rgba = np.concatenate([pixels(0), pixels(1)[..., :1]], 3)
+    np.savez(tmp_path / "mine.npz", x_train=rgba, y_train=labels(), x_test=rgba, y_test=labels())
+    kept = load_data(tmp_path / "mine.npz", channels=4).train
+    np.testing.assert_array_equal(channels_last(kept), rgba)
+    alpha = rgba[..., 3:] / 255
+    over_white = (alpha * rgba[..., :3] + 255 * (1 - alpha)).round()
+    flat = channels_last(load_data(tmp_path / "mine.npz").train).astype(int)
+    assert np.abs(flat - over_white).max() <= 1
+
+
+def test_objects_beside_the_images_of_an_npz_are_not_read(tmp_path):
+    others = np.array([{}], dtype=object)
+    np.savez(tmp_path / "mine.npz", x=pixels(0), y=labels(), about=others)
+    assert len(load_data(tmp_path / "mine.npz").train) > 0
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from leanres.errors import UserError, first_line
+from leanres.errors import UserError, undamaged
 from leanres.io import MIB, open_data, read_exactly
 
 _FILE = (tarfile.REGTYPE, tarfile.AREGTYPE)
@@ -24,11 +24,12 @@ def read_archive(
     UserError, naming the archive, where it is damaged, or has more than `max_bytes` in all.
     """
     names = set(wanted)
-    try:
-        with open_data(archive, max_bytes) as file, gzip.GzipFile(fileobj=file) as stream:
-            return dict(_members(stream, names, max_file, max_bytes))
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{archive} is truncated or corrupt: {first_line(error)}") from None
+    with (
+        undamaged(archive, (tarfile.TarError, EOFError, OSError, zlib.error)),
+        open_data(archive, max_bytes) as file,
+        gzip.GzipFile(fileobj=file) as stream,
+    ):
+        return dict(_members(stream, names, max_file, max_bytes))
 
 
 def _members(

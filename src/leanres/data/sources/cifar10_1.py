@@ -39,10 +39,7 @@ def _read(files: DataFiles, options: LoadOptions) -> dict[str, Split]:
     if not files.paths[1].exists():
         raise UserError(f"{files.paths[1]} is missing; put it there")
     images, labels = map(read_npy, files.paths)
-    try:
-        return splits_of({"test": (images, labels)}, CLASSES, options.own_size)
-    except UserError as error:
-        raise UserError(f"{files.root}: {error}") from None
+    return splits_of({"test": (images, labels)}, CLASSES, options.own_size)
 
 
 CIFAR10_1 = Published(

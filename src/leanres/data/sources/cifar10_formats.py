@@ -16,7 +16,7 @@ from leanres.data.sources.archive import read_archive, read_files
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
 from leanres.data.sources.source import DataFiles, Progress
 from leanres.data.split import Split
-from leanres.errors import UserError, first_line
+from leanres.errors import UserError, first_line, undamaged
 from leanres.io import open_data, parse_json, read_parquet
 
 _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
@@ -148,12 +148,10 @@ def _check_shards(files: CifarFiles) -> None:
 
 
 def _read_shard(path: Path) -> CifarBatch:
-    try:
+    with undamaged(path, (pyarrow.ArrowException, OSError, KeyError, ValueError)):
         table = read_parquet(path, _MAX_ARCHIVE, ["img", "label"])
         blobs = table["img"].combine_chunks().field("bytes").to_pylist()
         labels = table["label"].to_numpy().astype(np.int64)
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
     pixels = [_decode_png(blob, path, row) for row, blob in enumerate(blobs)]
     images = np.array(pixels, np.uint8).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images), _checked_labels(labels, len(blobs), str(path))

@@ -14,7 +14,7 @@ from leanres.data.sources.cache import cached
 from leanres.data.sources.decode import Listing, Row, counted, decode_splits
 from leanres.data.sources.source import SPLIT_NAMES, LoadOptions
 from leanres.data.split import Dataset
-from leanres.errors import UserError, printable
+from leanres.errors import UserError, named, printable
 
 LAYOUT = "a folder with one subfolder per class"
 Classes = dict[str, list[Path]]  # class name -> image files
@@ -168,7 +168,5 @@ def read_folder(listing: FolderListing, options: LoadOptions) -> Dataset:
     splits, found = decode_splits(Listing(rows, names, lambda: paths, listing.root), options)
     classes_note = f"classes in this order: {', '.join(map(printable, names))}"
     notes = [classes_note, *listing.notes, *counted(listing.skipped), *found]
-    try:
+    with named(listing.root):
         return Dataset.of("folder", splits, notes, str(listing.root))
-    except UserError as error:
-        raise UserError(f"{printable(listing.root)}: {error}") from None

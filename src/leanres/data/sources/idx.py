@@ -22,7 +22,7 @@ from leanres.data.sources.cache import cached
 from leanres.data.sources.published import Published, in_subfolders, load_published
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
-from leanres.errors import UserError, first_line
+from leanres.errors import UserError, undamaged
 from leanres.io import MIB, Readable, open_data, read_exactly
 
 LAYOUT = "IDX files (train-images-idx3-ubyte, also .gz)"
@@ -85,30 +85,23 @@ def _read(
         split: (read_idx(paths["images"], 3), read_idx(paths["labels"], 1))
         for split, paths in sorted(found.items(), reverse=True)
     }
-    try:
-        return splits_of(pairs, classes, options.own_size)
-    except UserError as error:
-        raise UserError(f"{files.root}: {error}") from None
+    return splits_of(pairs, classes, options.own_size)
 
 
 def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
     """The array in an IDX file, whose header has to fit its length. UserError, naming the file."""
-    try:
-        with open_data(path, MAX_BYTES) as raw:
-            file: Readable = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-            zeros, kind, dims = struct.unpack(">HBB", read_exactly(file, 4).tobytes())
-            if (zeros, kind, dims) != (0, 8, num_dims):
-                raise ValueError(f"it is no IDX file of uint8 in {num_dims} dimensions")
-            shape = struct.unpack(f">{dims}I", read_exactly(file, 4 * dims).tobytes())
-            if (size := math.prod(shape)) > _MOST_DEFLATED * path.stat().st_size:
-                raise ValueError(f"its header says {size:,} bytes")
-            content = read_exactly(file, size)
-            if file.read(1):
-                raise ValueError(f"it has more bytes than its header says, {size:,}")
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
+    damages = (OSError, EOFError, ValueError, zlib.error)
+    with undamaged(path, damages), open_data(path, MAX_BYTES) as raw:
+        file: Readable = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        zeros, kind, dims = struct.unpack(">HBB", read_exactly(file, 4).tobytes())
+        if (zeros, kind, dims) != (0, 8, num_dims):
+            raise ValueError(f"it is no IDX file of uint8 in {num_dims} dimensions")
+        shape = struct.unpack(f">{dims}I", read_exactly(file, 4 * dims).tobytes())
+        if (size := math.prod(shape)) > _MOST_DEFLATED * path.stat().st_size:
+            raise ValueError(f"its header says {size:,} bytes")
+        content = read_exactly(file, size)
+        if file.read(1):
+            raise ValueError(f"it has more bytes than its header says, {size:,}")
     return content.reshape(shape)
 
 

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from leanres.data.sources.cache import cached
-from leanres.data.sources.numpy_files import npz_names, read_npz
+from leanres.data.sources.numpy_files import npz_shapes, read_npz
 from leanres.data.sources.source import SPLIT_NAMES, LoadOptions
 from leanres.data.split import Dataset, splits_of
-from leanres.errors import UserError, printable
+from leanres.errors import UserError, named, printable
 
 LAYOUT = "an .npz of images and labels"
 FITS = (
@@ -37,14 +37,14 @@ def load_npz(options: LoadOptions) -> Dataset:
     """
     if options.path is None:
         raise UserError(f"an .npz needs its path; give {LAYOUT}")
-    decode = partial(_read, options.path, options.own_size)
-    settings = [options.own_size]
+    decode = partial(_read, options.path, options.own_size, options.channels)
+    settings = [options.own_size, options.channels]
     return cached("npz", options.path.parent, [options.path], settings, options.cache, decode)
 
 
-def _read(path: Path, size: int | None) -> Dataset:
-    roles = _roles(path, npz_names(path))
-    arrays = read_npz(path, {name: role for role, name in roles.items()})
+def _read(path: Path, size: int | None, channels: int) -> Dataset:
+    roles = _roles(path, npz_shapes(path))
+    arrays = read_npz(path, roles.values())
     names = arrays.get(roles.get(("", "classes"), ""))
     classes = None if names is None else tuple(str(name) for name in names.ravel().tolist())
     parts = dict.fromkeys(split for split, kind in roles if kind != "classes")
@@ -52,11 +52,10 @@ def _read(path: Path, size: int | None) -> Dataset:
         split: (arrays[roles[split, "images"]], arrays[roles[split, "labels"]]) for split in parts
     }
     told = ", ".join(name for (_, kind), name in roles.items() if kind != "classes")
-    try:
-        splits = splits_of({split or "all": pair for split, pair in pairs.items()}, classes, size)
+    with named(path):
+        named_pairs = {split or "all": pair for split, pair in pairs.items()}
+        splits = splits_of(named_pairs, classes, size, channels)
         return Dataset.of("npz", splits, [f"arrays {printable(told)}"], str(path))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def _roles(path: Path, names: Iterable[str]) -> dict[tuple[str, str], str]:

@@ -20,7 +20,7 @@ from leanres.data.sources.decode import Listing, Row, counted, decode_splits
 from leanres.data.sources.source import SPLIT_NAMES, LoadOptions
 from leanres.data.sources.table_files import inside
 from leanres.data.split import Dataset
-from leanres.errors import UserError, first_line, printable
+from leanres.errors import UserError, first_line, named, printable, undamaged
 from leanres.io import MIB, open_data, parse_json
 
 LAYOUT = "parquet files of images and labels"
@@ -88,13 +88,8 @@ def _check_shards(paths: list[Path]) -> None:
 
 
 def _schema(path: Path) -> pa.Schema:
-    try:
-        with open_data(path, MAX_BYTES) as file:
-            return pq.read_schema(file)
-    except UserError:
-        raise
-    except _ERRORS as error:
-        raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
+    with undamaged(path, _ERRORS), open_data(path, MAX_BYTES) as file:
+        return pq.read_schema(file)
 
 
 def _image_columns(schema: pa.Schema) -> list[str]:
@@ -142,7 +137,7 @@ def _read(root: Path, paths: list[Path], options: LoadOptions) -> Dataset:
     rows: list[tuple[str, str, Any]] = []  # name, split, label as it stands there
     chosen: dict[Path, list[bool]] = {}  # which rows of a file have a label
     skipped: Counter[str] = Counter()
-    try:
+    with named(root):
         columns = _columns(_schema(paths[0]), options)
         for path in paths:
             own = _rows(root, path, columns)
@@ -150,35 +145,26 @@ def _read(root: Path, paths: list[Path], options: LoadOptions) -> Dataset:
             rows += [row for row, keep in zip(own, chosen[path], strict=True) if keep]
             skipped["row{s} without a label"] += chosen[path].count(False)
         labels, classes = numbered([label for *_, label in rows], columns.classes)
-    except UserError as error:
-        message = str(error)
-        raise UserError(message if str(root) in message else f"{root}: {message}") from None
     listed = [Row(name, split, n) for (name, split, _), n in zip(rows, labels, strict=True)]
     items = partial(_items, root, chosen, columns.image)
     if outside := [n for n in labels if not 0 <= n < len(classes)]:
         raise UserError(f"{root}: label {outside[0]}, but there are {len(classes)} class names")
     splits, notes = decode_splits(Listing(listed, classes, items, root), options)
     told = f"images from column {columns.image!r}, labels from {columns.label!r}"
-    try:
+    with named(root):
         notes = [printable(told), *counted(skipped), *notes]
         return Dataset.of("parquet", splits, notes, str(options.path))
-    except UserError as error:
-        raise UserError(f"{printable(root)}: {error}") from None
 
 
 def _rows(root: Path, path: Path, columns: _Columns) -> list[tuple[str, str, Any]]:
     """Name, split and label of each row of a file, from its small columns alone."""
     wanted = [name for name in (columns.label, columns.split) if name]
-    try:
+    with undamaged(path, _ERRORS):
         with open_data(path, MAX_BYTES) as file, pq.ParquetFile(file) as opened:
             _check_size(path, opened)
             table = opened.read(wanted)
         labels = table[columns.label].to_pylist()
         splits = table[columns.split].to_pylist() if columns.split else []
-    except UserError:
-        raise
-    except _ERRORS as error:
-        raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
     if any(isinstance(label, bool | list | dict) for label in labels):
         raise UserError(f"{path}: labels in column {columns.label!r} are neither numbers nor text")
     name = str(path.relative_to(root))

@@ -11,7 +11,7 @@ from leanres.data.sources.cache import all_cached, cached
 from leanres.data.sources.download import download
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split
-from leanres.errors import NotFoundError, UserError
+from leanres.errors import NotFoundError, UserError, named
 
 Find = Callable[[Path], DataFiles | None]
 
@@ -90,7 +90,8 @@ def _decoded(published: Published, files: DataFiles, options: LoadOptions) -> Da
     """The data set in `files`, decoded or from the cache; a note tells if it is not complete."""
 
     def decode() -> Dataset:
-        splits = published.read(files, options)
+        with named(files.root):
+            splits = published.read(files, options)
         counts = {name: len(split) for name, split in splits.items()}
         notes = published.check(splits)
         if counts != published.counts:

@@ -61,10 +61,7 @@ def _read(files: DataFiles, options: LoadOptions) -> dict[str, Split]:
             )
         by_columns = np.frombuffer(contents[pixels], np.uint8).reshape(-1, 3, _SIDE, _SIDE)
         pairs[split] = (by_columns.transpose(0, 3, 2, 1), numbers.astype(np.int64) - 1)
-    try:
-        return splits_of(pairs, CLASSES, options.own_size)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    return splits_of(pairs, CLASSES, options.own_size)
 
 
 STL10 = Published(

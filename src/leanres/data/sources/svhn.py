@@ -18,7 +18,7 @@ from leanres.data.sources.idx import DIGITS
 from leanres.data.sources.published import Published, in_subfolders, load_published
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
-from leanres.errors import UserError, first_line
+from leanres.errors import undamaged
 from leanres.io import MIB, open_data
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
@@ -49,10 +49,7 @@ def _read(files: DataFiles, options: LoadOptions) -> dict[str, Split]:
         if (path := files.root / name) in files.paths:
             images, labels = read_mat(path)
             pairs[split] = (images.transpose(3, 0, 1, 2), labels % 10)
-    try:
-        return splits_of(pairs, DIGITS, options.own_size)
-    except UserError as error:
-        raise UserError(f"{files.root}: {error}") from None
+    return splits_of(pairs, DIGITS, options.own_size)
 
 
 def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -62,7 +59,7 @@ def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """
     from scipy.io import loadmat, whosmat
 
-    try:
+    with undamaged(path, (Exception,)):  # scipy raises almost anything on damaged bytes
         with warnings.catch_warnings(), open_data(path, MAX_BYTES) as file:
             warnings.simplefilter("ignore")
             most = min(MAX_BYTES, _MOST_DEFLATED * path.stat().st_size)
@@ -78,10 +75,6 @@ def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
             file.seek(0)
             arrays = loadmat(file, variable_names=("X", "y"))
         return np.asarray(arrays["X"]), np.asarray(arrays["y"])
-    except UserError:
-        raise
-    except Exception as error:  # scipy raises almost anything on damaged bytes
-        raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
 
 
 SVHN = Published(

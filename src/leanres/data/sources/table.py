@@ -16,7 +16,7 @@ from leanres.data.sources.decode import Listing, Row, decode_splits
 from leanres.data.sources.source import LoadOptions
 from leanres.data.sources.table_files import ImageIndex
 from leanres.data.split import Dataset
-from leanres.errors import UserError, first_line, printable
+from leanres.errors import UserError, first_line, named, printable
 from leanres.io import MIB, open_data, read_parquet
 
 LAYOUT = "a table of files and labels beside the images (labels.csv, .tsv or .parquet)"
@@ -72,22 +72,17 @@ def load_table(options: LoadOptions) -> Dataset:
 
 
 def _read(table: Path, index: ImageIndex, options: LoadOptions) -> Dataset:
-    try:
+    with named(table):
         names, values, splits = _columns(table, options)
         labels, classes = numbered(values, None)
         unique = _unique(names, labels, classes)
-    except UserError as error:
-        message = str(error)
-        raise UserError(message if str(table) in message else f"{table}: {message}") from None
     rows = [Row(names[i], splits[i], labels[i]) for i in unique]
     items = [index.find(names[i]) for i in unique]
     listing = Listing(rows, classes, lambda: items, table.parent)
     decoded, notes = decode_splits(listing, options)
-    try:
+    with named(table):
         notes = [*_notes(table, len(names) - len(unique), index.count_others(items)), *notes]
         return Dataset.of("table", decoded, notes, str(table))
-    except UserError as error:
-        raise UserError(f"{printable(table)}: {error}") from None
 
 
 def _notes(table: Path, repeated: int, others: int) -> list[str]:
