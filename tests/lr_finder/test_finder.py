@@ -24,8 +24,9 @@ from leanres.models.speednet import SpeedNetConfig
 from leanres.training.device import CPU, Device
 from leanres.training.loop import TrainState, start, steps
 from leanres.training.optim import OPTIMIZERS, set_lr_
-from leanres.training.recipe import Recipe, StepCounts, learning_rates
+from leanres.training.recipe import Recipe, learning_rates
 from leanres.training.setup import Setup
+from leanres.training.step_counts import StepCounts
 
 TINY = Recipe(
     model=SpeedNetConfig((8, 16)),

@@ -8,8 +8,9 @@ from leanres.report.network_sections import first_filters, images_of_step
 from leanres.report.record import read_record
 from leanres.runs.predictor import load_predictor
 from leanres.training.loop import start, steps
-from leanres.training.recipe import StepCounts, from_dict
+from leanres.training.recipe import from_dict
 from leanres.training.setup import Setup
+from leanres.training.step_counts import StepCounts
 
 
 @pytest.mark.parametrize("step", [0, 5, 9, 11, 17])

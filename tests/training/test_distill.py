@@ -17,7 +17,8 @@ from leanres.runs import run as runs
 from leanres.runs.fit import fit
 from leanres.runs.weights import load_classifier, load_teacher, save_weights
 from leanres.training.batch import Batch
-from leanres.training.loop import loss_of, start, steps
+from leanres.training.loop import start, steps
+from leanres.training.loss import loss_of
 from leanres.training.recipe import Recipe
 from leanres.training.setup import Setup
 

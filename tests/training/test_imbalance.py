@@ -20,7 +20,7 @@ from leanres.runs.run import create, prepare
 from leanres.runs.weights import WEIGHTS
 from leanres.training.batch import Batch, epoch_order
 from leanres.training.hard_examples import select_hardest_
-from leanres.training.loop import backward, loss_of
+from leanres.training.loss import backward, loss_of
 from leanres.training.recipe import Recipe, from_dict, parse_setting
 from leanres.training.recipes import load_recipe, to_toml
 from leanres.training.setup import Setup

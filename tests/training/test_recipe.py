@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from leanres.errors import UserError
-from leanres.training.recipe import Recipe, StepCounts, from_dict, parse_setting
+from leanres.training.recipe import Recipe, from_dict, parse_setting
 from leanres.training.recipes import RECIPES, load_recipe
+from leanres.training.step_counts import StepCounts
 
 
 @pytest.mark.parametrize("name", RECIPES)

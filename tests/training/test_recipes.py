@@ -11,8 +11,9 @@ import torch
 
 from leanres.models.cost import summarize
 from leanres.models.zoo import MODELS, resolve
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
 from leanres.training.recipes import NAMED_RECIPES, RECIPES, best_measured, cost
+from leanres.training.step_counts import StepCounts
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -53,9 +53,11 @@ def test_without_a_gradient_nothing_moves_and_nothing_is_nan():
         assert numbers(model) == before
 
 
+@pytest.mark.parametrize("weight", [1.0, 5.0])  # of the first class
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, device, accumulate):
+def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, device, accumulate, weight):
     recipe = Recipe(
+        class_weights={digits.train.classes[0]: weight},
         optimizer="sgd",
         lr=0.1,
         momentum=0.0,
@@ -84,11 +86,13 @@ def test_a_step_goes_down_the_gradient_found_up_the_hill(digits, device, accumul
     inputs = normalize(seen[0]).flatten(1)
     labels = torch.tensor([_label(image, digits.train) for image in seen[0]])
 
+    of_class = torch.tensor([weight] + [1.0] * 9)
+
     def gradient(weight, bias):
         weight, bias = (x.clone().requires_grad_() for x in (weight, bias))
-        loss = nn.functional.cross_entropy(
-            inputs @ weight.T + bias, labels, label_smoothing=recipe.label_smoothing
-        )
+        smoothing = recipe.label_smoothing
+        logits = inputs @ weight.T + bias
+        loss = nn.functional.cross_entropy(logits, labels, of_class, label_smoothing=smoothing)
         return loss.item(), torch.autograd.grad(loss, (weight, bias))
 
     loss, first = gradient(*start)

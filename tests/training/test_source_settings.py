@@ -18,9 +18,10 @@ from leanres.training.batch import batches
 from leanres.training.loop import start, steps, train_epochs
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.preflight import preflight_check
-from leanres.training.recipe import Recipe, StepCounts, from_dict
+from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
 from leanres.training.setup import Setup
+from leanres.training.step_counts import StepCounts
 
 NETWORK = SpeedNetConfig((8, 16))
 CYCLE = {"peak_epoch": 1.5, "cycle_momentum": (0.95, 0.85), "shape": "cosine"}

@@ -16,8 +16,8 @@ from leanres.runs.fit import fit
 from leanres.runs.layout import CHECKPOINTS
 from leanres.training.device import CPU
 from leanres.training.loop import network_config
-from leanres.training.recipe import StepCounts
 from leanres.training.recipes import RECIPES
+from leanres.training.step_counts import StepCounts
 from leanres.trials.campaign import (
     COUNTED,
     PlanRow,

@@ -9,7 +9,8 @@ import pytest
 
 from leanres.data.sources import locate
 from leanres.errors import UserError
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
+from leanres.training.step_counts import StepCounts
 from leanres.trials.executors import InProcess, LocalProcesses
 from leanres.trials.jobs import Event, Job
 from leanres.trials.race import cold_run, phases, race, warm_runs

@@ -17,7 +17,8 @@ from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params, summarize
 from leanres.runs import run as runs
 from leanres.training.device import Device
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
+from leanres.training.step_counts import StepCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

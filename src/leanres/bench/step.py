@@ -30,7 +30,8 @@ from leanres.training.device import (
     matrix_rate,
     memory_rate,
 )
-from leanres.training.loop import Mark, steps
+from leanres.training.loop import steps
+from leanres.training.loss import Mark
 from leanres.training.recipe import Recipe
 
 WARM_UP = 3  # untimed steps: the allocator fills, cuDNN chooses its kernels, the compiler runs

@@ -20,8 +20,9 @@ from leanres.lr_finder.analysis import LATE, LRRange, LRSweep, analyse, stop_ste
 from leanres.runs.run import prepare
 from leanres.training.device import Device, detect
 from leanres.training.loop import TrainState, steps
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
 from leanres.training.setup import Setup
+from leanres.training.step_counts import StepCounts
 
 IMAGES = 25_000  # images that a test trains on by default
 READ_EVERY = 10  # steps between reads of the losses, each of which waits for the device

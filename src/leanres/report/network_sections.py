@@ -25,7 +25,8 @@ from leanres.report.record import Record
 from leanres.report.sections import Tile, image_tiles
 from leanres.runs.predictor import Predictor
 from leanres.training.batch import batches, shrink
-from leanres.training.recipe import Recipe, StepCounts, from_dict
+from leanres.training.recipe import Recipe, from_dict
+from leanres.training.step_counts import StepCounts
 
 NUM_EXPLAINED = 6  # images, each with two classes, two methods and (by default) two layers
 NUM_OF_BATCH = 16  # images shown of a training batch

@@ -37,12 +37,12 @@ from leanres.runs.layout import (
     with_times,
 )
 from leanres.runs.manifest import edited, write_files
-from leanres.runs.run_json import INFO, is_queued, read_info
+from leanres.runs.run_json import INFO, is_queued, read_info, recipe_as_started
 from leanres.runs.weights import MAX_BYTES, load_teacher, weights_file
 from leanres.training.device import Device, detect, hardware
 from leanres.training.loop import MetricsRow, TrainState, network_config, start
 from leanres.training.preflight import preflight_check
-from leanres.training.recipe import Recipe, recipe_as_started
+from leanres.training.recipe import Recipe
 from leanres.training.setup import Setup
 from leanres.version import __version__
 

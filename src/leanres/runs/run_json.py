@@ -1,16 +1,18 @@
-"""run.json: which fields it has, their types and ranges; reading and checking it."""
+"""run.json: its fields, their types and ranges; reading it, and the recipe that it means."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from leanres.errors import UserError
 from leanres.io import CheckpointError, parse_json, read_file
+from leanres.models.zoo import config_from_dict, fitted, resolve
 from leanres.registry import Range, checked, setting_types
-from leanres.training.recipe import Recipe
+from leanres.training.recipe import Recipe, from_dict
 
 INFO = "run.json"
 OBJECT: Any = dict
@@ -141,3 +143,27 @@ def _check_field(value: dict[str, Any], name: str, hint: Any, prefix: str) -> No
     except UserError:
         text = json.dumps(value[key])[:60]
         raise UserError(f"{prefix}{path} cannot be {text}") from None
+
+
+def matches_run(info: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a run.json, or a run in a ledger entry, is a training of `recipe`."""
+    return same_network(info, recipe) and from_dict(info["recipe"]) == recipe
+
+
+def same_network(info: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether the run's network is the one that the recipe names, but for what the data decides."""
+    network = info.get("network")  # a run that has not begun has none
+    if network is None:
+        return True
+    begun = config_from_dict(network)
+    return begun == fitted(resolve(recipe.model), begun.num_classes, begun.in_channels)
+
+
+def recipe_as_started(info: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
+    """The recipe of run.json with the network it meant then, and a note if that differs now."""
+    # A name may mean another network in a later version, and its weights may even fit.
+    recipe = from_dict(info["recipe"])
+    if same_network(info, recipe):
+        return recipe, []
+    note = f"{recipe.model} is another network by now: the run continues with the original one"
+    return replace(recipe, model=config_from_dict(info["network"])), [note]

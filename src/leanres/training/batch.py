@@ -14,7 +14,8 @@ from leanres.augment.mix import MIXES
 from leanres.augment.registry import augment
 from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
+from leanres.training.step_counts import StepCounts
 
 # Pixels augmented at once, those of 2,048 images of 32 px: a small batch alone would leave a GPU
 # idle between kernels.

@@ -28,6 +28,7 @@ from leanres.training.cuda_graph import Replay
 from leanres.training.device import Device
 from leanres.training.distill import teacher_logits
 from leanres.training.hard_examples import select_hardest_
+from leanres.training.loss import Mark, backward, ignore
 from leanres.training.optim import OPTIMIZERS, classifier_parameters, set_lr_, set_momentum_
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
@@ -36,7 +37,6 @@ from leanres.training.setup import Setup
 CHANNELS_LAST = torch.channels_last
 CHECK_EVERY = 50  # steps between checks that the loss is finite: each synchronises the device
 MetricsRow = dict[str, Any]
-Mark = Callable[[str], object]  # called with the name of each part of a step once it is done
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -154,7 +154,7 @@ def steps(
     itself (dropout, stochastic depth, shake-shake).
     """
     recipe, counts, device = setup.recipe, setup.counts, setup.device
-    lr_factor, done = lr_factor or counts.lr_factor, mark or _ignore
+    lr_factor, done = lr_factor or counts.lr_factor, mark or ignore
     draws = any(is_random(module) for model in state.networks for module in model.modules())
     for model in state.networks:
         model.train()
@@ -188,16 +188,12 @@ def steps(
         yield result
 
 
-def _ignore(part: str) -> None:
-    pass
-
-
 def _step_function(state: TrainState, setup: Setup, mark: Mark | None) -> StepFunction:
     """The state's step function, made if it has none that fits; with `mark` always a new one."""
     if mark is not None:
         return _compile_step(state, setup, mark, capture=False)
     if state.function is None or not state.function.fits(setup):
-        state.function = _compile_step(state, setup, _ignore, setup.device.captures_steps)
+        state.function = _compile_step(state, setup, ignore, setup.device.captures_steps)
     return state.function
 
 
@@ -256,61 +252,6 @@ def freeze_stem_(model: nn.Module) -> None:
         for p in stem.parameters():
             p.requires_grad_(False)
             p.grad = None
-
-
-def backward(
-    forward: nn.Module, batch: Batch, setup: Setup, mark: Mark = _ignore
-) -> tuple[Tensor, Tensor]:
-    """Accumulate a batch's gradients. -> its mean loss () and number of correct predictions ().
-
-    For a mixed image, the class with the largest share counts as correct.
-    """
-    recipe, weights, whole = setup.recipe, setup.class_weights, len(batch.targets)
-    mean_weight = 1.0 if weights is None else _mean_weight(batch.targets, weights)
-    results = []
-    for part in batch.parts(recipe.accumulate):
-        with setup.device.autocast():
-            logits = forward(part.inputs)
-        mark("forward")
-        loss = loss_of(logits.float(), part, recipe, weights, mean_weight)
-        loss = loss * (len(part.targets) / whole)
-        loss.backward()  # type: ignore[no-untyped-call]
-        labels = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
-        results.append((loss.detach(), (logits.detach().argmax(1) == labels).sum()))
-        mark("backward")
-    loss, correct = (torch.stack(column).sum(0) for column in zip(*results, strict=True))
-    return loss, correct
-
-
-def _mean_weight(targets: Tensor, weights: Tensor) -> Tensor | float:
-    """What F.cross_entropy's weighted sum is divided by, per image: 1 for mixed targets (N, K)."""
-    return weights[targets].mean() if targets.ndim == 1 else 1.0
-
-
-def loss_of(
-    logits: Tensor,
-    batch: Batch,
-    recipe: Recipe,
-    weights: Tensor | None = None,
-    mean_weight: Tensor | float = 1.0,
-) -> Tensor:
-    """Mean cross-entropy with the targets; with a teacher, plus the distillation loss.
-
-    weights: of the classes, (K,); they weight the cross-entropy alone, as F.cross_entropy does.
-    `mean_weight` is that of all images of the step, of which these may be a part.
-    logits: (N, K) float32 -> (). The distillation loss is the Kullback-Leibler divergence of the
-    distributions at `distill_temperature` T, times T^2: arXiv:1503.02531, section 2.
-    """
-    smoothing, weight = recipe.label_smoothing, recipe.distill_weight
-    loss = F.cross_entropy(logits, batch.targets, weights, label_smoothing=smoothing)
-    if weights is not None:
-        loss = loss * (_mean_weight(batch.targets, weights) / mean_weight)
-    if batch.teacher_logits is None:
-        return loss
-    t = recipe.distill_temperature
-    own, theirs = ((x / t).log_softmax(1) for x in (logits, batch.teacher_logits))
-    divergence = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
-    return (1 - weight) * loss + weight * t**2 * divergence
 
 
 def ema_decay(decay: float, step: int) -> float:

@@ -14,7 +14,8 @@ from leanres.models.cost import summarize
 from leanres.models.speednet import SpeedNetConfig
 from leanres.models.zoo import MODELS, resolve
 from leanres.registry import Spec, Table
-from leanres.training.recipe import Recipe, StepCounts, describe_settings, from_dict
+from leanres.training.recipe import Recipe, describe_settings, from_dict
+from leanres.training.step_counts import StepCounts
 
 # What recipes older than the speed records have in common: full size, plain loss, no freezing.
 PLAIN = Recipe(accumulate=1, label_smoothing=0.0, nesterov=False, momentum=0.9, freeze_stem_at=1.0)

@@ -13,7 +13,8 @@ from leanres.errors import UserError
 from leanres.models.preprocess import Normalize
 from leanres.registry import unknown
 from leanres.training.device import Device
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
+from leanres.training.step_counts import StepCounts
 
 
 @dataclass(frozen=True)

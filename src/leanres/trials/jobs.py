@@ -17,9 +17,9 @@ from leanres.errors import UserError
 from leanres.io import Lock
 from leanres.runs.layout import check_data, read_history
 from leanres.runs.run import enqueue
-from leanres.runs.run_json import INFO, is_queued, read_info
+from leanres.runs.run_json import INFO, is_queued, matches_run, read_info
 from leanres.runs.stop import Stop
-from leanres.training.recipe import Recipe, matches_run
+from leanres.training.recipe import Recipe
 
 Kind = Literal[
     "started", "resumed", "retried", "finished", "stopped", "diverged", "failed", "in use"

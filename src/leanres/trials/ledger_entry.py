@@ -13,8 +13,8 @@ from leanres.metrics.classification import METRICS
 from leanres.metrics.statistics import mean_sd
 from leanres.runs.layout import read_history
 from leanres.runs.ledger import entry_sum
-from leanres.runs.run_json import read_info
-from leanres.training.recipe import from_dict, matches_run
+from leanres.runs.run_json import matches_run, read_info
+from leanres.training.recipe import from_dict
 
 KEPT = ("split", "tta", "n", "params", "train_seconds")  # beside the reported metrics
 SUMMED = ("accuracy", "accuracy_tta", "train_seconds", "evaluate_seconds", "wall_seconds")

@@ -20,7 +20,8 @@ from leanres.runs.predictor import tta_of
 from leanres.training.cuda_graph import WARM_UP
 from leanres.training.device import Device, Stopwatch, hardware, matrix_rate
 from leanres.training.loop import NonFiniteLossError, check_finite, restart_, steps
-from leanres.training.recipe import Recipe, StepCounts
+from leanres.training.recipe import Recipe
+from leanres.training.step_counts import StepCounts
 from leanres.trials.jobs import Executor, Job, run_jobs
 from leanres.trials.ledger_entry import EntryRun, add_run, read_entry, read_run, summary
 
