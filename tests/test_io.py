@@ -20,7 +20,7 @@ from leanres.io import (
     Lock,
     cache_folder,
     csv_text,
-    file_sha256,
+    file_digest,
     locked,
     read_file,
     read_toml,
@@ -278,6 +278,6 @@ def test_a_text_is_printed_on_one_line_that_controls_nothing(text, shown):
 def test_a_files_sum_is_that_of_its_content_up_to_a_size(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
-    assert file_sha256(tmp_path / "file", 3) == known
+    assert file_digest(tmp_path / "file", 3) == known
     with pytest.raises(UserError, match=r"more than the .* allowed"):
-        file_sha256(tmp_path / "file", 2)
+        file_digest(tmp_path / "file", 2)

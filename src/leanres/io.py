@@ -145,10 +145,10 @@ def read_file(path: Path, max_bytes: int = MAX_TEXT) -> bytes:
         return file.read(max_bytes)  # files of /proc have more than they say
 
 
-def file_sha256(path: Path, max_bytes: int) -> str:
-    """The sha256 of a file's content, in hexadecimal; it is opened as `open_file` does."""
+def file_digest(path: Path, max_bytes: int, algorithm: str = "sha256") -> str:
+    """The checksum of a file's content, in hexadecimal; it is opened as `open_file` does."""
     with open_file(path, max_bytes) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def parse_json(text: bytes | str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import file_sha256
+from leanres.io import file_digest
 from leanres.metrics.mistakes import confused_pairs
 from leanres.report.page import render
 from leanres.report.record import read_record
@@ -45,7 +45,7 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     facts = {
         "record": record,
         "weights": weights.name,
-        "sha256": file_sha256(weights, MAX_BYTES),
+        "sha256": file_digest(weights, MAX_BYTES),
         "result": result,
         "device": predictor.device,
         "command": record.command and portable_command(record.command),

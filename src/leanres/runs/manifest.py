@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from leanres.io import MIB, file_sha256, parse_json, read_file, write_bytes
+from leanres.io import MIB, file_digest, parse_json, read_file, write_bytes
 
 MANIFEST = "manifest.json"
 MAX_BYTES = 4096 * MIB
@@ -64,6 +64,6 @@ def _seal(files: Digests) -> str:
 
 def _digest_of(path: Path) -> str:
     try:
-        return file_sha256(path, MAX_BYTES)
+        return file_digest(path, MAX_BYTES)
     except (OSError, ValueError):
         return ""

@@ -13,7 +13,7 @@ from typing import Any
 from leanres.data.sources import origin_of
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
-from leanres.io import Lock, file_sha256, remove_partial
+from leanres.io import Lock, file_digest, remove_partial
 from leanres.models.config import ModelConfig
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
@@ -253,7 +253,7 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def _sha256(weights: str) -> str:
-    return file_sha256(weights_file(weights), MAX_BYTES)
+    return file_digest(weights_file(weights), MAX_BYTES)
 
 
 def write_info(run: Run) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
@@ -16,6 +19,8 @@ from leanres.data.sources import cifar10, cifar10_1, cifar100, idx, load_data, l
 from leanres.data.sources import stl10 as stl10_source
 from leanres.data.sources import svhn as svhn_source
 from leanres.data.sources.cifar10_formats import CLASSES
+from leanres.data.sources.published import load_published
+from leanres.data.sources.source import LoadOptions
 from leanres.data.split import Dataset
 from leanres.errors import NotFoundError, UserError
 from leanres.runs.layout import load_data_of
@@ -226,6 +231,34 @@ def test_a_folder_of_other_data_in_the_environment_is_noted_and_not_used(
     notes = load_data(name, download=False).notes
     told = f"other holds no {PUBLISHED[name].title}): not used"
     assert any(note.endswith(told) for note in notes)
+
+
+@pytest.mark.parametrize("kind", ["python", "binary"])
+def test_a_complete_set_with_a_changed_file_names_that_file(tmp_path, cache, kind):
+    """Here the files that the test wrote stand for the published ones."""
+    path = layouts.write_cifar100(tmp_path / "cifar-100", kind)
+    content = {file.name: file.read_bytes() for file in path.iterdir()}
+    small = replace(
+        cifar100.CIFAR100,
+        counts={"train": 20, "test": 10},
+        md5={n: hashlib.md5(c).hexdigest() for n, c in content.items() if kind == "python"},
+        downloads={n: ("", hashlib.sha256(c).hexdigest()) for n, c in content.items()}
+        if kind == "binary"
+        else {},
+    )
+    assert load_published(small, LoadOptions(path, cache)).notes == ()
+    name = "test" if kind == "python" else "test.bin"
+    if kind == "python":
+        about = pickle.loads(content[name])
+        about["data"][0, 0] ^= 1
+        changed = pickle.dumps(about, 2)
+    else:
+        changed = content[name][:-1] + bytes([content[name][-1] ^ 1])
+    (path / name).write_bytes(changed)
+    (note,) = load_published(small, LoadOptions(path, cache)).notes
+    assert note.startswith(f"{name} is not CIFAR-100's: it is damaged or was edited (")
+    came = hashlib.new("md5" if kind == "python" else "sha256", changed).hexdigest()
+    assert came in note
 
 
 def test_mnist_is_never_taken_for_fashion_mnist(tmp_path, monkeypatch):

@@ -124,6 +124,12 @@ CIFAR100 = Published(
             "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         )
     },
+    md5={
+        ARCHIVES[0]: "eb9058c3a382ffc7106e4002c42a8d85",
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
     counts={"train": 50_000, "test": 10_000},
 )
 COARSE = replace(CIFAR100, name="cifar100-coarse", read=partial(_read, kind="coarse"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leanres.data.sources.cache import all_cached, cached
@@ -12,6 +13,7 @@ from leanres.data.sources.download import download
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split
 from leanres.errors import NotFoundError, UserError, named
+from leanres.io import file_digest
 
 Find = Callable[[Path], DataFiles | None]
 
@@ -22,8 +24,9 @@ class Published:
 
     `find` gives its files in a folder or archive. `find_given` is asked in its place where the
     user named the path, if names of files alone do not tell the set from others. `downloads`: file
-    name -> URL and sha256. `counts`: the images of each split. `size`: their side in pixels.
-    `fixed`: `$LEANRES_DATA`, if it exists, is meant to hold this set.
+    name -> URL and sha256. `md5`: of other files that it comes as. `counts`: the images of each
+    split. `size`: their side in pixels. `fixed`: `$LEANRES_DATA`, if it exists, is meant to hold
+    this set.
     """
 
     name: str
@@ -36,7 +39,8 @@ class Published:
     size: int = 32
     find_given: Find | None = None
     fixed: bool = False
-    check: Callable[[Mapping[str, Split]], Iterable[str]] = lambda _: ()  # notes on its content
+    md5: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Split]], Iterable[str]] | None = None  # notes on its content
 
     @property
     def advice(self) -> str:
@@ -93,7 +97,7 @@ def _decoded(published: Published, files: DataFiles, options: LoadOptions) -> Da
         with named(files.root):
             splits = published.read(files, options)
         counts = {name: len(split) for name, split in splits.items()}
-        notes = published.check(splits)
+        notes = published.check(splits) if published.check else _changed(published, files)
         if counts != published.counts:
             came, fits = (_listed(each) for each in (counts, published.counts))
             notes = (f"{came} images, not {fits}",)
@@ -103,6 +107,19 @@ def _decoded(published: Published, files: DataFiles, options: LoadOptions) -> Da
 
     settings = [files.kind, options.own_size]
     return cached(published.name, files.root, files.paths, settings, options.cache, decode)
+
+
+def _changed(published: Published, files: DataFiles) -> Iterator[str]:
+    """A note for each file that is not the published one, where that one's checksum is known."""
+    known = {name: ("sha256", sha256) for name, (_, sha256) in published.downloads.items()}
+    known |= {name: ("md5", md5) for name, md5 in published.md5.items()}
+    for path in files.paths:
+        algorithm, fits = known.get(path.name, ("", ""))
+        if algorithm and (came := file_digest(path, sys.maxsize, algorithm)) != fits:
+            yield (
+                f"{path.name} is not {published.title}'s: it is damaged or was edited"
+                f" ({algorithm} {came}, not {fits})"
+            )
 
 
 def _listed(counts: Mapping[str, int]) -> str:
