@@ -214,6 +214,13 @@ def test_a_batch_that_cannot_be_read_is_one_line_with_its_name(
     assert "executed" not in capfd.readouterr().out
 
 
+def test_a_batch_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("leanres.data.batch_files.MAX_BYTES", 1000)
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((20, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match=r"a\.npz \(images\) unpacks to 3,968 bytes: give one of"):
+        open_batch(tmp_path / "a.npz")
+
+
 def test_mutated_batches_are_read_or_refused(tmp_path):
     """A thousand of each kind with some bytes of their heads changed: nothing but UserError."""
     kinds = {

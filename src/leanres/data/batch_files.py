@@ -19,7 +19,7 @@ from leanres.data.sources.numpy_files import map_npy, npz_shapes, read_npz
 from leanres.errors import UserError, named, printable, undamaged
 from leanres.io import MIB, open_file, read_file
 
-MAX_BYTES = 4096 * MIB  # of a pickle
+MAX_BYTES = 4096 * MIB  # of a pickle, a .npz and each of its arrays; a .npy is mapped
 MIN_SIDE = 4  # pixels of an image that is a row of numbers: labels are rows too
 IMAGE_KEYS = ("test_images", "x_test", "images", "data", "x")  # where there are several arrays
 ID_KEYS = ("ids", "id")
@@ -94,8 +94,8 @@ def _npy(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    chosen, ids = _choose(npz_shapes(path))
-    arrays = read_npz(path, (chosen, *ids))
+    chosen, ids = _choose(npz_shapes(path, MAX_BYTES))
+    arrays = read_npz(path, (chosen, *ids), MAX_BYTES)
     return _in_rows(arrays[chosen]), next((arrays[name] for name in ids), np.array([]))
 
 

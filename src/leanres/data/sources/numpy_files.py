@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from leanres.errors import UserError, undamaged
+from leanres.errors import UserError, printable, undamaged
 from leanres.io import MIB, Readable, open_data, read_exactly
 
 MAX_BYTES = 16_384 * MIB  # of a file, and of each array: MedMNIST of 224 pixels has 13 GB
@@ -41,12 +41,12 @@ def map_npy(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def npz_shapes(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, tuple[int, ...]]:
     """The arrays in an .npz file: name -> shape. UserError where it is damaged."""
     found = {}
     with (
         undamaged(path, _DAMAGED),
-        open_data(path, MAX_BYTES) as file,
+        open_data(path, max_bytes) as file,
         zipfile.ZipFile(file) as archive,
     ):
         members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
@@ -60,17 +60,27 @@ def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of these names. UserError, naming the file, for one that is damaged."""
+def read_npz(
+    path: Path, names: Iterable[str], max_bytes: int = MAX_BYTES
+) -> dict[str, NDArray[Any]]:
+    """The arrays of these names, of at most `max_bytes` each.
+
+    UserError, naming the file, for one that is damaged or too large.
+    """
     found = {}
     with (
         undamaged(path, _DAMAGED),
-        open_data(path, MAX_BYTES) as file,
+        open_data(path, max_bytes) as file,
         zipfile.ZipFile(file) as archive,
     ):
         for name in names:
             member = archive.getinfo(f"{name}.npy")
             with undamaged(f"{path} ({name})", _DAMAGED), archive.open(member) as content:
+                if member.file_size > max_bytes:
+                    raise UserError(
+                        f"{path} ({printable(name)}) unpacks to {member.file_size:,} bytes: give"
+                        f" one of at most {max_bytes // MIB:,} MiB"
+                    )
                 if member.file_size > _MOST_DEFLATED * (member.compress_size + 1):
                     raise ValueError("it says that it is larger than it can be")
                 found[name] = _read_array(content, member.file_size)
