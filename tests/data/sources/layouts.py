@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from leanres.data.sources import cifar10_1
-from leanres.data.split import Split
+from leanres.data.split import Dataset, Split
 
 Pixels = NDArray[np.uint8]
 
@@ -161,3 +161,15 @@ WRITERS = {
     "parquet": write_parquet,
     "table": write_table,
 }  # source -> writes it at a path; -> where it lies
+
+
+def check(data: Dataset, train: np.ndarray | None, test: np.ndarray, classes: tuple[str, ...]):
+    """The splits are these images (N, H, W[, C]), grey as RGB, in order, labelled 0, 1, ... 9."""
+    for split, images in ((data.train, train), (data.test, test)):
+        if images is None:
+            assert len(split) == 0
+            continue
+        rgb = images if images.ndim == 4 else images[..., None].repeat(3, 3)
+        np.testing.assert_array_equal(channels_last(split), rgb)
+        assert split.labels.tolist() == labels(len(images)).tolist()
+        assert split.classes == classes
