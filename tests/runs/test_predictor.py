@@ -13,8 +13,11 @@ from PIL import Image
 
 from leanres.augment.registry import AUGMENTS, FLIPS, augment
 from leanres.augment.rng import Draw, generator
-from leanres.data.sources import locate
-from leanres.data.unlabelled import CHUNK
+from leanres.data.image_files import preprocess
+from leanres.data.sources import load_data, locate
+from leanres.data.unlabelled import CHUNK, find_unlabelled
+from leanres.errors import UserError
+from leanres.models.preprocess import Preprocess
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.fit import fit, resume
 from leanres.runs.predictor import load_predictor, tta_of
@@ -86,3 +89,30 @@ def test_images_are_classified_in_parts_and_stay_in_order(three_runs, digits, tm
     assert [one.id for one in found] == [str(i) for i in range(CHUNK + 3)]
     best = predictor.logits(images).argmax(1).tolist()
     assert [one.classes[0] for one in found] == [digits.train.classes[i] for i in best]
+
+
+def test_twelve_bit_greys_are_read_as_in_training(tmp_path, device):
+    """A dark image alone shows less than 12 bits: the run knows the white of its data set."""
+    rng = np.random.default_rng(0)
+    for kind, low, high in (("dark", 50, 200), ("light", 2000, 4095)):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for i in range(40):
+            grey = rng.integers(low, high, (32, 32)).astype(np.uint16)
+            Image.fromarray(grey).save(tmp_path / "set" / kind / f"{i}.png")
+    data = load_data(tmp_path / "set")
+    fit(tmp_path / "run", replace(SMALL, epochs=8, batch_size=16), data, device)
+    predictor = load_predictor(tmp_path / "run")
+    assert predictor.preprocess.whites == data.whites == {"integer": 4095}
+    dark = tmp_path / "set" / "dark"
+    assert {found.classes[0] for found in predictor.predict([dark])} == {"dark"}
+    (read,) = next(find_unlabelled([dark / "0.png"]).read(32, 3, predictor.preprocess.whites))
+    assert read.pixels.max() <= round(200 / 4095 * 255)
+    shown = preprocess(dark / "0.png", 32, whites=predictor.preprocess.whites)
+    np.testing.assert_array_equal(shown[0].transpose(1, 2, 0), read.pixels)
+    assert preprocess(dark / "0.png", 32).max() > 190  # its own white
+
+
+@pytest.mark.parametrize("whites", [{"integer": 0}, {"integer": "4095"}, {"int": 255}, [4095], 5])
+def test_a_white_that_is_none_is_refused(whites):
+    with pytest.raises(UserError, match="whites"):
+        Preprocess(32, (0.5,), (0.2,), ("a", "b"), whites)

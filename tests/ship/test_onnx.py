@@ -37,7 +37,7 @@ def test_an_onnx_file_takes_images_as_they_are_stored_and_names_the_classes(
     about = session.get_modelmeta().custom_metadata_map
     assert tuple(json.loads(about["classes"])) == digits.test.classes
     assert json.loads(about["preprocess"])["size"] == 32
-    assert about["input"] == input_rule(3)
+    assert about["input"] == input_rule(3, {})
     onnx.checker.check_model(str(done.path), full_check=True)
 
 
@@ -103,6 +103,10 @@ def test_the_guides_lines_without_leanres_answer_as_predict_does(
     names: dict[str, object] = {}
     exec(guide_code(), names)
     np.testing.assert_array_equal(names["images"], leanres.preprocess("photo.png", 32))
+    np.testing.assert_array_equal(
+        names["preprocess"]("photo.png", 32, white=4095),
+        leanres.preprocess("photo.png", 32, whites={"integer": 4095}),
+    )
     opened = Image.open("photo.png")
     np.testing.assert_array_equal(names["images"], leanres.preprocess(opened, 32))
     predictor = load_predictor(run, "cpu", "float32")
@@ -115,7 +119,12 @@ def test_the_guides_lines_without_leanres_answer_as_predict_does(
 
 def test_the_guides_reference_is_short():
     body = re.search(r"def preprocess\(.*?\n(.*?)\n\n", guide_code(), re.S)[1]
-    assert len(body.splitlines()) <= 12
+    assert len(body.splitlines()) <= 11
+
+
+def test_the_rule_names_the_white_of_the_training_images():
+    assert "255, 4095 or 65535, the first that" in input_rule(3, {})
+    assert "rounded, white being 4095;" in input_rule(1, {"integer": 4095.0})
 
 
 def test_a_missing_package_names_the_extra(run, tmp_path, images, monkeypatch):

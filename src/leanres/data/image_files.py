@@ -71,12 +71,19 @@ class Decoded(NamedTuple):
 ImageItem = Path | bytes | str  # a file, its content, or the reason why there is none
 
 
-def input_rule(channels: int) -> str:
-    """How predict makes a network's input of an image file, for users of an ONNX file."""
+def input_rule(channels: int, whites: Mapping[str, float]) -> str:
+    """How predict makes a network's input of an image file, for users of an ONNX file.
+
+    whites: the network's, as `decode_image` takes them.
+    """
+    white = (
+        f"white being {whites['integer']:g}"
+        if "integer" in whites
+        else "white being 255, 4095 or 65535, the first that none of its values exceeds"
+    )
     over_white = "" if channels == 4 else "transparency over white; "
     return (
-        "turned as its EXIF orientation says; 16-bit grey scaled to bytes and rounded, white being"
-        " 255, 4095 or 65535, the first that none of its values exceeds;"
+        f"turned as its EXIF orientation says; 16-bit grey scaled to bytes and rounded, {white};"
         f" {over_white}Pillow's mode {MODES[channels]}; the centre square of the shorter side, its"
         " left and top rounded down; resized to size x size by Pillow's BICUBIC, which is"
         f" antialiased; uint8 (N, {channels}, size, size), 0 to 255. Normalisation is part of the"
@@ -132,10 +139,10 @@ def _extensions() -> dict[str, str]:
 
 
 def read_image_or_reason(
-    paths: list[Path], size: int, channels: int = 3
+    paths: list[Path], size: int, channels: int = 3, whites: Mapping[str, float] | None = None
 ) -> Iterator[NDArray[np.uint8] | str]:
     """For each path, in order, its image as `read_image` gives it, or why there is none."""
-    for outcome in decode_or_reason(paths, size, channels):
+    for outcome in decode_or_reason(paths, size, channels, whites):
         yield outcome if isinstance(outcome, str) else outcome.pixels
 
 
@@ -171,10 +178,12 @@ def _decoded_or_reason(item: ImageItem, options: dict[str, Any]) -> Decoded | st
         return printable(reason.removeprefix(f"{name} is "))
 
 
-def read_image(path: Path, size: int, channels: int = 3) -> NDArray[np.uint8]:
+def read_image(
+    path: Path, size: int, channels: int = 3, whites: Mapping[str, float] | None = None
+) -> NDArray[np.uint8]:
     """One image file as `decode_image` gives it, (size, size, C); raises what that raises."""
     with open_data(path, MAX_BYTES) as file:
-        return decode_image(file, size, channels).pixels
+        return decode_image(file, size, channels, whites).pixels
 
 
 def decode_image(
@@ -183,8 +192,8 @@ def decode_image(
     """An image as grey, RGB or RGBA: its centre square, resized with antialiased bicubic.
 
     The first frame, rotated as EXIF says; transparency over white where it is not kept. Grey values
-    of more than 8 bits are scaled so that `whites` of their kind, by default `Greys.white` of this
-    image, is white. The square is cut before resizing, so that no image is distorted and a long
+    of more than 8 bits are scaled so that `whites` of their kind, else `Greys.white` of this image,
+    is white. The square is cut before resizing, so that no image is distorted and a long
     thin one needs no memory. This is `input_rule`. Raises what Pillow raises, and ValueError above
     25 megapixels.
     """
@@ -203,16 +212,22 @@ def decode_image(
         return _as_network_input(image, size, channels, whites)
 
 
-def preprocess(image: str | Path | Image.Image, size: int, channels: int = 3) -> NDArray[np.uint8]:
+def preprocess(
+    image: str | Path | Image.Image,
+    size: int,
+    channels: int = 3,
+    whites: Mapping[str, float] | None = None,
+) -> NDArray[np.uint8]:
     """An image file, or a picture of Pillow's, as a network takes it: uint8 (1, C, size, size).
 
     Exactly what `leanres predict` does before the network, and what an exported ONNX file expects.
-    size, channels: the network's, in pixels, and 1, 3 or 4. Raises as `read_image`.
+    size, channels, whites: the network's: in pixels; 1, 3 or 4; the grey value that is white, as in
+    {"integer": 4095}, where it was trained on greys of more than 8 bits. Raises as `read_image`.
     """
     if isinstance(image, Image.Image):
-        pixels = _as_network_input(image, size, channels).pixels
+        pixels = _as_network_input(image, size, channels, whites).pixels
     else:
-        pixels = read_image(Path(image), size, channels)
+        pixels = read_image(Path(image), size, channels, whites)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
 
 
@@ -222,7 +237,7 @@ def _as_network_input(
     turned, greys = ImageOps.exif_transpose(image), None
     if turned.mode.startswith("I") or turned.mode == "F":
         values, greys = _grey_values(np.asarray(turned))
-        white = greys.white if whites is None else whites[greys.kind]
+        white = (whites or {}).get(greys.kind, greys.white)
         turned = Image.fromarray(_eight_bits(values, white))
     pixels = np.asarray(square(_as_mode(turned, MODES[channels]), size))
     return Decoded(pixels.reshape(size, size, channels), greys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -109,10 +109,16 @@ class Dataset:
     notes: tuple[str, ...] = ()  # one line each: "3 hidden files skipped"
     source: str = ""  # where the images came from, in words
     grows: bool = False
+    whites: Mapping[str, float] = field(default_factory=dict)  # of grey values, as Preprocess has
 
     @classmethod
     def of(
-        cls, name: str, splits: Mapping[str, Split], notes: Sequence[str] = (), source: str = ""
+        cls,
+        name: str,
+        splits: Mapping[str, Split],
+        notes: Sequence[str] = (),
+        source: str = "",
+        whites: Mapping[str, float] | None = None,
     ) -> Dataset:
         """A data set that may grow, of the splits given: train, val, test, or "all"; or test alone.
 
@@ -134,7 +140,7 @@ class Dataset:
         if not first and "test" not in splits:
             raise UserError(f"there are {', '.join(splits)} images alone: add train or test images")
         parts = (first, splits.get("val"), splits.get("test"))
-        return cls(name, *parts, tuple(notes), source, grows=True)
+        return cls(name, *parts, tuple(notes), source, True, whites or {})
 
     @classmethod
     def from_arrays(

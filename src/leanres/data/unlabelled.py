@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -44,14 +44,16 @@ class Unlabelled:
         """The image files, without what is in batches: in order, each with its ID."""
         return self._files(place for place in self.places if isinstance(place, Path))
 
-    def read(self, size: int, channels: int = 3) -> Iterator[list[UnlabelledImage]]:
-        """The images in order, as a network takes them, some at a time."""
+    def read(
+        self, size: int, channels: int = 3, whites: Mapping[str, float] | None = None
+    ) -> Iterator[list[UnlabelledImage]]:
+        """The images in order, as a network takes them (`decode_image`), some at a time."""
         for _, alike in groupby(self.places, type):
             places = list(alike)
             for batch in (place for place in places if isinstance(place, Batch)):
                 yield from self._read_batch(batch, size, channels)
             paths = (place for place in places if isinstance(place, Path))
-            yield from _read_files(self._files(paths), size, channels)
+            yield from _read_files(self._files(paths), size, channels, whites)
 
     def _files(self, places: Iterable[Path]) -> Iterator[Named]:
         for place in places:
@@ -74,10 +76,10 @@ class Unlabelled:
 
 
 def _read_files(
-    files: Iterator[Named], size: int, channels: int
+    files: Iterator[Named], size: int, channels: int, whites: Mapping[str, float] | None
 ) -> Iterator[list[UnlabelledImage]]:
     while chunk := list(islice(files, CHUNK)):
-        outcomes = read_image_or_reason([path for _, path in chunk], size, channels)
+        outcomes = read_image_or_reason([path for _, path in chunk], size, channels, whites)
         yield [
             UnlabelledImage(own, path, outcome)
             for (own, path), outcome in zip(chunk, outcomes, strict=True)

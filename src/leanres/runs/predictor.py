@@ -103,17 +103,19 @@ class Predictor:
         return measure(plain, labels) | with_tta, plain
 
     def predict(
-        self, images: Unlabelled | Iterable[Path | str], tta: str = "none", top: int = 3
+        self, images: Unlabelled | Iterable[Path | str], tta: str = "none", top: int | None = None
     ) -> Iterator[Prediction | Unreadable]:
-        """The `top` classes of each image, in order, or why it cannot be read.
+        """The `top` classes (3, or all of fewer) of each image, in order, or why it cannot be read.
 
         images: image files, folders of them and batches, as `find_unlabelled` takes them. Some
         hundred are in memory at a time.
         """
-        if not 1 <= top <= len(self.preprocess.classes):
-            raise UserError(f"top {top}: give 1 to {len(self.preprocess.classes)}")
+        known = self.preprocess
+        top = min(3, len(known.classes)) if top is None else top
+        if not 1 <= top <= len(known.classes):
+            raise UserError(f"top {top}: give 1 to {len(known.classes)}")
         found = images if isinstance(images, Unlabelled) else find_unlabelled(images)
-        for chunk in found.read(self.preprocess.size, self.preprocess.channels):
+        for chunk in found.read(known.size, known.channels, known.whites):
             yield from self._predict_chunk(chunk, self.tta if tta == "auto" else tta, top)
 
     def _predict_chunk(

@@ -187,7 +187,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
         came = f"mean and std are of {len(mean)} and {len(std)} channels, the images have"
         raise UserError(f"{came} {split.channels}: give one number per channel, or [] to measure")
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
-    preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes)
+    preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes, dataset.whites)
     device.reset_compile_cache()
     setup = Setup(recipe, split.to(device.name), Normalize(mean, std), device)
     state = start(setup, load_teacher(recipe.teacher, split, device) if recipe.teacher else None)

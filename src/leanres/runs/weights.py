@@ -163,8 +163,7 @@ def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
 def _rebuild(
     about: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[ImageClassifier, Any]:
-    config, fields = config_from_dict(about["model"]), about["preprocess"]
-    preprocess = Preprocess(*(fields[key] for key in ("size", "mean", "std", "classes")))
+    config, preprocess = config_from_dict(about["model"]), Preprocess(**about["preprocess"])
     if (precision := about.get("precision", "float32")) not in PRECISIONS[1:]:
         raise ValueError(f"its precision is {str(precision)[:60]!r}")
     if len(preprocess.classes) != config.num_classes:

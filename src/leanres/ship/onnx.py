@@ -49,7 +49,7 @@ def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> N
         "model": json.dumps(config_to_dict(config)),
         "classes": json.dumps(preprocess.classes),
         "preprocess": json.dumps(asdict(preprocess)),
-        "input": input_rule(preprocess.channels),
+        "input": input_rule(preprocess.channels, preprocess.whites),
     }
     for key, value in metadata.items():
         entry = proto.metadata_props.add()

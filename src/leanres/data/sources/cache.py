@@ -27,7 +27,7 @@ from leanres.data.split import Dataset, Split
 from leanres.errors import UserError, first_line
 from leanres.io import MIB, open_file, parse_json, written
 
-_FORMAT = 5  # of the cache files: raise it when decoding changes, and all files are rebuilt
+_FORMAT = 6  # of the cache files: raise it when decoding changes, and all files are rebuilt
 _MAX_BYTES = 65_536 * MIB
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -111,7 +111,7 @@ def read_cache_file(file: Path) -> Dataset:
     train = splits.get("train") or next(iter(splits.values())).subset([])
     parts = (train, splits.get("val"), splits.get("test"))
     notes = tuple(about["notes"])
-    return Dataset(about["name"], *parts, notes, about["source"], about["grows"])
+    return Dataset(about["name"], *parts, notes, about["source"], about["grows"], about["whites"])
 
 
 def _files_tensor(files: tuple[str, ...]) -> Tensor:
@@ -136,7 +136,9 @@ def write_cache_file(file: Path, dataset: Dataset) -> None:
     tensors = {f"{name}.images": split.images for name, split in dataset.splits.items()}
     tensors |= {f"{name}.labels": split.labels for name, split in dataset.splits.items()}
     tensors |= {f"{n}.files": _files_tensor(split.files) for n, split in dataset.splits.items()}
-    fields = {name: getattr(dataset, name) for name in ("name", "source", "notes", "grows")}
+    fields = {
+        name: getattr(dataset, name) for name in ("name", "source", "notes", "grows", "whites")
+    }
     about = json.dumps(fields | {"classes": dataset.train.classes, "splits": [*dataset.splits]})
     file.parent.mkdir(parents=True, exist_ok=True)
     with written(file) as opened:

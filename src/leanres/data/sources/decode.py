@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from leanres.data.image_files import Decoded, Greys, ImageItem, decode_or_reason
 from leanres.data.sources.source import LoadOptions
-from leanres.data.split import Split
-from leanres.errors import UserError, printable
+from leanres.data.split import Dataset, Split
+from leanres.errors import UserError, named, printable
 
 NUM_NAMED = 5  # of the images that cannot be read
 _EVERY = 64  # images from one report of the progress to the next
@@ -53,21 +53,24 @@ class _Decoding:
     greys: dict[int, tuple[Greys, NDArray[np.uint8]]] = field(default_factory=dict)
 
 
-def decode_splits(listing: Listing, options: LoadOptions) -> tuple[dict[str, Split], list[str]]:
-    """The splits of a data set, images (C, size, size), and notes.
+def decode_dataset(
+    name: str, listing: Listing, options: LoadOptions, notes: Sequence[str], source: Path
+) -> Dataset:
+    """The data set `name` of the images listed, (C, size, size) each, with further notes.
 
-    An image that cannot be read is left out, named and counted; with `strict` the first one is a
-    UserError. Each split is one array that is filled in place, so memory is bounded by the images.
+    source: where the images came from. An image that cannot be read is left out, named and counted;
+    with `strict` the first one is a UserError. Each split is one array that is filled in place, so
+    memory is bounded by the images.
     """
     found = _decode(listing, options)
-    notes = _grey_notes(listing, options, found)
-    if found.num_bad:
-        more = f"; and {found.num_bad - NUM_NAMED} more" if found.num_bad > NUM_NAMED else ""
-        plural = "s" * (found.num_bad > 1)
-        named = "; ".join(found.bad)
-        notes.append(f"{found.num_bad} unreadable image{plural} skipped: {named}{more}")
+    ranges = _grey_ranges(found)
+    whites = {kind: greys.white for kind, greys in ranges.items()}
+    _decode_again(listing, options, found, whites)
+    notes = [*notes, *_range_notes(found, ranges), *_unreadable_note(found)]
     _check_no_class_lost(listing, found)
-    return {name: _split(found, name, listing.classes) for name in found.images}, notes
+    splits = {part: _split(found, part, listing.classes) for part in found.images}
+    with named(source):
+        return Dataset.of(name, splits, notes, str(source), whites)
 
 
 def _decode(listing: Listing, options: LoadOptions) -> _Decoding:
@@ -98,41 +101,50 @@ def _keep(found: _Decoding, i: int, row: Row, image: Decoded) -> None:
         found.greys[i] = image.greys, place
 
 
-def _grey_notes(listing: Listing, options: LoadOptions, found: _Decoding) -> list[str]:
-    """Notes on grey values out of the usual range, after all images have the same white.
-
-    One image alone may be too dark to show how many bits the camera had: those whose white is not
-    the data set's are decoded again.
-    """
+def _grey_ranges(found: _Decoding) -> dict[str, Greys]:
+    """Kind -> the least and largest of the data set's grey values of more than 8 bits."""
     kinds: dict[str, list[Greys]] = {}
     for greys, _ in found.greys.values():
         kinds.setdefault(greys.kind, []).append(greys)
-    ranges = {
+    return {
         kind: Greys(kind, min(g.low for g in own), max(g.high for g in own))
         for kind, own in kinds.items()
     }
-    whites = {kind: whole.white for kind, whole in ranges.items()}
+
+
+def _decode_again(
+    listing: Listing, options: LoadOptions, found: _Decoding, whites: Mapping[str, float]
+) -> None:
+    """Decode images whose white is not the data set's: one alone may be too dark to show it."""
     again = {i: place for i, (g, place) in found.greys.items() if g.white != whites[g.kind]}
     chosen = (item for i, item in enumerate(listing.items()) if i in again) if again else ()
     redone = decode_or_reason(chosen, options.size, options.channels, whites)
     for place, outcome in zip(again.values(), redone, strict=True):
         if isinstance(outcome, Decoded):
             place[:] = outcome.pixels.transpose(2, 0, 1)
-    return [note for kind, own in kinds.items() for note in _range_note(ranges[kind], len(own))]
 
 
-def _range_note(greys: Greys, count: int) -> Iterator[str]:
+def _range_notes(found: _Decoding, ranges: Mapping[str, Greys]) -> Iterator[str]:
     """What was done with grey values; nothing where they are as usual for their type."""
-    usual = (1.0, 255.0) if greys.kind == "float" else (65535.0,)
-    if greys.low >= 0 and greys.high <= greys.white and greys.white in usual:
-        return
-    outside = greys.low < 0 or greys.high > greys.white
-    clipped = ", and what is outside is clipped" if outside else ""
-    bits = "float" if greys.kind == "float" else "16-bit"
-    yield (
-        f"{count:,} {bits} grey image{'s' * (count > 1)} have values from {greys.low:g} to"
-        f" {greys.high:g}: 0 is read as black, {greys.white:g} as white{clipped}"
-    )
+    counts = Counter(greys.kind for greys, _ in found.greys.values())
+    for kind, greys in ranges.items():
+        outside = greys.low < 0 or greys.high > greys.white
+        if not outside and greys.white in ((1.0, 255.0) if kind == "float" else (65535.0,)):
+            continue
+        yield (
+            f"{counts[kind]:,} {'float' if kind == 'float' else '16-bit'} grey"
+            f" image{'s' * (counts[kind] > 1)} have values from {greys.low:g} to {greys.high:g}: 0"
+            f" is read as black, {greys.white:g} as white"
+            + ", and what is outside is clipped"
+            * outside
+        )
+
+
+def _unreadable_note(found: _Decoding) -> Iterator[str]:
+    if found.num_bad:
+        more = f"; and {found.num_bad - NUM_NAMED} more" if found.num_bad > NUM_NAMED else ""
+        count = f"{found.num_bad} unreadable image{'s' * (found.num_bad > 1)}"
+        yield f"{count} skipped: {'; '.join(found.bad)}{more}"
 
 
 def _check_no_class_lost(listing: Listing, found: _Decoding) -> None:

@@ -11,10 +11,10 @@ from unicodedata import normalize
 from leanres.data.arrays import MAX_CLASSES
 from leanres.data.image_files import image_files, natural_key
 from leanres.data.sources.cache import cached
-from leanres.data.sources.decode import Listing, Row, counted, decode_splits
+from leanres.data.sources.decode import Listing, Row, counted, decode_dataset
 from leanres.data.sources.source import SPLIT_NAMES, LoadOptions
 from leanres.data.split import Dataset
-from leanres.errors import UserError, named, printable
+from leanres.errors import UserError, printable
 
 LAYOUT = "a folder with one subfolder per class"
 Classes = dict[str, list[Path]]  # class name -> image files
@@ -165,8 +165,7 @@ def read_folder(listing: FolderListing, options: LoadOptions) -> Dataset:
             paths += own
             rows += [Row(str(path.relative_to(listing.root)), split, label) for path in own]
     names = tuple(next(iter(listing.files.values())))
-    splits, found = decode_splits(Listing(rows, names, lambda: paths, listing.root), options)
     classes_note = f"classes in this order: {', '.join(map(printable, names))}"
-    notes = [classes_note, *listing.notes, *counted(listing.skipped), *found]
-    with named(listing.root):
-        return Dataset.of("folder", splits, notes, str(listing.root))
+    notes = [classes_note, *listing.notes, *counted(listing.skipped)]
+    images = Listing(rows, names, lambda: paths, listing.root)
+    return decode_dataset("folder", images, options, notes, listing.root)

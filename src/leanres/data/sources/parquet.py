@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from leanres.data.image_files import ImageItem
 from leanres.data.sources.cache import cached
 from leanres.data.sources.columns import IMAGE, LABEL, SPLIT, column, no_column, numbered, split_of
-from leanres.data.sources.decode import Listing, Row, counted, decode_splits
+from leanres.data.sources.decode import Listing, Row, counted, decode_dataset
 from leanres.data.sources.source import SPLIT_NAMES, LoadOptions
 from leanres.data.sources.table_files import inside
 from leanres.data.split import Dataset
@@ -149,11 +149,10 @@ def _read(root: Path, paths: list[Path], options: LoadOptions) -> Dataset:
     items = partial(_items, root, chosen, columns.image)
     if outside := [n for n in labels if not 0 <= n < len(classes)]:
         raise UserError(f"{root}: label {outside[0]}, but there are {len(classes)} class names")
-    splits, notes = decode_splits(Listing(listed, classes, items, root), options)
     told = f"images from column {columns.image!r}, labels from {columns.label!r}"
-    with named(root):
-        notes = [printable(told), *counted(skipped), *notes]
-        return Dataset.of("parquet", splits, notes, str(options.path))
+    notes = [printable(told), *counted(skipped)]
+    images = Listing(listed, classes, items, root)
+    return decode_dataset("parquet", images, options, notes, options.path or root)
 
 
 def _rows(root: Path, path: Path, columns: _Columns) -> list[tuple[str, str, Any]]:

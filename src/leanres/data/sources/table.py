@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from leanres.data.sources.cache import cached
 from leanres.data.sources.columns import FILE, LABEL, SPLIT, column, no_column, numbered, split_of
-from leanres.data.sources.decode import Listing, Row, decode_splits
+from leanres.data.sources.decode import Listing, Row, decode_dataset
 from leanres.data.sources.source import LoadOptions
 from leanres.data.sources.table_files import ImageIndex
 from leanres.data.split import Dataset
@@ -79,10 +79,8 @@ def _read(table: Path, index: ImageIndex, options: LoadOptions) -> Dataset:
     rows = [Row(names[i], splits[i], labels[i]) for i in unique]
     items = [index.find(names[i]) for i in unique]
     listing = Listing(rows, classes, lambda: items, table.parent)
-    decoded, notes = decode_splits(listing, options)
-    with named(table):
-        notes = [*_notes(table, len(names) - len(unique), index.count_others(items)), *notes]
-        return Dataset.of("table", decoded, notes, str(table))
+    notes = _notes(table, len(names) - len(unique), index.count_others(items))
+    return decode_dataset("table", listing, options, notes, table)
 
 
 def _notes(table: Path, repeated: int, others: int) -> list[str]:
