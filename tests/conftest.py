@@ -58,7 +58,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _small_product() -> Iterator[None]:
     """The machine's rate is that of a small matrix product: the largest takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("leanres.training.device.PRODUCT_S", 0.0)
+        patch.setattr("leanres.training.timing.PRODUCT_S", 0.0)
         yield
 
 

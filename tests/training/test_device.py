@@ -1,22 +1,19 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.training.device import (
-    CPU,
-    CUDA,
-    Stopwatch,
-    detect,
-    hardware,
-    matrix_rate,
-    memory_rate,
-)
+from leanres.metrics.inference import memory_format
+from leanres.models.speednet import SpeedNetConfig
+from leanres.runs.fit import fit
+from leanres.training.device import CPU, CUDA, DEVICES, MPS, XPU, detect, hardware
+from leanres.training.recipe import Recipe
 
 
 def test_auto_takes_bfloat16_only_where_the_hardware_multiplies_it():
@@ -56,6 +53,83 @@ def test_the_cards_that_are_there_are_named(monkeypatch):
         assert detect(device, "float32", compiled=False).name == device
     with pytest.raises(UserError, match=r"give one of auto, cpu, cuda, cuda:0, cuda:1$"):
         detect("cuda:2")
+
+
+@pytest.fixture
+def apple_and_intel(monkeypatch) -> None:
+    """PyTorch's answers on a machine with one Apple GPU and two of Intel's."""
+    answers = {
+        "torch.backends.mps.is_available": True,
+        "torch.backends.mps.is_macos_or_newer": True,
+        "torch.backends.mps.get_name": "Apple M4",
+        "torch.mps.driver_allocated_memory": 7 << 20,
+        "torch.mps.synchronize": None,
+        "torch.xpu.is_available": True,
+        "torch.xpu.device_count": 2,
+        "torch.xpu.is_bf16_supported": True,
+        "torch.xpu.get_device_name": "Intel Arc B580",
+        "torch.xpu.max_memory_allocated": 9 << 20,
+        "torch.xpu.get_device_properties": SimpleNamespace(has_fp64=True),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(name, lambda *_, _answer=answer, **__: _answer)
+
+
+@pytest.mark.usefixtures("apple_and_intel")
+def test_the_gpus_of_apple_and_intel_are_used_where_they_are_named(monkeypatch):
+    assert detect().name == "cpu"  # auto: no training of ours has run on them
+    mps, xpu = detect("mps"), detect("xpu:1")
+    assert (mps.kind, mps.precision, mps.compiled) == ("mps", "float32", False)
+    assert (xpu.kind, xpu.precision, xpu.compiled) == ("xpu", "bfloat16", False)
+    assert (mps.augments_on, xpu.augments_on) == ("cpu", "xpu:1")
+    assert [d.model_name() for d in (mps, xpu)] == ["Apple M4", "Intel Arc B580"]
+    assert [d.peak_memory() >> 20 for d in (mps, xpu)] == [7, 9]
+    no_float64 = SimpleNamespace(has_fp64=False)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda _: no_float64)
+    assert xpu.augments_on == "cpu"
+    with pytest.raises(UserError, match=r"one of auto, cpu, mps, xpu, xpu:0, xpu:1$"):
+        detect("xpu:2")
+
+
+@pytest.mark.usefixtures("apple_and_intel")
+def test_bfloat16_is_refused_where_macos_has_none(monkeypatch):
+    assert detect("mps", "bfloat16").precision == "bfloat16"
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: False)
+    with pytest.raises(UserError, match=r"bfloat16: mps lacks it here; give float32$"):
+        detect("mps", "bfloat16")
+
+
+@pytest.mark.parametrize("kind", [MPS, XPU, CUDA])
+def test_the_generator_of_a_gpu_is_put_back(monkeypatch, kind):
+    state, module = [torch.tensor([1])], torch.get_device_module(kind.kind)
+    monkeypatch.setattr(module, "get_rng_state", lambda device: state[0])
+    monkeypatch.setattr(module, "set_rng_state", lambda new, device: state.append(new))
+    before = torch.get_rng_state()
+    with kind(kind.kind, "float32", compiled=False).seeded(3):
+        state[0] = torch.tensor([2])
+    assert state[1:] == [torch.tensor([1])]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_only_on_an_apple_gpu_nothing_is_channels_last():
+    formats = {name: memory_format(name) for name in DEVICES}
+    assert formats.pop("mps") == torch.contiguous_format
+    assert set(formats.values()) == {torch.channels_last}
+
+
+@pytest.mark.usefixtures("apple_and_intel")
+def test_a_run_on_an_apple_gpu_is_that_of_a_cpu(monkeypatch, digits, device, tmp_path):
+    """A stand-in: it does what `MPS` says, with PyTorch's functions for it, but on the CPU."""
+    calls = []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device: calls.append(state))
+    recipe = Recipe(SpeedNetConfig((8, 16)), 2, 200, augment=(("crop", {"padding": 2}),), val=200)
+    stand_in = MPS("cpu", "float32", compiled=False)
+    results = [fit(tmp_path / d.kind, recipe, digits, d) for d in (device, stand_in)]
+    assert calls
+    assert results[0]["accuracy"] == pytest.approx(results[1]["accuracy"], abs=0.02)
+    info = json.loads((tmp_path / "mps" / "run.json").read_text())
+    assert info["hardware"]["gpu"] == "Apple M4"
 
 
 def test_an_unknown_precision_lists_the_known_ones():
@@ -98,7 +172,7 @@ def test_the_allocator_keeps_freed_memory_and_page_faults_stop():
     """A process of its own: the setting is for good."""
     code = (
         "import resource, sys, torch\n"
-        "from leanres.training.device import keep_freed_memory\n"
+        "from leanres.training.allocator import keep_freed_memory\n"
         "if sys.argv[1] == 'kept': keep_freed_memory(0.5)\n"
         "def churn(): [torch.ones(16 << 20).sum() for _ in range(3)]\n"
         "churn()\n"
@@ -112,33 +186,3 @@ def test_the_allocator_keeps_freed_memory_and_page_faults_stop():
     }
     assert faults["plain"] > 40_000  # three tensors of 16,384 pages
     assert faults["kept"] < faults["plain"] / 100
-
-
-def test_a_stopwatch_adds_up_the_seconds_of_a_name(device, monkeypatch):
-    times = iter([0.0, 1.0, 1.5, 4.0])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    watch = Stopwatch(device)
-    assert [watch(name) for name in ("forward", "backward", "forward")] == [1.0, 0.5, 2.5]
-    assert watch.parts == {"forward": 1.0 + 2.5, "backward": 0.5}
-
-
-@pytest.mark.parametrize(("seconds_of_256", "n"), [(1e-6, 4096), (0.07, 512), (0.5, 256)])
-def test_the_matrix_product_doubles_its_size_until_it_takes_a_fifth_of_a_second(
-    device, monkeypatch, seconds_of_256, n
-):
-    def timed(device, product, times):
-        return seconds_of_256 * (len(product.args[0]) / 256) ** 3
-
-    monkeypatch.setattr("leanres.training.device.PRODUCT_S", 0.2)
-    monkeypatch.setattr("leanres.training.device.least_seconds", timed)
-    assert matrix_rate(device) == (pytest.approx(2 * 256**3 / seconds_of_256 / 1e12), n)
-
-
-def test_a_matrix_product_runs_at_a_plausible_rate(device):
-    rate, n = matrix_rate(device)
-    assert n == 256
-    assert 1e-5 < rate < 1e4
-
-
-def test_memory_is_copied_at_a_plausible_rate(device):
-    assert 1e8 < memory_rate(device, mib=64) < 1e13

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from leanres.augment import rng as drawing
 from leanres.augment.mix import MIXES
@@ -150,3 +152,54 @@ def test_a_teacher_answers_without_waiting_too(digits, train):
     for result in steps(state, replace(setup, train=train)):
         assert result.loss.device.type == "meta"
     assert state.step
+
+
+class NoFloat64(NoValues):
+    """A kind of device that computes no float64, as Apple's do: images are augmented on the CPU."""
+
+    augments_on = "cpu"
+
+
+class Refused(TorchDispatchMode):
+    """Fails where a tensor of float64 is made on the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type == "meta":
+                assert tensor.dtype != torch.float64, func
+        return made
+
+
+ROTATED = replace(SMALL, augment=(("rand_augment", {}), ("crop", {"padding": 2})))
+WITHOUT_FLOAT64 = VARIANTS | {
+    "policies": ROTATED,
+    "mixes and weights": replace(ROTATED, mix=("cutmix",), class_weights="balanced"),
+}
+
+
+@pytest.mark.parametrize("name", list(WITHOUT_FLOAT64))
+def test_no_step_takes_float64_where_a_device_has_none(digits, monkeypatch, name):
+    monkeypatch.setitem(DEVICES, "meta", NoValues)
+    recipe = WITHOUT_FLOAT64[name]
+    setup = Setup(recipe, digits.train, Normalize(*NORMALIZE), NoFloat64())
+    state = start(setup)
+    with Refused():
+        for result in steps(state, setup):
+            assert (result.loss.device.type, result.loss.dtype) == ("meta", torch.float32)
+    assert state.step == 2 * (len(digits.train) // recipe.batch_size)
+
+
+def test_float64_on_a_device_without_it_would_be_found(images):
+    with pytest.raises(AssertionError, match="aten"), Refused():
+        AUGMENTS["rotation"](images, draw(images))
+
+
+def test_images_are_normalised_first_where_they_lie(train):
+    recipe = replace(SMALL, normalize_first=True)
+    normalize = Normalize(*NORMALIZE)  # where the network is
+    first, later = Setup(recipe, train, normalize, NoValues()).normalizers
+    assert first is not None
+    assert first(train.images[:2]).device.type == "meta"
+    assert isinstance(later, torch.nn.Identity)
+    assert normalize.shift.device.type == "cpu"

@@ -22,17 +22,11 @@ from leanres.models.zoo import network_name
 from leanres.runs import run as runs
 from leanres.runs.layout import commit
 from leanres.training.batch import shrink, steps_augmented_together
-from leanres.training.device import (
-    Device,
-    Stopwatch,
-    hardware,
-    least_seconds,
-    matrix_rate,
-    memory_rate,
-)
+from leanres.training.device import Device, hardware
 from leanres.training.loop import steps
 from leanres.training.loss import Mark
 from leanres.training.recipe import Recipe
+from leanres.training.timing import Stopwatch, least_seconds, matrix_rate, memory_rate
 
 WARM_UP = 3  # untimed steps: the allocator fills, cuDNN chooses its kernels, the compiler runs
 
@@ -70,7 +64,8 @@ def measure_step(
     peak = device.peak_memory()  # before the rates: they take a GiB themselves
     parts = part_seconds(run, count)
     flops, traffic = cost_of_step(run)
-    images = shrink(run.setup.normalize(run.setup.train.images[: counts.images_per_step]), scale)
+    first = run.setup.train.images[: counts.images_per_step].to(device.name)
+    images = shrink(run.setup.normalize(first), scale)
     alone = convolution_rate(run.state.model.train(), images, device)
     matrix, n = matrix_rate(device)
     memory = memory_rate(device)

@@ -81,7 +81,10 @@ TTA_HELP = (
 TTA_OPTION = measurement_option("auto", help=TTA_HELP)
 
 DEVICE = machine_option(
-    "auto", "--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1."
+    "auto",
+    "--device",
+    help="auto (an NVIDIA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps (Apple) or xpu"
+    " (Intel).",
 )
 THREADS = machine_option(0, min=0, max=1024, help="CPU threads; 0: one per core.")
 PRECISION = machine_option(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of images whose largest logit is the label's; of equal logits the first counts."""
     _check_scores(logits, labels)
-    return float((logits.argmax(1) == labels).double().mean())
+    return float((logits.argmax(1) == labels).cpu().double().mean())  # no float64 on Apple GPUs
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:

@@ -136,7 +136,16 @@ def _predict_batch(model: nn.Module, policy: TTAPolicy, images: Tensor) -> tuple
 
 def _outputs(model: nn.Module, views: Views) -> Iterator[tuple[Tensor, float]]:
     for view, weight in views:
-        yield model(view.contiguous(memory_format=torch.channels_last)).float(), weight
+        yield model(view.contiguous(memory_format=memory_format(view.device))).float(), weight
+
+
+def memory_format(device: torch.device | str) -> torch.memory_format:
+    """How images and feature maps lie in memory on a device: channels last where that works.
+
+    On Apple GPUs PyTorch's batch norm fails with it (github.com/pytorch/pytorch/pull/188371).
+    """
+    on_mps = torch.device(device).type == "mps"
+    return torch.contiguous_format if on_mps else torch.channels_last
 
 
 def _weighted_sum(outputs: list[tuple[Tensor, float]]) -> Tensor:

@@ -28,7 +28,7 @@ from leanres.runs.run import (
 )
 from leanres.runs.stop import Stop
 from leanres.runs.weights import WEIGHTS, weights_bytes
-from leanres.training.device import Device, detect, matrix_rate
+from leanres.training.device import Device, detect
 from leanres.training.loop import (
     MetricsRow,
     NonFiniteLossError,
@@ -37,6 +37,7 @@ from leanres.training.loop import (
     train_epochs,
 )
 from leanres.training.recipe import Recipe
+from leanres.training.timing import matrix_rate
 
 SAVE_SHARE = 20  # times a save's seconds, between saves
 LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it

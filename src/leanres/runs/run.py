@@ -189,7 +189,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
     preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes, dataset.whites)
     device.reset_compile_cache()
-    setup = Setup(recipe, split.to(device.name), Normalize(mean, std), device)
+    setup = Setup(recipe, split.to(device.augments_on), Normalize(mean, std), device)
     state = start(setup, load_teacher(recipe.teacher, split, device) if recipe.teacher else None)
     preflight_check(setup, state)
     val = None if val is None else val.to(device.name)

@@ -14,6 +14,7 @@ from leanres.augment.mix import MIXES
 from leanres.augment.registry import augment
 from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split
+from leanres.metrics.inference import memory_format
 from leanres.training.recipe import Recipe
 from leanres.training.step_counts import StepCounts
 
@@ -121,12 +122,12 @@ def _mixed(
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:
-    """(N, C, H, W) float -> (N, C, scale H, scale W), antialiased, channels last."""
+    """(N, C, H, W) float -> (N, C, scale H, scale W), antialiased, in the memory format."""
     if scale == 1:
         return images
     side = [round(scale * s) for s in images.shape[2:]]
     small = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
-    return small.contiguous(memory_format=torch.channels_last)
+    return small.contiguous(memory_format=memory_format(images.device))
 
 
 def whitening_sample(train: Split, seed: int) -> Tensor:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,20 +18,19 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 
 from leanres.errors import UserError
+from leanres.metrics.inference import memory_format
 from leanres.models.swap_layers import subsample_before_narrow_convs
 from leanres.registry import Table
+from leanres.training.allocator import keep_freed_memory
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-PRODUCT_S = 0.2  # a matrix product that takes longer is large enough to measure the machine's rate
-_MMAP_MAX, _TRIM_THRESHOLD, _HUGE_PAGE_ADVICE = -4, -1, 14  # malloc.h, mman.h
-_HUGE_PAGE = 2 << 20
 
 
 @dataclass(frozen=True)
 class Device:
     """Where and how arithmetic happens; every field is resolved, none is "auto"."""
 
-    name: str  # as PyTorch names it: cpu, cuda, cuda:1
+    name: str  # as PyTorch names it: cpu, cuda, cuda:1, mps, xpu
     precision: str  # of convolutions and matrix products; weights stay float32
     compiled: bool  # torch.compile makes the kernels
 
@@ -42,11 +38,17 @@ class Device:
     captures_steps: ClassVar[bool] = False  # a compiled step is replayed as one graph
     fused_optimizers: ClassVar[bool] = False  # one kernel updates all parameters
     profiled: ClassVar[ProfilerActivity] = ProfilerActivity.CPU
+    automatic: ClassVar[bool] = True  # "auto" may choose it: we have trained on one
 
     @classmethod
     def names(cls) -> list[str]:
         """The devices of this kind that are usable here, the default one first."""
         raise NotImplementedError
+
+    @classmethod
+    def computes_bfloat16(cls) -> bool:
+        """Whether bfloat16 works at all, emulated or not."""
+        return True
 
     @classmethod
     def multiplies_bfloat16(cls) -> bool:
@@ -58,9 +60,14 @@ class Device:
         """Whether to compile where a recipe does not say."""
         return False
 
+    @property
+    def augments_on(self) -> str:
+        """Where the training images lie and are augmented: that takes float64."""
+        return self.name
+
     def place(self, module: nn.Module) -> nn.Module:
-        """The module on the device, channels last (in place, as nn.Module.to is)."""
-        return module.to(self.name, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        """The module on the device, in its memory format (in place, as nn.Module.to is)."""
+        return module.to(self.name, memory_format=memory_format(self.name))  # type: ignore[call-overload,no-any-return]
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass: its precision. Good for one use."""
@@ -155,18 +162,40 @@ class CPU(Device):
         return peak if sys.platform == "darwin" else 1024 * peak
 
 
-class CUDA(Device):
+class GPU(Device):
+    """What the GPUs have in common whose PyTorch modules are alike: torch.cuda and torch.xpu."""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        module = torch.get_device_module(cls.kind)
+        cards = module.device_count() if module.is_available() else 0
+        return [*[cls.kind] * bool(cards), *(f"{cls.kind}:{i}" for i in range(cards))]
+
+    @property
+    def module(self) -> Any:
+        """torch.cuda, or its like."""
+        return torch.get_device_module(self.kind)
+
+    def synchronize(self) -> None:
+        self.module.synchronize(self.name)
+
+    def fork_rng(self) -> AbstractContextManager[object]:
+        return torch.random.fork_rng([self.name], device_type=self.kind)
+
+    def peak_memory(self) -> int:
+        return int(self.module.max_memory_allocated(self.name))
+
+    def model_name(self) -> str | None:
+        return str(self.module.get_device_name(self.name))
+
+
+class CUDA(GPU):
     """An NVIDIA GPU: compiled kernels, each step captured as one CUDA graph."""
 
     kind = "cuda"
     captures_steps = True
     fused_optimizers = True
     profiled = ProfilerActivity.CUDA
-
-    @classmethod
-    def names(cls) -> list[str]:
-        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return [*["cuda"] * bool(cards), *(f"cuda:{i}" for i in range(cards))]
 
     @classmethod
     def multiplies_bfloat16(cls) -> bool:
@@ -180,27 +209,67 @@ class CUDA(Device):
         torch.backends.cudnn.benchmark = True  # shapes repeat: each is tried out once
         torch.set_float32_matmul_precision("high")  # Muon's products need no 24 bits
 
-    def synchronize(self) -> None:
-        torch.cuda.synchronize(self.name)
 
-    def fork_rng(self) -> AbstractContextManager[object]:
-        return torch.random.fork_rng(devices=[self.name])
+class XPU(GPU):
+    """An Intel GPU, by PyTorch's own kernels: not compiled, and no step is captured."""
+
+    kind = "xpu"
+    profiled = ProfilerActivity.XPU
+    automatic = False
+
+    @classmethod
+    def multiplies_bfloat16(cls) -> bool:
+        return bool(torch.xpu.is_bf16_supported(including_emulation=False))
+
+    @property
+    def augments_on(self) -> str:
+        # Arc's first generation computes no float64.
+        return self.name if torch.xpu.get_device_properties(self.name).has_fp64 else "cpu"
+
+
+class MPS(GPU):
+    """An Apple GPU, by PyTorch's own kernels: float32, not compiled, and no step is captured.
+
+    Metal has no float64, so images are augmented on the CPU. bfloat16, which the first chips
+    emulate, is used only where a recipe asks for it.
+    """
+
+    kind = "mps"
+    automatic = False
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return ["mps"] if torch.backends.mps.is_available() else []
+
+    @classmethod
+    def computes_bfloat16(cls) -> bool:
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+
+    @property
+    def augments_on(self) -> str:
+        return "cpu"
+
+    def synchronize(self) -> None:
+        torch.mps.synchronize()
 
     def peak_memory(self) -> int:
-        return torch.cuda.max_memory_allocated(self.name)
+        return torch.mps.driver_allocated_memory()  # freed memory stays the allocator's
 
     def model_name(self) -> str | None:
-        return torch.cuda.get_device_name(self.name)
+        return torch.backends.mps.get_name()
 
 
-DEVICES: Table[type[Device]] = Table("device", {"cpu": CPU, "cuda": CUDA})  # the fastest last
+DEVICES: Table[type[Device]] = Table(  # the fastest last
+    "device", {"cpu": CPU, "mps": MPS, "xpu": XPU, "cuda": CUDA}
+)
 
 
 def detect(device: str = "auto", precision: str = "auto", compiled: bool | None = None) -> Device:
     """The device to use; arguments that are not "auto" or None are kept as given.
 
-    "auto" is a GPU where there is one, and bfloat16 where the hardware multiplies it. UserError
-    for a device that is not usable here.
+    "auto" is an NVIDIA GPU where there is one, else the CPU, and bfloat16 where the hardware
+    multiplies it; mps (Apple) and xpu (Intel) must be named. UserError for a device that is not
+    usable here, or a precision that it lacks.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
@@ -210,10 +279,12 @@ def detect(device: str = "auto", precision: str = "auto", compiled: bool | None 
             f"device {device!r} is not usable here: give one of auto, {', '.join(known)}"
         )
     if device == "auto":
-        device = [kind.names()[0] for kind in DEVICES.values() if kind.names()][-1]
+        device = [k.names()[0] for k in DEVICES.values() if k.automatic and k.names()][-1]
     kind = DEVICES[device.partition(":")[0]]
     if precision == "auto":
         precision = "bfloat16" if kind.multiplies_bfloat16() else "float32"
+    if precision == "bfloat16" and not kind.computes_bfloat16():
+        raise UserError(f"precision bfloat16: {device} lacks it here; give float32")
     return kind(device, precision, kind.compiles() if compiled is None else compiled)
 
 
@@ -226,89 +297,6 @@ def _accelerate(model: nn.Module, device: Device) -> tuple[nn.Module, str]:
     except ImportError:
         return model, "PyTorch's: leanres.kernels is not installed"
     return accelerate(model, device.name, device.precision, device.compiled)
-
-
-def keep_freed_memory(reserve_gib: float = 6.0) -> None:
-    """Make glibc keep large freed tensors, on huge pages where the kernel lends them.
-
-    By default each is unmapped on free and faulted in again, page by page: 40 % of a training
-    epoch on a two-core Xeon. Elsewhere than with glibc it does nothing.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    # No separate mapping for any block; the heap's end never goes back.
-    if libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1):
-        _reserve_huge_pages(libc, reserve_gib)
-
-
-def _reserve_huge_pages(libc: ctypes.CDLL, gib: float) -> None:
-    # One untouched block at the heap's end, advised, then freed: it costs address space only,
-    # and every later tensor is cut from it. A re-exec with GLIBC_TUNABLES would do the same.
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    size = int(min(gib * 2**30, free_bytes / 2))
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    block = libc.malloc(size)
-    if block:
-        start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
-        libc.madvise(start, size - 2 * _HUGE_PAGE, _HUGE_PAGE_ADVICE)
-        libc.free(block)
-
-
-class Stopwatch:
-    """Seconds between calls by name, the device idle at each; those of one name add up."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was measured."""
-        self.parts: dict[str, float] = {}
-        self.device.synchronize()
-        self.since = time.perf_counter()
-
-    def __call__(self, name: str) -> float:
-        """The seconds since the last call, which are added to those of `name`."""
-        self.device.synchronize()
-        now = time.perf_counter()
-        seconds, self.since = now - self.since, now
-        self.parts[name] = self.parts.get(name, 0.0) + seconds
-        return seconds
-
-
-def matrix_rate(device: Device) -> tuple[float, int]:
-    """(TFLOP/s, n) of an n x n x n product in the device's precision: best of two.
-
-    n doubles from 256 until a product takes PRODUCT_S, up to 4096, which would take minutes where
-    the precision is emulated.
-    """
-    for n in (256, 512, 1024, 2048, 4096):
-        a = torch.ones(n, n, dtype=getattr(torch, device.precision), device=device.name)
-        seconds = least_seconds(device, partial(torch.mm, a, a), 2)
-        if seconds > PRODUCT_S:
-            break
-    return 2 * n**3 / seconds / 1e12, n
-
-
-def memory_rate(device: Device, mib: int = 512) -> float:
-    """Bytes per second that a copy reads and writes together: best of three, far beyond caches."""
-    source = torch.zeros(mib << 18, device=device.name)
-    target = torch.ones_like(source)
-    return 2 * (mib << 20) / least_seconds(device, partial(target.copy_, source), 3)
-
-
-def least_seconds(device: Device, work: Callable[[], object], times: int) -> float:
-    """The shortest of `times` calls, the device idle before and after each."""
-    watch = Stopwatch(device)
-    seconds = []
-    for _ in range(times):
-        watch.reset()
-        work()
-        seconds.append(watch("work"))
-    return min(seconds)
 
 
 def hardware(device: Device) -> dict[str, Any]:

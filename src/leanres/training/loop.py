@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from leanres.augment.rng import generator
 from leanres.data.split import Split
-from leanres.metrics.inference import predict_logits
+from leanres.metrics.inference import memory_format, predict_logits
 from leanres.models.branch_layers import is_random
 from leanres.models.config import ModelConfig
 from leanres.models.preprocess import ImageClassifier
@@ -34,7 +34,6 @@ from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
 from leanres.training.setup import Setup
 
-CHANNELS_LAST = torch.channels_last
 CHECK_EVERY = 50  # steps between checks that the loss is finite: each synchronises the device
 MetricsRow = dict[str, Any]
 
@@ -160,7 +159,8 @@ def steps(
         model.train()
     function = _step_function(state, setup, mark)  # its networks keep the modes of these
     before, after = setup.normalizers
-    for images, targets in batches(setup.train, counts, state.step, before):
+    for batch in batches(setup.train, counts, state.step, before):
+        images, targets = (x.to(device.name, non_blocking=True) for x in batch)
         done("data and augmentation")
         epoch, position = divmod(state.step, counts.steps_per_epoch)
         inputs = shrink(after(images), counts.scale(state.step))
@@ -177,10 +177,11 @@ def steps(
                 kept = select_hardest_(function.select, Batch(inputs, targets), setup)
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
                 done("selector")
-            inputs = inputs.contiguous(memory_format=CHANNELS_LAST)
-            batch = Batch(inputs, targets, teacher_logits(state.teacher, images, setup))
+            inputs = inputs.contiguous(memory_format=memory_format(device.name))
+            logits = teacher_logits(state.teacher, images, setup)
             # Once an epoch is enough: the norm is read beside the losses, and costs a little.
-            result = function.update(batch, position == counts.steps_per_epoch - 1)
+            last = position == counts.steps_per_epoch - 1
+            result = function.update(Batch(inputs, targets, logits), last)
         if state.ema is not None:
             average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
             done("average of the weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from leanres.training.step_counts import StepCounts
 
 @dataclass(frozen=True)
 class Setup:
-    """A recipe, the training images (already on the device), their normalisation, the device."""
+    """A recipe, the training images (on `device.augments_on`), their normalisation, the device."""
 
     recipe: Recipe
     train: Split
@@ -29,8 +30,9 @@ class Setup:
     @property
     def normalizers(self) -> tuple[nn.Module | None, nn.Module]:
         """What normalises before the augmentation, and after it: one of them does nothing."""
-        first = self.recipe.normalize_first
-        return (self.normalize, nn.Identity()) if first else (None, self.normalize)
+        if self.recipe.normalize_first:
+            return copy.deepcopy(self.normalize).to(self.train.images.device), nn.Identity()
+        return None, self.normalize
 
     @cached_property
     def class_weights(self) -> Tensor | None:
@@ -43,12 +45,12 @@ class Setup:
             return None
         if isinstance(given, str):
             counts = self.train.labels.bincount(minlength=len(names)).clamp(min=1)
-            return len(self.train) / (len(names) * counts.float())
+            return (len(self.train) / (len(names) * counts.float())).to(self.device.name)
         for name in given:
             if name not in names:
                 raise UserError(f"class_weights: {unknown('class', name, names)}")
         weights = [given.get(name, 1.0) for name in names]
-        return torch.tensor(weights, device=self.train.labels.device)
+        return torch.tensor(weights, device=self.device.name)
 
     @cached_property
     def counts(self) -> StepCounts:

@@ -18,10 +18,11 @@ from leanres.runs import run as runs
 from leanres.runs.layout import commit, fingerprints
 from leanres.runs.predictor import tta_of
 from leanres.training.cuda_graph import WARM_UP
-from leanres.training.device import Device, Stopwatch, hardware, matrix_rate
+from leanres.training.device import Device, hardware
 from leanres.training.loop import NonFiniteLossError, check_finite, restart_, steps
 from leanres.training.recipe import Recipe
 from leanres.training.step_counts import StepCounts
+from leanres.training.timing import Stopwatch, matrix_rate
 from leanres.trials.jobs import Executor, Job, run_jobs
 from leanres.trials.ledger_entry import EntryRun, add_run, read_entry, read_run, summary
 
