@@ -89,6 +89,7 @@ def test_normalising_first_or_last_is_the_same_where_nothing_is_added(digits, de
     losses = []
     for each in both:
         setup = setup_of(each, digits.train, device)
+        preflight_check(setup, start(setup))
         losses.append([float(result.loss) for result in steps(start(setup), setup)])
     assert losses[0] == losses[1]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
 
 from leanres.augment.registry import augment
 from leanres.augment.rng import Draw, generator
 from leanres.errors import UserError, first_line
-from leanres.metrics.inference import predict_logits
+from leanres.metrics.inference import evaluating, memory_format
 from leanres.training.batch import shrink
 from leanres.training.loop import TrainState
 from leanres.training.setup import Setup
@@ -25,26 +24,26 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
     recipe, counts = setup.recipe, setup.counts
     _ = setup.class_weights  # refuses a class that is unknown
     before, after = setup.normalizers
-    few = setup.train.subset([0, len(setup.train) - 1]).to("cpu")
+    few = setup.train.subset([0, len(setup.train) - 1])
     per_step = {n for images in counts.images_of_steps for n in (images, counts.selected(images))}
     alone = any(len(torch.arange(n).chunk(recipe.accumulate)[-1]) == 1 for n in per_step)
     try:
         images = few.images if before is None else before(few.images)
-        images = augment(images, recipe.augment, Draw(generator(0), torch.arange(len(few))))
+        there, two = images.device, torch.arange(len(few), device=images.device)
+        images = augment(images, recipe.augment, Draw(generator(0, device=there), two))
     except RuntimeError as error:  # torch's own, for padding wider than the image
         raise UserError(f"augment = {recipe.augment}: {first_line(error)}") from None
+    images = images.to(setup.device.name)
     for scale in sorted({scale for _, scale in recipe.progressive_resizing} | {1.0}):
-
-        def prepared(batch: Tensor, scale: float = scale) -> Tensor:
-            return shrink(after(batch), scale)
-
         try:
+            inputs = shrink(after(images), scale)
+            inputs = inputs.contiguous(memory_format=memory_format(inputs.device))
             for network in state.networks:
-                predict_logits(network, images, normalize=prepared)
+                with evaluating(network), torch.no_grad():
+                    network(inputs)
                 if alone:  # batch norm refuses one image whose map is one pixel
-                    model = copy.deepcopy(network).train()
                     with torch.no_grad(), setup.device.seeded(0):
-                        model(prepared(images[:1].to(next(model.parameters()).device)))
+                        copy.deepcopy(network).train()(inputs[:1])
         except ValueError as error:
             raise UserError(
                 f"batch_size = {recipe.batch_size}, accumulate = {recipe.accumulate} leave a part"
