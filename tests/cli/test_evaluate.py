@@ -144,3 +144,17 @@ def test_a_test_set_alone_is_measured_and_never_trained_on(leanres, mistake, thr
     words = ["train", "--data", folder, "--out", tmp_path / "run"]
     mistake(leanres(*words), "idx has test images alone: train on other data")
     assert not (tmp_path / "run").exists()
+
+
+def test_val_images_that_chose_the_epoch_are_named_and_test_images_are_not(leanres, tiny, tmp_path):
+    words = ["train", "digits", "--data", "digits", *tiny, "--epochs", 2, "--out", tmp_path / "run"]
+    leanres(*words, "--set", "val=0.1", "--set", "keep_best=true", "--measure", "val")
+    result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    on_val = leanres("evaluate", tmp_path / "run", "--split", "val").out.splitlines()[0]
+    assert on_val.endswith(
+        f"; epoch {result['epoch']} of 2, chosen on these same images (optimistic)"
+    )
+    figures = json.loads(leanres("evaluate", tmp_path / "run", "--split", "val", "--json").out)
+    assert figures["chosen_by"] == "val"
+    assert figures["accuracy"] == result["accuracy"]
+    assert "chosen" not in leanres("evaluate", tmp_path / "run").out

@@ -47,3 +47,28 @@ def test_resuming_with_other_kernels_says_so(leanres, run, keep_threads, monkeyp
 def test_a_finished_run_is_refused_unless_there_is_more_to_do(leanres, mistake, run):
     mistake(leanres("resume", run), "is finished (6 epochs, measured on test)", "--epochs N")
     mistake(leanres("resume", run, "--measure", "train"), "'train' is not one of 'test', 'val'")
+
+
+def test_a_run_that_ended_early_says_so_and_is_trained_on_by_more_epochs(
+    leanres, mistake, tiny, tmp_path
+):
+    run = tmp_path / "run"
+    words = ["train", "digits", "--data", "digits", *tiny, "--epochs", 30, "--out", run]
+    for setting in ("optimizer=sgd", "lr=1e-9", "val=0.1", "stop_after=1", "keep_best=true"):
+        words += ["--set", setting]
+    done = leanres(*words)
+    result = json.loads((run / "run.json").read_text())["result"]
+    last = result["last_epoch"]
+    assert f"ended early, after epoch {last} of 30: no better val accuracy in 1 epoch\n" in done.out
+    assert f"; epoch {last - 1} of {last}, chosen on val\n" in done.out
+    mistake(
+        leanres("resume", run),
+        f"is finished ({last} of 30 epochs, ended early by stop_after = 1, measured on test)",
+        "--epochs N extends it",
+    )
+    done = leanres("resume", run, "--epochs", last + 2, "--no-report")
+    assert f"note: it had ended early, after epoch {last}: now it trains to epoch" in done.err
+    assert f"epoch {last + 2:>3}/{last + 2} " in done.out
+    info = json.loads((run / "run.json").read_text())
+    assert (info["recipe"]["stop_after"], info["result"]["last_epoch"]) == (0, last + 2)
+    mistake(leanres("resume", run), f"is finished ({last + 2} epochs, measured on test)")

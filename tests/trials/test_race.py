@@ -90,6 +90,12 @@ def test_a_race_needs_test_images(tiny, digits, device):
         next(iter(warm_runs(tiny, [0], replace(digits, test=None), device)))
 
 
+@pytest.mark.parametrize("setting", [{"stop_after": 1}, {"keep_best": True}])
+def test_a_warm_race_trains_every_epoch(tiny, digits, device, setting):
+    with pytest.raises(UserError, match="leave out stop_after and keep_best"):
+        next(warm_runs(replace(tiny, val=0.1, **setting), [0], digits, device))
+
+
 def test_a_race_runs_the_seeds_that_its_file_lacks(tmp_path):
     out = tmp_path / "results" / "race.json"
     asked = []

@@ -23,6 +23,8 @@ from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
 from leanres.runs import fit
 from leanres.runs import run as runs
+from leanres.runs.layout import read_history
+from leanres.runs.run_json import read_info
 from leanres.runs.stop import Stopped
 from leanres.training.device import CPU
 from leanres.training.recipe import from_dict
@@ -223,6 +225,20 @@ def test_bounds_that_nothing_keeps_are_said(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("leanres.trials.search.PATIENCE", 3)
     with pytest.raises(UserError, match="widen the bounds"):
         run_search(replace(BOUNDS, macs=10), RECIPE, digits, tmp_path, trials=1)
+
+
+def test_a_candidate_of_a_recipe_that_keeps_the_best_epoch_has_its_accuracy(digits, tmp_path):
+    recipe = replace(RECIPE, keep_best=True, lr=2.0)
+    (found,) = run_search(BOUNDS, recipe, digits, tmp_path, trials=1)
+    info = read_info(tmp_path / found.name)
+    rows, _ = read_history(tmp_path / found.name)
+    assert found.accuracy == max(row["val_accuracy"] for row in rows)
+    assert found.accuracy == pytest.approx(info["result"]["accuracy"])
+
+
+def test_a_search_refuses_early_stopping(digits, tmp_path):
+    with pytest.raises(UserError, match="leave out stop_after"):
+        run_search(BOUNDS, replace(RECIPE, stop_after=1), digits, tmp_path)
 
 
 def test_a_search_needs_val_images(digits, tmp_path):

@@ -61,10 +61,23 @@ def evaluate(
         "device": predictor.device.name,
         "precision": predictor.device.precision,
     }
+    if split == "val" and data is None:
+        result |= _choice(target)
     if as_json:
         say(json.dumps(result))
     else:
         _print_evaluation(result, images.classes)
+
+
+def _choice(target: Path) -> dict[str, Any]:
+    """What run.json says of the epoch that these val images chose; empty for a weights file."""
+    from leanres.metrics.classification import CHOICE
+    from leanres.runs.run_json import INFO, read_info
+
+    if not (target / INFO).exists():
+        return {}
+    result = read_info(target).get("result", {})
+    return {key: result[key] for key in CHOICE if key in result}
 
 
 def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:

@@ -161,7 +161,7 @@ def _headline(run: Run) -> str:
 def _print_result(run: Run, result: dict[str, Any]) -> None:
     from leanres.metrics.classification import accuracy_text, other_metrics
 
-    folder = run.folder
+    folder, recipe = run.folder, run.setup.recipe
     if result["split"]:
         rate = ""
         if "matrix_tflops" in result:
@@ -169,6 +169,10 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
                 f" (a large {run.setup.device.precision} product on this machine:"
                 f" {result['matrix_tflops']:.2f} TFLOP/s)"
             )
+        last = result.get("last_epoch", recipe.epochs)
+        if last < recipe.epochs:
+            stalled = f"no better val accuracy in {counted(recipe.stop_after, 'epoch')}"
+            say(f"ended early, after epoch {last} of {recipe.epochs}: {stalled}")
         say(
             f"{result['split']} accuracy {accuracy_text(result)}\n"
             f"{other_metrics(result, short=True)}; trained in {result['train_seconds']:.0f} s{rate}"
@@ -177,5 +181,5 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
         f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json\n"
         f"next: leanres evaluate {folder}\n"
         f"      leanres predict {folder} IMAGES\n"
-        f"      leanres resume {folder} --epochs {2 * run.setup.recipe.epochs}"
+        f"      leanres resume {folder} --epochs {2 * recipe.epochs}"
     )

@@ -66,13 +66,15 @@ def resume(
 
 def _check_unfinished(run: Run, measure: str | None) -> None:
     """Refuse a run with no epoch left to train and nothing left to measure."""
-    finished = run.state.step == run.setup.counts.total
     measured = run.info.get("result", {}).get("split")
     wanted = measure if run.dataset.test else "val"
-    if not finished or measured is None or wanted not in (None, measured):
+    if not run.is_finished or measured is None or wanted not in (None, measured):
         return
     also = ", --measure test reads test too" if run.dataset.test and measured == "val" else ""
+    done, recipe = len(run.state.history), run.setup.recipe
+    early = f" of {recipe.epochs}" if done < recipe.epochs else ""
+    why = f", ended early by stop_after = {recipe.stop_after}" if early else ""
     raise UserError(
-        f"{run.folder} is finished ({run.setup.recipe.epochs} epochs, measured on {measured}):"
+        f"{run.folder} is finished ({done}{early} epochs{why}, measured on {measured}):"
         f" --epochs N extends it{also}"
     )

@@ -41,7 +41,8 @@ def find_lr(
     given = LRSweep(**sweep) if sweep else None  # a mistake shows before any work
     device = device or detect("auto", recipe.precision, compiled=False)
     if isinstance(data, Split):
-        data, recipe = Dataset("split", data, None, None), replace(recipe, val=0)
+        data = Dataset("split", data, None, None)
+        recipe = replace(recipe, val=0, stop_after=0, keep_best=False)
     with device.seeded(recipe.seed):
         run = prepare(recipe, data, device)
     if given is not None and "steps" not in sweep:

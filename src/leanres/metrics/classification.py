@@ -192,17 +192,33 @@ def accuracy_interval(result: Mapping[str, Any]) -> tuple[float, float]:
     return wilson_interval(round(result["accuracy"] * result["n"]), result["n"])
 
 
+CHOICE = ("epoch", "last_epoch", "chosen_by")  # keys of a result whose weights val chose
+
+
+def choice_text(result: Mapping[str, Any]) -> str:
+    """Which epoch a result is of, if val chose it: "epoch 7 of 9, chosen on val"; else "".
+
+    A figure on the val images that chose the epoch is marked: it is higher than on others.
+    """
+    if result.get("chosen_by") is None:
+        return ""
+    on = "these same images (optimistic)" if result["split"] == "val" else "val"
+    return f"epoch {result['epoch']} of {result['last_epoch']}, chosen on {on}"
+
+
 def accuracy_text(result: Mapping[str, Any]) -> str:
     """The accuracy of a result with n, its interval and, if any, that with augmentation.
 
-    "93.20 % of 10,000 images (95 % interval 92.69 to 93.68 %), 93.90 % with flip augmentation"
+    "93.20 % of 10,000 images (95 % interval 92.69 to 93.68 %), 93.90 % with flip augmentation"; and
+    the epoch, as `choice_text` says.
     """
     low, high = accuracy_interval(result)
     interval = f"95 % interval {100 * low:.2f} to {percent(high)}"
     plain = f"{percent(result['accuracy'])} of {result['n']:,} images ({interval})"
-    if result["tta"] == "none":
-        return plain
-    return f"{plain}, {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
+    if result["tta"] != "none":
+        plain += f", {percent(result['accuracy_tta'])} with {result['tta']} augmentation"
+    chosen = choice_text(result)
+    return f"{plain}; {chosen}" if chosen else plain
 
 
 def other_metrics(result: Mapping[str, Any], short: bool = False) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import file_digest
+from leanres.metrics.classification import CHOICE
 from leanres.metrics.mistakes import confused_pairs
 from leanres.report.page import render
 from leanres.report.record import read_record
@@ -42,11 +43,12 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
     split = measured_split(record, own)
     predictor = load_predictor(weights, device)
     result, logits = predictor.measure(split, run["tta"])
+    chosen = {key: run[key] for key in ("split", *CHOICE) if key in run}
     facts = {
         "record": record,
         "weights": weights.name,
         "sha256": file_digest(weights, MAX_BYTES),
-        "result": result,
+        "result": result | chosen,
         "device": predictor.device,
         "command": record.command and portable_command(record.command),
         "pairs": confused_pairs(logits.softmax(1), split.labels, 3),

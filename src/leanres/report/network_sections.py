@@ -117,7 +117,8 @@ def _batches(record: Record, dataset: Dataset) -> list[dict[str, Any]]:
         return []
     counts = StepCounts(recipe, len(dataset.train))
     shown = []
-    for epoch, step in {1: 0, recipe.epochs: counts.total - counts.steps_per_epoch}.items():
+    for epoch in sorted({1, record.last_epoch}):
+        step = (epoch - 1) * counts.steps_per_epoch
         images = images_of_step(recipe, dataset.train, step, NUM_OF_BATCH)
         alt = f"of the first batch of epoch {epoch}"
         tiles = [Tile(data_uri(x), f"training image {i} {alt}") for i, x in enumerate(images, 1)]

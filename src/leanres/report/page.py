@@ -18,6 +18,7 @@ from leanres.io import write_bytes
 from leanres.metrics.classification import (
     accuracy_interval,
     accuracy_text,
+    choice_text,
     confusion,
     few_images,
     other_metrics,
@@ -204,7 +205,7 @@ def _environment() -> Environment:
     env.filters |= {"duration": sections.duration, "shown": shown, "short": shortened}
     env.globals |= {"cell_text": cell_text, "interval": accuracy_interval, "version": __version__}
     env.globals |= {"accuracy_text": accuracy_text, "other_metrics": other_metrics}
-    env.globals |= {"few_images": few_images}
+    env.globals |= {"few_images": few_images, "choice_text": choice_text}
     return env
 
 

@@ -116,6 +116,11 @@ class Record:
         return int(self.info["recipe"]["epochs"])
 
     @property
+    def last_epoch(self) -> int:
+        """The last epoch that a run was trained: less than `epochs` where it ended early."""
+        return int((self.result or {}).get("last_epoch", self.epochs))
+
+    @property
     def command(self) -> str | None:
         """The command that started the run; None for a run started from Python."""
         command: str | None = self.info["origin"].get("command")
@@ -154,6 +159,9 @@ def read_record(folder: Path | str) -> Record:
     if damaged:
         lines = "1 line" if damaged == 1 else f"{damaged} lines"
         record = record.with_notes(f"{lines} of {folder / HISTORY} could not be read: left out")
+    if (last := record.last_epoch) < record.epochs:
+        ended = f"training ended early, after epoch {last} of {record.epochs}"
+        record = record.with_notes(f"{ended}: stop_after = {info['recipe']['stop_after']}")
     if record.result is None:
         done = f"{len(rows)} of {record.epochs} epochs are done"
         return record.with_notes(f"{folder} has no result yet: {done}")

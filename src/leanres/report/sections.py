@@ -118,7 +118,8 @@ def _lines_and_marks(
     result = record.result or {}
     if record.split in lines or final not in result:
         return lines, {}
-    return lines, {record.split: (float(record.epochs), result[final])}
+    epoch = float(result.get("epoch", record.epochs))
+    return lines, {record.split: (epoch, result[final])}
 
 
 def class_rows(counts: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:

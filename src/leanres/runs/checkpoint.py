@@ -127,6 +127,7 @@ def pack(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if state.losses:
         tensors |= {"running.losses": torch.stack(state.losses)}
         tensors |= {"running.correct": torch.stack(state.correct)}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     groups = [optimizer["param_groups"] for optimizer in plain]
     meta = {"step": state.step, "history": state.history, "groups": groups, "scalars": scalars}
     return tensors, json.loads(json.dumps(meta))
@@ -155,6 +156,7 @@ def unpack_(
     for name in ("losses", "correct"):
         values = tensors.get(f"running.{name}", torch.empty(0))
         setattr(state, name, list(values.to(device).unbind()))
+    state.best = {name: tensor.to(device) for name, tensor in _below("best.", tensors).items()}
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from leanres.runs.run import (
 from leanres.runs.stop import Stop
 from leanres.runs.weights import WEIGHTS, weights_bytes
 from leanres.training.device import Device, detect
+from leanres.training.early_stopping import best_epoch
 from leanres.training.loop import (
     MetricsRow,
     NonFiniteLossError,
@@ -72,18 +73,19 @@ def epochs(
     write_tables(run)  # a kill may have come between the newest checkpoint and its rows
     clock = time.perf_counter() - run.carried_s
     due = 0.0
-    val = run.val if run.info["origin"].get("validate", True) else None
+    validate = run.info["origin"].get("validate", True) or run.setup.recipe.chooses_on_val
+    val = run.val if validate else None
     rows = train_epochs(run.state, run.setup, val, watch=keep_going)
     try:
         for row in rows:
             now = time.perf_counter()
             seconds, clock = now - clock, now
             run.times.append(_time(run, row, seconds))
-            if now >= due or run.state.step == run.setup.counts.total:
+            if now >= due or run.is_finished:
                 save(run)
                 due = time.perf_counter() + SAVE_SHARE * (time.perf_counter() - now)
             yield row | run.times[-1]
-        if run.state.step < run.setup.counts.total:  # stopped
+        if not run.is_finished:  # stopped
             check_finite(run.state)
             if run.state.losses:  # within an epoch
                 run.info["unfinished_seconds"] = time.perf_counter() - clock
@@ -147,7 +149,7 @@ def complete(
             for row in epochs(run, stop, watch, until_epoch):
                 on_epoch(row)
         stop.check()
-        if run.state.step < run.setup.counts.total:
+        if not run.is_finished:
             return {}
         return finish(run)
     finally:  # a notebook keeps the frame of what was interrupted, and the lock with it
@@ -160,7 +162,7 @@ def finish(run: Run) -> dict[str, Any]:
     What is measured, and how, is in the run's origin: test, or val while one is still choosing.
     Without a test split it is val, and the result says so.
     """
-    network, origin = run.state.averaged, run.info["origin"]
+    network, origin = run.state.kept, run.info["origin"]
     write_tables(run)
     weights = weights_bytes(
         network, run.config, run.preprocess, precision=run.setup.device.precision
@@ -170,6 +172,7 @@ def finish(run: Run) -> dict[str, Any]:
     name, split = ("val", run.val) if test is None else ("test", test)
     result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
     result["weights"] = hashlib.sha256(weights).hexdigest()
+    result |= _choice(run)
     if split is not None:
         classifier = ImageClassifier(network, run.preprocess).to(run.setup.device.name)
         tta = tta_of(run.setup.recipe.augment)
@@ -187,6 +190,16 @@ def finish(run: Run) -> dict[str, Any]:
     run.info["test_reads"] = run.info.get("test_reads", 0) + (name == "test")
     write_info(run)
     return result
+
+
+def _choice(run: Run) -> dict[str, Any]:
+    """Which epoch's weights the result is of, where val chose it; else empty."""
+    recipe, history = run.setup.recipe, run.state.history
+    if not recipe.chooses_on_val:
+        return {}
+    last = len(history)
+    epoch = best_epoch(history) if recipe.keep_best else last
+    return {"epoch": epoch, "last_epoch": last, "chosen_by": "val"}
 
 
 def _time(run: Run, row: MetricsRow, seconds: float) -> MetricsRow:

@@ -40,6 +40,7 @@ from leanres.runs.manifest import edited, write_files
 from leanres.runs.run_json import INFO, is_queued, read_info, recipe_as_started
 from leanres.runs.weights import MAX_BYTES, load_teacher, weights_file
 from leanres.training.device import Device, detect, hardware
+from leanres.training.early_stopping import check_val, stopped_early
 from leanres.training.loop import MetricsRow, TrainState, network_config, start
 from leanres.training.preflight import preflight_check
 from leanres.training.recipe import Recipe
@@ -63,6 +64,11 @@ class Run:
     times: list[MetricsRow] = field(default_factory=list)  # seconds and images/s per epoch
     carried_s: float = 0.0  # spent on the running epoch before a stop
     lock: Lock | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.state.is_finished(self.setup.counts)
 
     def release(self) -> None:
         """Release the lock on the folder."""
@@ -146,14 +152,14 @@ def reopen(
         if is_queued(info):
             _begin(run, info["origin"])
         else:
-            _restore_(run, info, same_order)
+            _restore_(run, info, same_order, extended=epochs is not None)
     except BaseException:
         lock.release()
         raise
     return run
 
 
-def _restore_(run: Run, info: dict[str, Any], same_order: bool) -> None:
+def _restore_(run: Run, info: dict[str, Any], same_order: bool, extended: bool) -> None:
     """Bring a fresh run to its newest intact checkpoint. UserError where it cannot continue."""
     folder, now = run.folder, hardware(run.setup.device)
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
@@ -163,14 +169,27 @@ def _restore_(run: Run, info: dict[str, Any], same_order: bool) -> None:
         )
     if run.state.step > run.setup.counts.total:
         raise UserError(f"{folder} has run {run.state.step} steps already: give more --epochs")
+    if extended:
+        _train_on_(run)
     run.notes += exactness_notes(info["hardware"], now, same_order)
     run.info = info | {"recipe": run.setup.recipe.to_dict()}
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
-    if run.state.step < run.setup.counts.total:
+    if not run.is_finished:
         run.info.pop("result", None)
     run.times = [t for t in read_times(folder) if t["step"] <= run.state.step]
     resumed = {"step": run.state.step, "commit": commit(), "hardware": now}
     run.info["resumed"] = [*info.get("resumed", []), resumed]
+
+
+def _train_on_(run: Run) -> None:
+    """Turn early stopping off where it has ended the run: more epochs were asked for."""
+    recipe, done = run.setup.recipe, len(run.state.history)
+    if stopped_early(run.state.history, recipe.stop_after) and done < recipe.epochs:
+        run.setup = replace(run.setup, recipe=replace(recipe, stop_after=0))
+        run.notes.append(
+            f"it had ended early, after epoch {done}: now it trains to epoch {recipe.epochs},"
+            " stop_after = 0"
+        )
 
 
 def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Path()) -> Run:
@@ -181,6 +200,7 @@ def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Pat
     dataset.check_trainable()
     with_val = dataset.with_val(recipe.val)
     split, val = with_val.train, with_val.val
+    check_val(recipe, val is not None)
     own_mean, own_std = channel_stats(split)
     mean, std = recipe.mean or own_mean, recipe.std or own_std
     if not len(mean) == len(std) == split.channels:

@@ -70,6 +70,8 @@ RESULT: Fields = {
     Literal["test", "val"] | None: "split",
     AT_LEAST_0: "params",
     AMOUNT: "train_seconds matrix_tflops?",
+    AT_LEAST_1: "epoch? last_epoch?",
+    Literal["val"]: "chosen_by?",
     str: "weights",  # sha256 of the weights file
 }
 MEASURED: Fields = {

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from leanres.augment.rng import generator
 from leanres.data.split import Split
@@ -27,12 +26,15 @@ from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.cuda_graph import Replay
 from leanres.training.device import Device
 from leanres.training.distill import teacher_logits
+from leanres.training.early_stopping import best_epoch, check_val, stopped_early
+from leanres.training.ema import average_, ema_decay
 from leanres.training.hard_examples import select_hardest_
 from leanres.training.loss import Mark, backward, ignore
 from leanres.training.optim import OPTIMIZERS, classifier_parameters, set_lr_, set_momentum_
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
 from leanres.training.setup import Setup
+from leanres.training.step_counts import StepCounts
 
 CHECK_EVERY = 50  # steps between checks that the loss is finite: each synchronises the device
 MetricsRow = dict[str, Any]
@@ -85,12 +87,26 @@ class TrainState:
     history: list[MetricsRow] = field(default_factory=list)  # one row per finished epoch
     losses: list[Tensor] = field(default_factory=list)  # of the running epoch, one per step
     correct: list[Tensor] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, if kept
     function: StepFunction | None = None  # cached: compiling and capturing are expensive
 
     @property
     def averaged(self) -> nn.Module:
-        """The network to evaluate: the averaged one where there is one."""
+        """The network of this step to evaluate: the averaged one where there is one."""
         return self.model if self.ema is None else self.ema
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network to measure and save: that of the best epoch where its weights are kept."""
+        if not self.best:
+            return self.averaged
+        network = copy.deepcopy(self.averaged)
+        network.load_state_dict(self.best)
+        return network
+
+    def is_finished(self, counts: StepCounts) -> bool:
+        """Whether the training has ended: at its last step, or early, by its accuracy on val."""
+        return self.step >= counts.total or stopped_early(self.history, counts.recipe.stop_after)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -243,7 +259,7 @@ def restart_(state: TrainState, setup: Setup) -> None:
             for value in entries.values():  # buffers and counters, which all begin at 0
                 if isinstance(value, Tensor):
                     value.zero_()
-    state.step, state.history, state.losses, state.correct = 0, [], [], []
+    state.step, state.history, state.losses, state.correct, state.best = 0, [], [], [], {}
 
 
 def freeze_stem_(model: nn.Module) -> None:
@@ -253,33 +269,6 @@ def freeze_stem_(model: nn.Module) -> None:
         for p in stem.parameters():
             p.requires_grad_(False)
             p.grad = None
-
-
-def ema_decay(decay: float, step: int) -> float:
-    """The decay of the average at a step, counted from 0: it rises up to `decay`.
-
-    So the average spans about the last tenth of the steps, and not the first ones of a training.
-    Shamir & Zhang 2013, arXiv:1212.1824 (polynomial-decay averaging).
-    """
-    return min(decay, step / (step + 9))
-
-
-@torch.no_grad()
-def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average = decay * average + (1 - decay) * model, for weights and running statistics.
-
-    Counters are copied. Nothing waits for the device.
-    """
-    pairs = [
-        *zip(average.parameters(), model.parameters(), strict=True),
-        *zip(average.buffers(), model.buffers(), strict=True),
-    ]
-    floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    mine, theirs = ([pair[side] for pair in floats] for side in (0, 1))
-    get_ema_multi_avg_fn(decay)(mine, theirs, None)  # type: ignore[no-untyped-call]
-    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-    if counters:
-        torch._foreach_copy_([own for own, _ in counters], [new for _, new in counters])
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:
@@ -294,9 +283,13 @@ def train_epochs(
 ) -> Iterator[MetricsRow]:
     """Train from `state` to the recipe's end, yielding one row of metrics per epoch.
 
-    `watch(state)` is called after each step; False ends the generator there, between two steps,
-    with everything in `state`. Raises NonFiniteLossError.
+    `stop_after` may end it before. `watch(state)` is called after each step; False ends the
+    generator there, between two steps, with everything in `state`. Raises NonFiniteLossError, and
+    UserError where the recipe chooses an epoch on val and there is none.
     """
+    check_val(setup.recipe, val is not None)
+    if state.is_finished(setup.counts):
+        return
     per_epoch = setup.counts.steps_per_epoch
     for result in steps(state, setup):
         state.losses.append(result.loss)
@@ -306,8 +299,11 @@ def train_epochs(
             check_finite(state)
         if ended:
             state.history.append(_row(state, result, setup, val))
+            if setup.recipe.keep_best and best_epoch(state.history) == len(state.history):
+                weights = state.averaged.state_dict()
+                state.best = {name: tensor.clone() for name, tensor in weights.items()}
             yield state.history[-1]
-        if not watch(state):
+        if not watch(state) or (ended and state.is_finished(setup.counts)):
             return
 
 

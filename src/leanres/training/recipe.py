@@ -208,6 +208,14 @@ class Recipe:
     val: Annotated[
         Held, "training images held out as val, by class: a share below 1, or a number; 0: none"
     ] = 0
+    stop_after: Annotated[
+        int,
+        Range(0, 100_000),
+        "early stopping: epochs without a better val accuracy, after which training ends; 0: never",
+    ] = 0
+    keep_best: Annotated[
+        bool, "measure and save the weights of the epoch with the best val accuracy, not the last"
+    ] = False
     precision: Annotated[Precision, "of convolutions; auto: bfloat16 where fast"] = "auto"
     compiled: Annotated[bool | None, "use torch.compile; not given: where it is faster"] = None
     seed: Annotated[int, Range(0, 2**63 - 1), "of weights, order and augmentation"] = 0
@@ -228,6 +236,11 @@ class Recipe:
             raise UserError("normalize_first: a teacher needs images that are not normalised yet")
         for name in (name for name, _ in self.augment if name in OF_PIXEL_VALUES):
             raise UserError(f"normalize_first: {name} needs pixel values: leave one of them out")
+
+    @property
+    def chooses_on_val(self) -> bool:
+        """Whether val decides which epoch's weights are the result."""
+        return self.keep_best or self.stop_after > 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` takes it back."""

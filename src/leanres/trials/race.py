@@ -82,6 +82,8 @@ def warm_runs(
     """
     if dataset.test is None:
         raise UserError(NO_TEST)
+    if recipe.chooses_on_val:
+        raise UserError("a warm race times every epoch: leave out stop_after and keep_best")
     ready = runs.prepare(recipe, dataset, device)
     test, tta = dataset.test.to(device.name), tta_of(recipe.augment)
     state = ready.state

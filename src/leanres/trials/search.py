@@ -33,6 +33,7 @@ from leanres.io import InUseError, lock_file, locked, read_file, toml_value, wri
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_to_dict
 from leanres.runs.layout import CHECKPOINTS, read_history
+from leanres.training.early_stopping import best_epoch
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import RECIPES
 from leanres.trials.jobs import Event, Executor, Job, run_jobs
@@ -58,7 +59,7 @@ class Candidate:
     macs: int
     receptive_field: int
     epochs: int
-    accuracy: float  # on val, after the last of the epochs
+    accuracy: float  # on val, of the last epoch, or with keep_best of the best
     finished: bool  # False: stopped by successive halving, or diverged
 
 
@@ -84,6 +85,8 @@ def search(
         raise UserError("search needs Optuna: pip install 'leanres[search]'")
     if not recipe.val and dataset.val is None:
         raise UserError("a search chooses on val images, and there are none: --set val=0.1")
+    if recipe.stop_after:
+        raise UserError("a search stops networks itself, on its rungs: leave out stop_after")
     own = (origin or {}) | {"measure": "val", "tta": "none"}
     owner = folder / uuid.uuid4().hex
     searcher = _Searcher(folder, bounds, recipe, dataset, own, trials, seed, owner.name)
@@ -180,7 +183,8 @@ class _Searcher:
         if event.kind not in ("finished", "diverged"):
             return None
         (rows, _), trial = read_history(job.folder), self.live[job.folder]
-        accuracy = rows[-1]["val_accuracy"] if rows else 0.0  # it diverged in its first epoch
+        kept = best_epoch(rows) if self.recipe.keep_best else len(rows)
+        accuracy = rows[kept - 1]["val_accuracy"] if rows else 0.0  # it diverged in its first epoch
         finished = len(rows) == self.recipe.epochs
         network = trial.user_attrs["network"]
         candidate = Candidate(**network, epochs=len(rows), accuracy=accuracy, finished=finished)
