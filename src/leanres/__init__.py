@@ -28,6 +28,7 @@ _MODULES = {  # public name -> its module, in the order in which one needs them
     "find_lr": "leanres.lr_finder.finder",
     "fit": "leanres.runs.fit",
     "resume": "leanres.runs.fit",
+    "cross_validate": "leanres.trials.folds",
     "load_predictor": "leanres.runs.predictor",
     "Predictor": "leanres.runs.predictor",
     "Prediction": "leanres.runs.predictor",

@@ -15,7 +15,8 @@ from leanres.report.compare import (
     table_row,
     verdicts,
 )
-from leanres.report.record import Predictions, Record, read_record
+from leanres.report.record import Record, read_record
+from leanres.runs.predictions import Predictions
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from leanres.metrics.classification import accuracy_interval, accuracy_text, ece
 from leanres.report.page import write_report
 from leanres.report.record import read_record
 from leanres.report.text import text_report, text_table
-from leanres.runs.layout import HISTORY, PREDICTIONS, fingerprints, predictions_table
+from leanres.runs.layout import HISTORY, PREDICTIONS, fingerprints
+from leanres.runs.predictions import predictions_table
 from leanres.runs.weights import WEIGHTS
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -286,7 +287,7 @@ def test_ten_thousand_images_take_a_few_seconds_and_little_space(copied, tmp_pat
     info["data"]["fingerprints"] = fingerprints(data)
     info["result"] |= {"n": 10_000}
     (folder / "run.json").write_text(json.dumps(info))
-    (folder / PREDICTIONS).write_bytes(predictions_table(logits, test))
+    (folder / PREDICTIONS).write_bytes(predictions_table(logits.softmax(1), test))
     begin = time.process_time()
     page = write_report(folder, data)
     # 4.3 s on a 2.5 GHz Xeon core; CPU time, because other programs may run on the machine.

@@ -50,6 +50,13 @@ SETTINGS = training_option(
 EPOCHS = training_option(None, help="Short for --set epochs=N.")
 SEED = training_option(None, help="Short for --set seed=N.")
 MODEL = training_option(None, help="Short for --set model=NAME.")
+FOLDS = training_option(
+    None,
+    min=2,
+    max=1000,
+    help="Cross-validation: train as many networks, each on all training images but one fold, and"
+    " predict that fold; the same command continues. Test is not read.",
+)
 STEP_MODEL = typer.Argument(None, help="A model; default: the recipe's own.")
 STEP_RECIPE = training_option(
     "speed", help="The recipe whose batch, augmentation and optimizer are used."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leanres.cli import folds as fold_training
 from leanres.cli import options
 from leanres.cli.console import say
 from leanres.cli.progress import train_and_print
@@ -35,6 +36,7 @@ def train(
         metavar="LR|auto",
         help="auto: find the learning rate first, as find-lr does; a number: short for --set lr=.",
     ),
+    folds: int | None = options.FOLDS,
     data: str = options.DATA_OR_AUTO,
     size: int | None = options.SIZE,
     channels: int | None = options.CHANNELS,
@@ -64,6 +66,8 @@ def train(
     options.check_tta(tta)  # refuses a mistake before the training
     trackers = check_trackers(track)
     changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
+    if folds is not None:
+        fold_training.check(measure, track, lr_max)
     if lr_max == "auto" and "lr" in changed:
         raise UserError(f"lr = {changed['lr']} and --lr-max auto were both given: give one of them")
     chosen = load_recipe(recipe, changed)
@@ -73,12 +77,17 @@ def train(
     chosen = load_recipe(recipe, changed)
     options.check_val(measure, bool(chosen.val or dataset.val))
     say(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
+    where = locate(data, size=size, channels=channels)
+    origin = {"command": options.current_command(), "measure": measure, "tta": tta} | where
+    if folds is not None:
+        place = out or Path("runs", f"{Path(recipe).stem}-{folds}-folds")
+        fold_training.train_folds(folds, chosen, dataset, device, place, origin, as_json)
+        return
     if out:
         check_free(out)
     found: dict[str, Any] = {}
     if lr_max == "auto":
         chosen, found = _with_found_lr(chosen, dataset, device, as_json)
-    origin = {"command": options.current_command(), "measure": measure, "tta": tta}
     folder = out or _next_folder(Path(recipe).stem)
     try:
         run = create(
@@ -86,7 +95,7 @@ def train(
             chosen,
             dataset,
             device,
-            origin | locate(data, size=size, channels=channels) | found,
+            origin | found,
         )
     except BaseException:
         with contextlib.suppress(OSError):

@@ -279,10 +279,10 @@ def stratified_split(split: Split, num_val: int = 5000, seed: int = 0) -> tuple[
     by_class = [shuffled[labels[shuffled] == label] for label in range(len(quotas))]
     held_out = np.zeros(len(split), bool)
     held_out[np.concatenate([own[:n] for own, n in zip(by_class, quotas, strict=True)])] = True
-    return _parted(split, held_out)
+    return parted(split, held_out)
 
 
-def _parted(split: Split, held_out: NDArray[np.bool_]) -> tuple[Split, Split]:
+def parted(split: Split, held_out: NDArray[np.bool_]) -> tuple[Split, Split]:
     """The images that are not held out, and those that are."""
     others, chosen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     return split.subset(torch.from_numpy(others)), split.subset(torch.from_numpy(chosen))
@@ -298,7 +298,7 @@ def content_split(split: Split, part: float, salt: str = "val") -> tuple[Split, 
     for equal images), and may move some images when others come. UserError where a class has fewer
     than two different images.
     """
-    labels, draws = split.labels.cpu().numpy(), _draws(split, salt)
+    labels, draws = split.labels.cpu().numpy(), draws_of(split, salt)
     counts = np.bincount(labels, minlength=len(split.classes))
     quotas = _quotas(counts.tolist(), int(part), split.classes) if part >= 1 else None
     chosen = []
@@ -311,10 +311,10 @@ def content_split(split: Split, part: float, salt: str = "val") -> tuple[Split, 
         number = int((own < part).sum()) if quotas is None else quotas[label]
         chosen.append(own[: min(max(number, 1), len(own) - 1)])
     held_out = np.isin(draws, np.concatenate(chosen))
-    return _parted(split, held_out)
+    return parted(split, held_out)
 
 
-def _draws(split: Split, salt: str) -> NDArray[np.float64]:
+def draws_of(split: Split, salt: str) -> NDArray[np.float64]:
     """A number in [0, 1) for each image, a hash of its digest and the salt. (N,)."""
     key = salt.encode()
     hashes = (hashlib.blake2b(d.tobytes(), digest_size=8, key=key) for d in split.digests)

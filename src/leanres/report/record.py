@@ -6,13 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from leanres.errors import printable
-from leanres.io import MIB, read_parquet
 from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, summarize
 from leanres.models.zoo import config_from_dict, network_name
@@ -26,38 +21,10 @@ from leanres.runs.layout import (
 )
 from leanres.runs.ledger import differences
 from leanres.runs.manifest import edited
+from leanres.runs.predictions import Predictions, read_predictions
 from leanres.runs.run_json import read_info
 from leanres.training.loop import MetricsRow
 from leanres.training.recipe import Recipe
-
-MAX_TABLE = 1024 * MIB  # of predictions
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Probabilities (N, K) float32 and labels (N,) int64 of the images of a run's evaluation.
-
-    `files` names them, or is empty; `split` is what they are of: "test" or "val".
-    """
-
-    probs: Tensor
-    labels: Tensor
-    files: tuple[str, ...] = ()
-    split: str = "test"
-
-    def file(self, index: int) -> str:
-        """The name of an image, as one line; "test[17]" where it has none."""
-        return printable(self.files[index]) if self.files else f"{self.split}[{index}]"
-
-    @property
-    def predicted(self) -> Tensor:
-        """The most likely class of each image, (N,) int64."""
-        return self.probs.argmax(1)
-
-    @property
-    def correct(self) -> Tensor:
-        """Whether each prediction is correct, (N,) bool."""
-        return self.predicted == self.labels
 
 
 @dataclass(frozen=True)
@@ -159,6 +126,9 @@ def read_record(folder: Path | str) -> Record:
     if damaged:
         lines = "1 line" if damaged == 1 else f"{damaged} lines"
         record = record.with_notes(f"{lines} of {folder / HISTORY} could not be read: left out")
+    if fold := info["origin"].get("fold"):
+        held_out = "its test images are the training images that it held out"
+        record = record.with_notes(f"fold {fold[0]} of {fold[1]} of a cross-validation: {held_out}")
     if (last := record.last_epoch) < record.epochs:
         ended = f"training ended early, after epoch {last} of {record.epochs}"
         record = record.with_notes(f"{ended}: stop_after = {info['recipe']['stop_after']}")
@@ -173,7 +143,7 @@ def _with_predictions(record: Record) -> Record:
     if not path.exists():
         return record.with_notes(f"{record.folder} has no {PREDICTIONS}")
     try:
-        found = _read_predictions(path, record.classes, record.split)
+        found = read_predictions(path, record.classes, record.split)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         return record.with_notes(f"{path} cannot be read ({str(error).splitlines()[0]})")
     assert record.result is not None
@@ -181,15 +151,3 @@ def _with_predictions(record: Record) -> Record:
         count = f"{len(found.labels)} images, the result {record.result['n']}"
         return record.with_notes(f"{path} belongs to another evaluation ({count}): left out")
     return replace(record, predictions=found)
-
-
-def _read_predictions(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
-    table = read_parquet(path, MAX_TABLE)
-    columns = [table[f"p_{name}"].to_numpy() for name in classes]
-    probs = torch.from_numpy(np.stack(columns, 1).astype(np.float32))
-    labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-    known = len(labels) and 0 <= labels.min() <= labels.max() < len(classes)
-    if not (known and probs.isfinite().all()):
-        raise ValueError("values out of range")
-    files = table["file"].cast(pa.string()).to_pylist() if "file" in table.column_names else ()
-    return Predictions(probs, labels, tuple(map(str, files)), split)

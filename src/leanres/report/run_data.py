@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
-from leanres.report.record import Predictions, Record
+from leanres.report.record import Record
 from leanres.runs.images import as_trained, is_same
 from leanres.runs.layout import PREDICTIONS
+from leanres.runs.predictions import Predictions
 from leanres.runs.predictor import load_predictor
 from leanres.runs.weights import WEIGHTS
 

@@ -16,8 +16,9 @@ from leanres.metrics.calibration import brier, fit_temperature, log_probs, relia
 from leanres.metrics.classification import class_scores, nll, percent, wilson_interval
 from leanres.report import figures
 from leanres.report.pictures import data_uri
-from leanres.report.record import Predictions, Record
+from leanres.report.record import Record
 from leanres.report.style import MIN_SCALE, to_svg
+from leanres.runs.predictions import Predictions
 
 NUM_ERRORS, NUM_CORRECT, NUM_SUSPECTS = 32, 16, 16  # images shown
 NUM_PAIRS, NUM_EXAMPLES = 6, 6  # confused pairs, images of each

@@ -15,8 +15,9 @@ from leanres.metrics.classification import (
 )
 from leanres.metrics.mistakes import confused_pairs, worst_errors
 from leanres.report.compare import cell_text, table_row
-from leanres.report.record import Predictions, Record
+from leanres.report.record import Record
 from leanres.report.sections import class_rows, duration
+from leanres.runs.predictions import Predictions
 
 
 def text_report(record: Record, budget: int) -> str:

@@ -14,8 +14,9 @@ from leanres.errors import UserError
 from leanres.models.cost import count_params
 from leanres.models.preprocess import ImageClassifier
 from leanres.runs import checkpoint
-from leanres.runs.layout import CHECKPOINTS, PREDICTIONS, load_data_of, predictions_table
+from leanres.runs.layout import CHECKPOINTS, PREDICTIONS, load_data_of
 from leanres.runs.manifest import write_files
+from leanres.runs.predictions import predictions_table
 from leanres.runs.predictor import Predictor, tta_of
 from leanres.runs.run import (
     Run,
@@ -181,7 +182,7 @@ def finish(run: Run) -> dict[str, Any]:
         if not logits.isfinite().all():
             raise DivergedError(f"the network's logits on {name} are not finite: give a lower lr")
         result |= measured | {"split": name}
-        write_files(run.folder, {PREDICTIONS: predictions_table(logits, split)})
+        write_files(run.folder, {PREDICTIONS: predictions_table(logits.softmax(1), split)})
     result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
     if result["train_seconds"] > LONG_S:
         # A timing means nothing without it where machines are shared: it may halve within an hour.

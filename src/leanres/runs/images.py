@@ -47,9 +47,9 @@ def images_table(dataset: Dataset, val: Split | None) -> bytes:
     val: what was held out of the dataset's train split, or is its own.
     """
     names = np.concatenate([[name] * len(split) for name, split in dataset.splits.items()])
-    keys = np.concatenate([_keys(split) for split in dataset.splits.values()])
+    keys = np.concatenate([keys_of(split) for split in dataset.splits.values()])
     if val is not None:
-        names[(names == "train") & np.isin(keys, _keys(val))] = "val"
+        names[(names == "train") & np.isin(keys, keys_of(val))] = "val"
     columns = {"key": pa.array(keys), "split": pa.array(names).dictionary_encode()}
     if all(split.files for split in dataset.splits.values()):
         files = [file for split in dataset.splits.values() for file in split.files]
@@ -59,7 +59,8 @@ def images_table(dataset: Dataset, val: Split | None) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _keys(split: Split) -> Keys:
+def keys_of(split: Split) -> Keys:
+    """The key of each image, (N,) uint64."""
     return split.digests[:, :8].copy().view("<u8").ravel()
 
 
@@ -93,7 +94,7 @@ def as_trained(
         return dataset, []
     known, pool = read_images(folder), _joined(dataset, tuple(info["preprocess"]["classes"]))
     places: dict[int, deque[int]] = defaultdict(deque)
-    for place, key in enumerate(_keys(pool).tolist() if pool else ()):
+    for place, key in enumerate(keys_of(pool).tolist() if pool else ()):
         places[key].append(place)  # equal images have several
     try:
         found = torch.tensor([places[key].popleft() for key in known.keys.tolist()])
@@ -138,7 +139,7 @@ def unseen(folder: Path, info: Mapping[str, Any], dataset: Dataset) -> tuple[Dat
     with contextlib.suppress(UserError):  # other data may be too small for the run's val
         parted = dataset.with_val(info["recipe"]["val"])
     known = read_images(folder)
-    every = np.concatenate([_keys(split) for split in dataset.splits.values()])
+    every = np.concatenate([keys_of(split) for split in dataset.splits.values()])
     here = int(np.isin(known.keys, every).sum())
     came = len(every) - int(np.isin(every, known.keys).sum())
     notes = [
@@ -149,7 +150,7 @@ def unseen(folder: Path, info: Mapping[str, Any], dataset: Dataset) -> tuple[Dat
         split = parted.splits.get(name)
         if split is None:
             continue
-        new = ~np.isin(_keys(split), seen)
+        new = ~np.isin(keys_of(split), seen)
         if not new.any():
             raise UserError(f"the run was trained on all {len(new):,} {name} images: give others")
         if not new.all():

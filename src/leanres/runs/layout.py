@@ -12,13 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from torch import Tensor
-
 from leanres.data.sources import Progress, load_data
-from leanres.data.split import Dataset, Split
+from leanres.data.split import Dataset
 from leanres.errors import UserError, first_line
 from leanres.io import LOCK, PARTIAL, parse_json, read_file
 from leanres.runs.manifest import MANIFEST
@@ -128,22 +123,6 @@ def _parse_row(line: bytes) -> MetricsRow:
 def is_number(value: object) -> bool:
     """Whether this is a finite number; a bool is none."""
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def predictions_table(logits: Tensor, split: Split) -> bytes:
-    """A parquet table: index, label, predicted, confidence, file, one probability per class."""
-    probs = logits.softmax(1).numpy().astype(np.float32)
-    columns: dict[str, Any] = {
-        "index": np.arange(len(probs)),
-        "label": split.labels.cpu().numpy(),
-        "predicted": probs.argmax(1),
-        "confidence": probs.max(1),
-    }
-    columns |= {"file": pa.array(split.files)} if split.files else {}
-    columns |= {f"p_{name}": probs[:, k] for k, name in enumerate(split.classes)}
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    return bytes(sink.getvalue().to_pybytes())
 
 
 def fingerprints(d: Dataset) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from leanres.data.folds import in_fold
 from leanres.data.sources import origin_of
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
@@ -110,7 +111,7 @@ def enqueue(folder: Path, recipe: Recipe, origin: dict[str, Any]) -> None:
     """Write a run folder that `reopen`, so `leanres resume FOLDER`, will begin.
 
     `origin` says where the data is (`data.sources.locate`) and may name `device`, `threads`,
-    `measure`, `tta` and `validate`.
+    `measure`, `tta`, `validate`, and `fold`: the number of a fold and how many there are.
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +144,8 @@ def reopen(
         if epochs is not None:
             recipe = replace(recipe, epochs=epochs)
         dataset, same_order = load(info), True
+        if fold := info["origin"].get("fold"):
+            dataset = in_fold(dataset, *fold)
         if not is_queued(info):
             dataset, added = as_trained(folder, info, dataset)
             same_order = check_data(folder, info, dataset)

@@ -48,6 +48,7 @@ QUEUED: Fields = {
     AT_LEAST_0: "origin.threads?",
     AMOUNT: "recipe.val",
     AT_LEAST_1 | None: "origin.size? origin.channels?",
+    tuple[AT_LEAST_1, AT_LEAST_1]: "origin.fold?",
 }
 STARTED: Fields = {
     OBJECT: "network preprocess data data.fingerprints hardware",
