@@ -1,11 +1,16 @@
-"""The metric stream as the real TensorBoard and the real MLflow hold it."""
+"""The metric stream as the real TensorBoard, MLflow and Weights & Biases hold it."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import socket
+import struct
+import threading
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +119,94 @@ def test_mlflow_holds_the_recipe_the_epochs_and_the_result(run):
     assert json.loads((run / "mlflow.json").read_text())["run_id"] not in (kept["run_id"], "0" * 32)
 
 
+@needs("mlflow")
+@pytest.mark.parametrize("name", ["a%20b", "a?b#c"])
+def test_mlflow_keeps_its_store_beside_a_run_of_any_name(tmp_path, name):
+    folder = tmp_path / name / "mine"
+    folder.mkdir(parents=True)
+    with open_trackers(["mlflow"], folder, INFO, HISTORY, print):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["mine", "mlflow.db"]
+
+
+@needs("mlflow")
+def test_a_server_that_accepts_but_never_answers_is_given_up(run, monkeypatch):
+    monkeypatch.setattr("leanres.runs.tracking.ANSWER_S", 0.5)
+    told = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with open_trackers(["mlflow"], run, INFO, HISTORY, told.append) as trackers:
+            trackers.row(NEXT)
+            trackers.result(RESULT)
+    assert told == ["logging to mlflow is disabled (no answer in 10 s); the run continues"]
+
+
+def records(folder: Path) -> list[Any]:
+    """What the one .wandb file below a run folder holds, up to the record of the run's exit."""
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    end = time.monotonic() + 30  # wandb's own process still writes when `finish` has returned
+    while not (found := parsed(file.read_bytes())) or found[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def parsed(data: bytes) -> list[Any]:
+    """The whole protobuf messages of a LevelDB log, behind wandb's own 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    place, message, found = 7, b"", []
+    while place < len(data):
+        if (left := 32768 - place % 32768) < 7:  # padding at a block's end
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        message += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if place > len(data):  # not written to its end yet
+            break
+        if kind in (1, 4):  # whole, or its last part
+            found.append(Record.FromString(message))
+            message = b""
+    return found
+
+
+def logged(folder: Path, key: str) -> list[tuple[int, float]]:
+    rows = [r.history for r in records(folder) if r.WhichOneof("record_type") == "history"]
+    items = [{(i.key or i.nested_key[0]): json.loads(i.value_json) for i in r.item} for r in rows]
+    return [(item["_step"], item[key]) for item in items if key in item]
+
+
+@needs("wandb")
+def test_wandb_holds_the_recipe_every_epoch_once_and_the_result(run):
+    with open_trackers(["wandb"], run, INFO, HISTORY, print) as trackers:
+        trackers.row(NEXT)
+        trackers.result(RESULT)
+    assert logged(run, "train_loss") == [(10, 2.5), (20, 1.5), (30, 0.5)]
+    assert logged(run, "val_accuracy") == [(10, 0.5), (20, 0.75), (30, 0.875)]
+    held = records(run)
+    (begun,) = (r.run for r in held if r.WhichOneof("record_type") == "run")
+    config = {u.key: json.loads(u.value_json) for u in begun.config.update}
+    assert {key: config[key] for key in INFO["recipe"]} == INFO["recipe"]
+    assert (begun.project, begun.display_name) == ("leanres", "mine")
+    assert config["leanres.commit"] == "abc"
+    summary = {
+        (i.key or ".".join(i.nested_key)): json.loads(i.value_json)
+        for r in held
+        if r.WhichOneof("record_type") == "summary"
+        for i in r.summary.update
+    }
+    assert summary["result.accuracy"] == 0.875
+
+    # resumed from the first epoch: the same run, no step twice
+    with open_trackers(["wandb"], run, INFO, HISTORY[:1], print) as trackers:
+        trackers.row(NEXT)
+    assert logged(run, "train_loss") == [(10, 2.5), (30, 0.5)]
+    (again,) = (r.run for r in records(run) if r.WhichOneof("record_type") == "run")
+    assert again.run_id == begun.run_id
+
+
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in TRACKERS:
@@ -124,8 +217,11 @@ def test_a_missing_library_names_the_extra(monkeypatch):
 
 def test_a_tracker_that_fails_is_disabled_and_said_once(tmp_path, monkeypatch):
     class Flaky:
-        def __init__(self, folder, info, history):
+        def __init__(self, folder, info):
             self.rows = 0
+
+        def begin(self, history):
+            pass
 
         def row(self, row):
             self.rows += 1
@@ -146,6 +242,31 @@ def test_a_tracker_that_fails_is_disabled_and_said_once(tmp_path, monkeypatch):
     assert told == ["logging to mlflow is disabled (the server is away); the run continues"]
 
 
+@pytest.mark.parametrize("stuck", ["begin", "row", "result", "close"])
+def test_a_tracker_that_does_not_answer_is_given_up_and_said_once(tmp_path, monkeypatch, stuck):
+    calls, never = [], threading.Event()
+
+    class Stuck:
+        def __init__(self, folder, info):
+            pass
+
+        def __getattr__(self, name):
+            calls.append(name)
+            return lambda *_: never.wait(60) if name == stuck else None
+
+    monkeypatch.setitem(TRACKERS, "mlflow", Stuck)
+    monkeypatch.setattr("leanres.runs.tracking.ANSWER_S", 0.1)
+    told, start = [], time.monotonic()
+    with open_trackers(["mlflow"], tmp_path, INFO, [], told.append) as trackers:
+        trackers.row(NEXT)
+        trackers.result(RESULT)
+    assert time.monotonic() - start < 30
+    assert told == ["logging to mlflow is disabled (no answer in 10 s); the run continues"]
+    assert calls == ["begin", "row", "result", "close"][: len(calls)]
+    assert calls[-1] == stuck
+    never.set()
+
+
 def test_a_tracker_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
     def refuse(*_):
         raise RuntimeError("no such server")
@@ -159,8 +280,8 @@ def test_a_tracker_that_cannot_be_opened_is_one_line(tmp_path, monkeypatch):
 
 
 def test_an_unknown_tracker_is_refused():
-    with pytest.raises(UserError, match="no tracker 'wandb'"):
-        check_trackers("wandb")
+    with pytest.raises(UserError, match="no tracker 'comet'"):
+        check_trackers("comet")
     with pytest.raises(UserError, match="did you mean 'mlflow'"):
         check_trackers("mlflw")
 

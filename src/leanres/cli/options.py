@@ -107,7 +107,9 @@ THREADS_EACH = machine_option(
 )
 
 NO_REPORT = output_option(False, "--no-report", help="Write no report.html at the end.")
-TRACK = output_option("", help="Log metrics live: tensorboard, mlflow, or tensorboard,mlflow.")
+TRACK = output_option(
+    "", help="Log metrics live: tensorboard, mlflow, wandb (offline); several as mlflow,wandb."
+)
 OUT_JSON = output_option(None, help="Write the result to this JSON file too.")
 JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.")
 
