@@ -1,4 +1,4 @@
-"""Atomic writes, locks between real processes, the cache folder, values as TOML."""
+"""Atomic writes, locks between real processes, values as TOML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 import tomllib
 from pathlib import Path
 
-import platformdirs
 import pytest
 
 from leanres import io
@@ -18,7 +17,6 @@ from leanres.errors import UserError, printable
 from leanres.io import (
     CheckpointError,
     Lock,
-    cache_folder,
     csv_text,
     file_digest,
     locked,
@@ -175,32 +173,6 @@ def test_a_toml_file_is_read_or_refused_in_one_line(tmp_path):
     assert read_toml(file) == {"x": [1, {"y": "z"}]}
     with pytest.raises(UserError, match=r"gone\.toml cannot be read: No such file"):
         read_toml(tmp_path / "gone.toml")
-
-
-# --- the cache folder -----------------------------------------------------------------------
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.setenv("LEANRES_CACHE", "~/mine")
-    assert cache_folder() == tmp_path / "mine"
-
-
-@pytest.mark.parametrize("own", [None, ""])
-def test_without_it_the_cache_is_where_the_platform_keeps_caches(monkeypatch, tmp_path, own):
-    monkeypatch.delenv("LEANRES_CACHE")
-    if own is not None:
-        monkeypatch.setenv("LEANRES_CACHE", own)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == Path(platformdirs.user_cache_dir("leanres", appauthor=False))
-    if sys.platform == "linux":
-        assert cache_folder() == tmp_path / ".cache" / "leanres"
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert cache_folder() == tmp_path / "xdg" / "leanres"
 
 
 # --- TOML -----------------------------------------------------------------------------------

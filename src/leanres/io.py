@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import secrets
 import stat
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -265,11 +268,47 @@ def lock_file(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is the home folder. UserError where there is none, as in a container."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no home folder is known here; give the path without ~") from None
+
+
 def cache_folder() -> Path:
-    """`$LEANRES_CACHE`, or else `leanres` in the user's cache folder of the platform."""
+    """`$LEANRES_CACHE`, or else `leanres` in the user's cache folder of the platform.
+
+    Where that cannot be created, as without a home folder, it is a temporary one; a note says so.
+    """
     if own := os.environ.get("LEANRES_CACHE"):
-        return Path(own).expanduser()
-    return user_cache_path("leanres", appauthor=False)
+        return expanded(own)
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        place = user_cache_path("leanres", appauthor=False)
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+    return _temporary_cache()
+
+
+@cache
+def _temporary_cache() -> Path:
+    """A folder of this user alone: kernels are loaded from it. The next command finds it again.
+
+    Libraries that would look for a home folder, or warn, use it too.
+    """
+    owner = os.getuid() if hasattr(os, "getuid") else 0  # Windows' temporary folder is the user's
+    place = Path(tempfile.gettempdir()) / f"leanres-{owner}"
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    about = place.lstat()
+    is_private = stat.S_ISDIR(about.st_mode) and about.st_uid == owner
+    if not is_private or (os.name == "posix" and about.st_mode & 0o077):
+        place = Path(tempfile.mkdtemp(prefix="leanres-"))
+    for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        os.environ.setdefault(name, str(place))
+    note = "note: no home folder to keep a cache in: %s is used, or what LEANRES_CACHE names"
+    logging.getLogger("leanres").warning(note, place)
+    return place
 
 
 def toml_value(value: Any) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from leanres.errors import UserError
 from leanres.io import cache_folder
 
 SOURCES = tuple(
@@ -60,7 +61,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         path = _cached_library(compiler)
     except BuildError as error:
         return None, f"{compiler} could not build them ({error})"
-    except (OSError, RuntimeError) as error:  # RuntimeError: a ~ in its name has no home folder
+    except (OSError, UserError) as error:
         return None, f"cache not writable ({error}), set LEANRES_CACHE to another folder"
     try:
         lib = ctypes.CDLL(str(path))

@@ -26,7 +26,7 @@ from leanres.data.sources.source import LoadOptions, Source
 from leanres.data.sources.source import Progress as Progress
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import cache_folder
+from leanres.io import cache_folder, expanded
 from leanres.registry import Table, unknown
 
 # Where a path is given in place of a name, later entries are asked first, so that a special layout
@@ -133,9 +133,9 @@ def _identify(name: str | Path, path: str | Path | None) -> _Found:
         name, path = before, rest
     source, _, given = name.partition(",")
     if source in SOURCES or path is not None:
-        where = None if path is None else Path(path).expanduser()
+        where = None if path is None else expanded(path)
         return _Found(source, _settings(source, given), where)
-    place = Path(name).expanduser()
+    place = expanded(name)
     for source in reversed(SOURCES):
         if SOURCES[source].recognises(place):
             return _Found(source, {}, place, by_looking=True)

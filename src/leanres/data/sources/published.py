@@ -13,7 +13,7 @@ from leanres.data.sources.download import download
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split
 from leanres.errors import NotFoundError, UserError, named
-from leanres.io import file_digest
+from leanres.io import expanded, file_digest
 
 Find = Callable[[Path], DataFiles | None]
 
@@ -61,7 +61,7 @@ def load_published(published: Published, options: LoadOptions) -> Dataset:
         return _decoded(published, _given(published, options.path), options)
     set_by_user, unused = os.environ.get("LEANRES_DATA"), "$LEANRES_DATA"
     if set_by_user:
-        path = Path(set_by_user).expanduser()
+        path = expanded(set_by_user)
         if files := published.find(path):
             return _decoded(published, files, options)
         if path.exists() and published.fixed:
