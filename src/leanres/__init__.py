@@ -30,6 +30,7 @@ _MODULES = {  # public name -> its module, in the order in which one needs them
     "resume": "leanres.runs.fit",
     "cross_validate": "leanres.trials.folds",
     "load_predictor": "leanres.runs.predictor",
+    "evaluate": "leanres.runs.ensemble",
     "Predictor": "leanres.runs.predictor",
     "Prediction": "leanres.runs.predictor",
     "preprocess": "leanres.data.image_files",

@@ -158,3 +158,34 @@ def test_val_images_that_chose_the_epoch_are_named_and_test_images_are_not(leanr
     assert figures["chosen_by"] == "val"
     assert figures["accuracy"] == result["accuracy"]
     assert "chosen" not in leanres("evaluate", tmp_path / "run").out
+
+
+def test_several_networks_are_a_table_their_ensemble_and_its_gain(leanres, three_runs, mistake):
+    a, b = three_runs / "a", three_runs / "b"
+    figures = json.loads(leanres("evaluate", a, b, "--json").out)
+    whole, members = figures["ensemble"], figures["members"]
+    assert [row["target"] for row in members] == [str(a), str(b)]
+    assert figures["split"] == "test"
+    lines = leanres("evaluate", a, b).out.splitlines()
+    assert lines[0].split() == ["network", "accuracy", "NLL", "ECE", "macro", "F1"]
+    rows = [*members, figures["mean"], whole]
+    for name, line, row in zip((a, b, "mean", "ensemble"), lines[1:5], rows, strict=True):
+        assert line.split()[:3] == [str(name), f"{100 * row['accuracy']:.2f}", "%"]
+    share = f"test accuracy of the ensemble {100 * whole['accuracy']:.2f} % of 360 images (95 % "
+    assert lines[5].startswith(share)
+    assert f"; 2 networks, {figures['params']:,} params in all; float32 on cpu" in lines[6]
+    gain = 100 * figures["gain_over_mean"]["difference"]
+    assert lines[7].startswith(f"gain over the mean network: {gain:+.2f} points (95 % interval ")
+    assert lines[8].startswith(f"gain over {figures['best']}, the best: ")
+    mistake(leanres("evaluate", a, a), "is named twice: give different networks")
+    mistake(leanres("evaluate", a, three_runs / "plain", "--split", "val"), "plain was trained on")
+    mistake(leanres("evaluate", a, three_runs / "none"), "none")
+
+
+def test_an_ensemble_of_rounded_weights_says_so(leanres, three_runs):
+    a, b = three_runs / "a", three_runs / "b"
+    rounded = json.loads(leanres("evaluate", a, b, "--json", "--int8-weights").out)
+    plain = json.loads(leanres("evaluate", a, b, "--json").out)
+    for one, other in zip(rounded["members"], plain["members"], strict=True):
+        assert one["nll"] != other["nll"]
+    assert ", weights alone rounded to int8; " in leanres("evaluate", a, b, "--int8-weights").out

@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy.stats import t, ttest_rel
 
-from leanres.metrics.statistics import format_p, holm, mcnemar, mean_sd, paired_seeds
+from leanres.metrics.statistics import (
+    format_p,
+    gain_over_mean,
+    holm,
+    mcnemar,
+    mean_sd,
+    paired_seeds,
+)
 
 
 def answers(both: int, first: int, second: int, none: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,3 +147,28 @@ def test_holms_correction_by_hand():
 def test_p_values_have_two_digits():
     assert format_p(0.03456) == "p = 0.035"
     assert format_p(3e-9) == "p < 0.0001"
+
+
+def test_the_gain_over_the_mean_is_the_paired_t_test_over_images():
+    rng = torch.Generator().manual_seed(3)
+    members = torch.rand(4, 500, generator=rng) < 0.8
+    ensemble = members.double().mean(0) + 0.1 * torch.rand(500, generator=rng) > 0.5
+    found = gain_over_mean(members, ensemble)
+    test = ttest_rel(ensemble.double(), members.double().mean(0))
+    assert found.difference == pytest.approx(
+        float(ensemble.double().mean() - members.double().mean())
+    )
+    assert found.p == pytest.approx(float(test.pvalue))
+    low, high = test.confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(float(low)), pytest.approx(float(high)))
+    assert found.verdict == "better"
+    assert (found.n, found.unit) == (500, "images")
+
+
+def test_one_image_tells_no_gain_and_unequal_ones_are_a_mistake():
+    one = gain_over_mean(torch.tensor([[True], [False]]), torch.tensor([True]))
+    assert (one.difference, one.low, one.verdict) == (0.5, None, "one image: untested")
+    same = gain_over_mean(torch.ones(2, 9, dtype=torch.bool), torch.ones(9, dtype=torch.bool))
+    assert (same.difference, same.p) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="give"):
+        gain_over_mean(torch.ones(2, 3, dtype=torch.bool), torch.ones(2, dtype=torch.bool))

@@ -10,7 +10,7 @@ import typer
 
 from leanres.cli import options
 from leanres.cli.console import console, print_table, say
-from leanres.errors import UserError, shortened
+from leanres.errors import shortened
 
 HEAD_WIDTH = 4  # characters of a class name above its column of the confusion matrix
 MAX_NAME = 30  # characters of a class name elsewhere: two of them fit in 80 columns
@@ -20,7 +20,7 @@ NUM_PAIRS = 10  # of confused classes, where the matrix does not fit
 
 
 def evaluate(
-    target: Path = options.TARGET,
+    targets: list[Path] = options.TARGETS,
     data: str | None = options.TARGET_DATA,
     strict: bool = options.STRICT,
     split: Literal["test", "val", "train"] = options.measurement_option(
@@ -42,27 +42,40 @@ def evaluate(
 ) -> None:
     """Measure a trained network: accuracy, NLL, ECE, accuracy per class, confusion matrix.
 
+    Several are measured as an ensemble: each one, the average of their probabilities, and its gain.
+
     Example: leanres evaluate runs/first --tta none
     """
+    from leanres.runs import ensemble
     from leanres.runs.weights import round_to_int8_
 
     options.check_tta(tta)
-    predictor = options.make_predictor(target, device_name, threads, precision)
+    ensemble.check_targets(targets)
+    predictors = {
+        str(target): options.make_predictor(target, device_name, threads, precision)
+        for target in targets
+    }
+    ensemble.check_alike(predictors)
+    first, predictor = targets[0], predictors[str(targets[0])]
     if int8:
-        round_to_int8_(predictor.model)
-    dataset = options.load_target_data(target, predictor.preprocess, data, strict)
-    images = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
-    if not images:
-        there = " or ".join(dataset.splits)
-        raise UserError(f"{dataset.name} has no {split} split: give --split {there}, or other data")
-    result = predictor.evaluate(images, tta) | {
+        for each in predictors.values():
+            round_to_int8_(each.model)
+    dataset = options.load_target_data(first, predictor.preprocess, data, strict)
+    images, notes = ensemble.common_images(targets, dataset, split)
+    options.print_notes(notes)
+    facts = {
         "split": split,
         "int8_weights": int8,
         "device": predictor.device.name,
         "precision": predictor.device.precision,
     }
+    if len(targets) > 1:
+        result = ensemble.measure_ensemble(predictors, images, tta) | facts
+        say(json.dumps(result)) if as_json else _print_ensemble(result)
+        return
+    result = predictor.evaluate(images, tta) | facts
     if split == "val" and data is None:
-        result |= _choice(target)
+        result |= _choice(first)
     if as_json:
         say(json.dumps(result))
     else:
@@ -78,6 +91,28 @@ def _choice(target: Path) -> dict[str, Any]:
         return {}
     result = read_info(target).get("result", {})
     return {key: result[key] for key in CHOICE if key in result}
+
+
+def _print_ensemble(result: dict[str, Any]) -> None:
+    """A row for each network, their mean and the ensemble, and what it is better by."""
+    from leanres.metrics.classification import METRICS, accuracy_text, other_metrics
+    from leanres.runs.ensemble import gain_lines
+
+    whole, rows = result["ensemble"], list[list[str]]()
+    shown = {key: METRICS[key] for key in ("accuracy", "accuracy_tta", "nll", "ece", "macro_f1")}
+    if whole["tta"] == "none":
+        del shown["accuracy_tta"]
+    named = [(row["target"], row) for row in result["members"]]
+    for name, row in [*named, ("mean", result["mean"]), ("ensemble", whole)]:
+        rows.append([name, *(metric.text(row[key]) for key, metric in shown.items())])
+    print_table(["network", *(metric.label for metric in shown.values())], rows)
+    rounded = ", weights alone rounded to int8" if result["int8_weights"] else ""
+    say(
+        f"{result['split']} accuracy of the ensemble {accuracy_text(whole)}\n"
+        f"{other_metrics(whole, short=True)}; {len(named)} networks, {result['params']:,} params in"
+        f" all{rounded}; {result['precision']} on {result['device']}"
+    )
+    say("\n".join(gain_lines(result)))
 
 
 def _print_evaluation(result: dict[str, Any], classes: tuple[str, ...]) -> None:

@@ -40,6 +40,10 @@ DATA_HELP = (
 
 RECIPE = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file.")
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
+TARGETS = typer.Argument(
+    metavar="RUN|WEIGHTS...",
+    help="A run folder or a .safetensors file; of several, their average is measured too.",
+)
 
 SETTINGS = training_option(
     [],

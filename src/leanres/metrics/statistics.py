@@ -44,7 +44,7 @@ class PairedDifference:
     def verdict(self) -> str:
         """The second one is "better", "worse", or "not distinguishable at n = 3"."""
         if self.p is None:
-            return "one seed: untested"
+            return f"one {self.unit.removesuffix('s')}: untested"
         if not self.distinguishable:
             return f"not distinguishable at {self._n}"
         return "better" if self.difference > 0 else "worse"
@@ -105,6 +105,22 @@ def mcnemar(first: Tensor, second: Tensor) -> PairedDifference:
     bounds = test.proportion_ci(1 - LEVEL, "exact")
     low, high = (float(2 * share - 1) * differing / n for share in (bounds.low, bounds.high))
     return PairedDifference((gained - lost) / n, low, high, float(test.pvalue), n, detail, "images")
+
+
+def gain_over_mean(members: Tensor, ensemble: Tensor) -> PairedDifference:
+    """Compare an ensemble with the mean of its networks: (M, N) and (N,) bool, True where correct.
+
+    Each image gives a difference, from -1 to 1; interval and p are those of a t-test of their mean
+    over the images. A single image has neither. Raises ValueError for unequal lengths or no images.
+    """
+    if members.shape[1:] != ensemble.shape or not len(ensemble):
+        raise ValueError(f"{tuple(members.shape)} and {tuple(ensemble.shape)}: give (M, N), (N,)")
+    differences = (ensemble.double() - members.double().mean(0)).numpy()
+    n, mean = len(differences), float(differences.mean())
+    detail = "The interval is of the difference on each image (paired t-test)."
+    if n == 1:
+        return PairedDifference(mean, None, None, None, n, detail, "images")
+    return PairedDifference(mean, *_t_interval(differences), n, detail, "images")
 
 
 def paired_seeds(first: Sequence[float], second: Sequence[float]) -> PairedDifference:

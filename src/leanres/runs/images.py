@@ -146,18 +146,33 @@ def unseen(folder: Path, info: Mapping[str, Any], dataset: Dataset) -> tuple[Dat
         f"not the images that the run began with: {here:,} of those {len(known.keys):,} are here,"
         f" and {came:,} others"
     ]
-    for name, seen in (("val", known.of("train")), ("test", known.of("train", "val"))):
-        split = parted.splits.get(name)
-        if split is None:
-            continue
-        new = ~np.isin(keys_of(split), seen)
-        if not new.any():
-            raise UserError(f"the run was trained on all {len(new):,} {name} images: give others")
-        if not new.all():
-            kept = {name: split.subset(torch.from_numpy(np.flatnonzero(new)))}
-            parted = replace(parted, **kept)  # type: ignore[arg-type]
-            out = len(new) - int(new.sum())
-            notes.append(
-                f"{out:,} of {len(new):,} {name} images left out: the run was trained on them"
-            )
+    for name in ("val", "test"):
+        if split := parted.splits.get(name):
+            kept, told = _without_seen(split, name, known, "the run")
+            parted = replace(parted, **{name: kept})  # type: ignore[arg-type]
+            notes += told
     return parted, notes
+
+
+def unseen_too(split: Split, name: str, folder: Path) -> tuple[Split, list[str]]:
+    """The images of a split that another run was not trained on either, and a note on the others.
+
+    Its own val or test images are all kept. UserError where none is left.
+    """
+    known = read_images(folder)
+    if name == "train" or np.isin(keys_of(split), known.of(name)).all():
+        return split, []
+    return _without_seen(split, name, known, str(folder))
+
+
+def _without_seen(split: Split, name: str, known: RunImages, run: str) -> tuple[Split, list[str]]:
+    """The images that a run was not trained on (or chosen by, in test), and a note."""
+    seen = known.of("train") if name == "val" else known.of("train", "val")
+    new = ~np.isin(keys_of(split), seen)
+    if new.all():
+        return split, []
+    if not new.any():
+        raise UserError(f"{run} was trained on all {len(new):,} {name} images: give others")
+    out = len(new) - int(new.sum())
+    note = f"{out:,} of {len(new):,} {name} images left out: {run} was trained on them"
+    return split.subset(torch.from_numpy(np.flatnonzero(new))), [note]

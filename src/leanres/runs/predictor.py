@@ -88,19 +88,22 @@ class Predictor:
         Beside them `accuracy_tta` under `tta`, and `params`. "auto" follows the run's recipe, as
         `tta_of` says; it is none for a weights file, which does not know its recipe.
         """
+        self.check_classes(split)
+        return self.measure(split, tta)[0] | {"params": count_params(self.config)}
+
+    def check_classes(self, split: Split) -> None:
+        """UserError for images of other classes."""
         if split.classes != self.preprocess.classes:
             raise UserError(
                 f"the data has classes {', '.join(split.classes)}, the network"
                 f" {', '.join(self.preprocess.classes)}: give the data that it was trained for"
             )
-        return self.measure(split, tta)[0] | {"params": count_params(self.config)}
 
     def measure(self, split: Split, tta: str) -> tuple[dict[str, Any], Tensor]:
         """The figures of an evaluation, accuracy with `tta` too; the logits without it."""
-        labels, tta = split.labels.cpu(), self.tta if tta == "auto" else tta
+        tta = self.tta if tta == "auto" else tta
         plain, augmented = self.logits_both(split.images, tta)
-        with_tta = {"accuracy_tta": accuracy(augmented, labels), "tta": tta}
-        return measure(plain, labels) | with_tta, plain
+        return figures(plain, augmented, split.labels.cpu(), tta), plain
 
     def predict(
         self, images: Unlabelled | Iterable[Path | str], tta: str = "none", top: int | None = None
@@ -133,6 +136,11 @@ class Predictor:
             best, indices = next(probs).topk(top)
             names = tuple(self.preprocess.classes[i] for i in indices.tolist())
             yield Prediction(image.path, names, tuple(best.tolist()), image.id)
+
+
+def figures(plain: Tensor, augmented: Tensor, labels: Tensor, tta: str) -> dict[str, Any]:
+    """The figures of logits (N, K), with the accuracy of those that `tta` augmented. JSON-able."""
+    return measure(plain, labels) | {"accuracy_tta": accuracy(augmented, labels), "tta": tta}
 
 
 def load_predictor(path: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
