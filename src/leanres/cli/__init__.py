@@ -57,7 +57,7 @@ class App(HelpGroup):
 app = typer.Typer(
     name="leanres",
     cls=App,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if any(words in f"{error!r} {error}" for words in OUT_OF_MEMORY):
             _fail("out of memory: give a smaller network, smaller batches or fewer images", 2)
+        if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.home's
+            _fail("no home folder is known here: set HOME to one", 2)
         message = getattr(error, "format_message", None)  # of the parser's own errors
         if message is None:
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli import options
+from leanres.cli import complete, options
 from leanres.cli.console import print_table, say
 from leanres.errors import UserError
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    name: str = typer.Argument(help="optimizers, schedules, augmentations, depths or elements."),
+    name: str = typer.Argument(
+        help="optimizers, schedules, augmentations, depths or elements.",
+        autocompletion=complete.COMPARISON,
+    ),
     settings: list[str] = options.SETTINGS,
     epochs: int | None = options.EPOCHS,
     seeds: str = typer.Option("0,1,2", help="Comma-separated seeds to train each variant with."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from leanres.cli import options
+from leanres.cli import complete, options
 from leanres.cli.console import console, print_table, say
 from leanres.errors import shortened
 
@@ -23,7 +23,9 @@ MAX_NAME = 40  # letters of a class name in the table
 
 
 def data(
-    name: str = typer.Argument("cifar10", metavar="DATA", help=options.DATA_HELP),
+    name: str = typer.Argument(
+        "cifar10", metavar="DATA", help=options.DATA_HELP, autocompletion=complete.DATA
+    ),
     size: int | None = options.SIZE,
     channels: int | None = options.CHANNELS,
     strict: bool = options.STRICT,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import typer
 
-from leanres.cli import options
+from leanres.cli import complete, options
 from leanres.cli.console import console, print_table, say
 from leanres.errors import shortened
 
@@ -27,7 +27,9 @@ def evaluate(
         "test", help="The split to measure."
     ),
     tta: str = options.measurement_option(
-        "auto", help=f"{options.TTA_HELP} A weights file does not know its recipe: none."
+        "auto",
+        help=f"{options.TTA_HELP} A weights file does not know its recipe: none.",
+        autocompletion=complete.TTA,
     ),
     int8: bool = typer.Option(
         False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leanres.cli import complete
 from leanres.cli.console import print_table, say
 from leanres.cli.options import JSON
 
@@ -78,7 +79,9 @@ def accuracies(reported: float | None, measured: MeasuredResult | None) -> tuple
 
 
 def summary(
-    name: str = typer.Argument(metavar="NAME", help="A model of `leanres models`."),
+    name: str = typer.Argument(
+        metavar="NAME", help="A model of `leanres models`.", autocompletion=complete.MODEL
+    ),
     budget: str = typer.Option("5M", help="Most parameters allowed, such as 5M or 300k."),
     size: int = typer.Option(32, min=1, max=4096, help="Side of the images in pixels."),
     channels: int = typer.Option(3, min=1, max=1024, help="Channels of the images."),

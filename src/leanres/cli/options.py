@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from leanres.cli import complete
 from leanres.cli.console import say
 from leanres.errors import NotFoundError, UserError
 
@@ -28,6 +29,7 @@ Measure = Literal["test", "val"]
 # Options under the headings of the help pages, in the order in which a command lists them.
 training_option = partial(typer.Option, rich_help_panel="Training")
 data_option = partial(typer.Option, rich_help_panel="Data")
+source_option = partial(data_option, autocompletion=complete.DATA)
 measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 machine_option = partial(typer.Option, rich_help_panel="Machine")
 output_option = partial(typer.Option, rich_help_panel="Output")
@@ -38,7 +40,11 @@ DATA_HELP = (
     " with one subfolder per class, a table of files and labels beside images, npz, parquet, idx."
 )
 
-RECIPE = typer.Argument("speed", help="A recipe of `leanres recipes`, or a TOML file.")
+RECIPE = typer.Argument(
+    "speed",
+    help="A recipe of `leanres recipes`, or a TOML file.",
+    autocompletion=complete.RECIPE,
+)
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
 TARGETS = typer.Argument(
     metavar="RUN|WEIGHTS...",
@@ -49,11 +55,12 @@ SETTINGS = training_option(
     [],
     "--set",
     metavar="KEY=VALUE",
+    autocompletion=complete.SETTING,
     help="Change a setting of the recipe: --set lr=0.2 (repeatable).",
 )
 EPOCHS = training_option(None, help="Short for --set epochs=N.")
 SEED = training_option(None, help="Short for --set seed=N.")
-MODEL = training_option(None, help="Short for --set model=NAME.")
+MODEL = training_option(None, help="Short for --set model=NAME.", autocompletion=complete.MODEL)
 FOLDS = training_option(
     None,
     min=2,
@@ -61,17 +68,21 @@ FOLDS = training_option(
     help="Cross-validation: train as many networks, each on all training images but one fold, and"
     " predict that fold; the same command continues. Test is not read.",
 )
-STEP_MODEL = typer.Argument(None, help="A model; default: the recipe's own.")
+STEP_MODEL = typer.Argument(
+    None, help="A model; default: the recipe's own.", autocompletion=complete.MODEL
+)
 STEP_RECIPE = training_option(
-    "speed", help="The recipe whose batch, augmentation and optimizer are used."
+    "speed",
+    help="The recipe whose batch, augmentation and optimizer are used.",
+    autocompletion=complete.RECIPE,
 )
 
-DATA = data_option("cifar10", help=DATA_HELP)
-DATA_OR_AUTO = data_option(
+DATA = source_option("cifar10", help=DATA_HELP)
+DATA_OR_AUTO = source_option(
     "cifar10", help=f"{DATA_HELP[:-1]}; auto: cifar10, or digits where CIFAR-10 is not found."
 )
-RUN_DATA = data_option(None, help=f"{DATA_HELP} Default: the run's own.")
-TARGET_DATA = data_option(
+RUN_DATA = source_option(None, help=f"{DATA_HELP} Default: the run's own.")
+TARGET_DATA = source_option(
     None, help=f"{DATA_HELP} Default: the run's own; for a weights file cifar10."
 )
 SIZE = data_option(
@@ -89,18 +100,20 @@ TTA_HELP = (
     "Test-time augmentation, measured beside the plain accuracy: none, flip, flip-shift,"
     " flip-shift-unsure, or auto: flip-shift where the recipe flips images, else none."
 )
-TTA_OPTION = measurement_option("auto", help=TTA_HELP)
+TTA_OPTION = measurement_option("auto", help=TTA_HELP, autocompletion=complete.TTA)
 
 DEVICE = machine_option(
     "auto",
     "--device",
     help="auto (an NVIDIA GPU if there is one, else cpu), cpu, cuda, cuda:1, mps (Apple) or xpu"
     " (Intel).",
+    autocompletion=complete.DEVICE,
 )
 THREADS = machine_option(0, min=0, max=1024, help="CPU threads; 0: one per core.")
 PRECISION = machine_option(
     "auto",
     help="float32 or bfloat16. Default: as the run or weights file was measured.",
+    autocompletion=complete.PRECISION,
 )
 DEVICES = machine_option(
     "auto", help="Comma-separated devices to spread the trainings over: cuda:0,cuda:1."
@@ -112,7 +125,9 @@ THREADS_EACH = machine_option(
 
 NO_REPORT = output_option(False, "--no-report", help="Write no report.html at the end.")
 TRACK = output_option(
-    "", help="Log metrics live: tensorboard, mlflow, wandb (offline); several as mlflow,wandb."
+    "",
+    help="Log metrics live: tensorboard, mlflow, wandb (offline); several as mlflow,wandb.",
+    autocompletion=complete.TRACKER,
 )
 OUT_JSON = output_option(None, help="Write the result to this JSON file too.")
 JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.")

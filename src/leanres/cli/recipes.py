@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import typer
 
+from leanres.cli import complete
 from leanres.cli.console import print_table, say
 from leanres.cli.models import accuracies
 from leanres.cli.options import JSON
@@ -14,7 +15,10 @@ from leanres.cli.options import JSON
 
 def recipes(
     name: str = typer.Argument(
-        "", metavar="NAME", help="Print this one as a TOML file, every setting explained."
+        "",
+        metavar="NAME",
+        help="Print this one as a TOML file, every setting explained.",
+        autocompletion=complete.RECIPE,
     ),
     as_json: bool = JSON,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from leanres.cli import options
+from leanres.cli import complete, options
 from leanres.cli.progress import train_and_print
 from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers
@@ -24,7 +24,9 @@ def resume(
     ),
     data: str | None = options.RUN_DATA,
     tta: str | None = options.measurement_option(
-        None, help="Test-time augmentation, as in train. Default: the run's own."
+        None,
+        help="Test-time augmentation, as in train. Default: the run's own.",
+        autocompletion=complete.TTA,
     ),
     measure: options.Measure | None = typer.Option(
         None, help="The split to measure. Default: the run's own."
