@@ -53,3 +53,12 @@ def test_a_printed_recipe_explains_every_setting_and_names_the_choices(leanres):
 
 def test_an_unknown_recipe_to_print_is_answered_with_the_nearest(leanres, mistake):
     mistake(leanres("recipes", "sped"), "did you mean 'speed'")
+
+
+def test_the_schema_is_printed_and_a_printed_recipe_names_its_file(leanres):
+    printed = json.loads(leanres("recipes", "--schema").out)
+    assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(printed["properties"]) == {"base", *(field.name for field in fields(Recipe))}
+    first, second = leanres("recipes", "digits").out.splitlines()[:2]
+    assert first == "#:schema ./recipe.schema.json"
+    assert "leanres recipes --schema > recipe.schema.json" in second

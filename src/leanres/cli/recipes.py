@@ -10,7 +10,11 @@ import typer
 from leanres.cli import complete
 from leanres.cli.console import print_table, say
 from leanres.cli.models import accuracies
-from leanres.cli.options import JSON
+from leanres.cli.options import JSON, output_option
+
+# Where an editor (by taplo) looks for the schema, and how it comes there.
+SCHEMA_LINE = """#:schema ./recipe.schema.json
+# for editors that check TOML: leanres recipes --schema > recipe.schema.json"""
 
 
 def recipes(
@@ -20,6 +24,9 @@ def recipes(
         help="Print this one as a TOML file, every setting explained.",
         autocompletion=complete.RECIPE,
     ),
+    as_schema: bool = output_option(
+        False, "--schema", help="Print the JSON Schema by which editors check and complete recipes."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """List the training recipes, or print one as a file to change and train with.
@@ -27,10 +34,16 @@ def recipes(
     Example: leanres recipes digits > mine.toml
     """
     from leanres.training.recipes import NAMED_RECIPES, cost, load_recipe, to_toml
+    from leanres.training.schema import recipe_schema
 
-    if name:
+    if as_schema:
+        say(json.dumps(recipe_schema(), indent=1))
+    elif name:
         recipe = load_recipe(name)
-        say(json.dumps({"name": name, **recipe.to_dict()}) if as_json else to_toml(recipe))
+        if as_json:
+            say(json.dumps({"name": name, **recipe.to_dict()}))
+        else:
+            say(f"{SCHEMA_LINE}\n\n{to_toml(recipe)}")
     elif as_json:
         for known, entry in NAMED_RECIPES.items():
             about = asdict(entry) | {"reported": entry.reported, "flop": cost(entry.recipe)}
