@@ -27,7 +27,7 @@ def test_folds_print_a_table_the_pooled_accuracy_and_suspects(leanres, tiny, tmp
     share = f"out-of-fold accuracy {100 * pooled['accuracy']:.2f} % of 1,437 images (95 % "
     assert lines[6].startswith(share)
     first = summary["label_errors"]["first"]
-    assert lines[8].startswith(f"{summary['label_errors']['count']} likely label errors")
+    assert lines[8].startswith(f"{summary['label_errors']['count']} likely label error")
     assert [line.split()[0] for line in lines[10:15]] == [row["file"] for row in first[:5]]
     assert "finished runs/digits-2-folds/fold-1: " in done.err
     again = leanres(*WORDS, *tiny, "--json")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanres.cli import options
-from leanres.cli.console import print_table, say
+from leanres.cli.console import counted, print_table, say
 from leanres.errors import UserError, shortened
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def _print_label_errors(count: int, first: list[dict[str, Any]]) -> None:
     if not count:
         say("no likely label errors")
         return
-    say(f"{count:,} likely label errors, most suspicious first (a person has to look):")
+    errors = counted(count, "likely label error")
+    say(f"{errors}, most suspicious first (a person has to look):")
     rows = [
         [
             *(shortened(row[key], MAX_NAME) for key in ("file", "label", "predicted")),
