@@ -42,6 +42,8 @@ PLAIN: dict[str, Any] = {
     "schedule": ("constant", {}),
     "warmup": 0.0,
     "freeze_stem_at": 1.0,
+    "stop_after": 0,
+    "keep_best": False,
     "ema": 0.0,
     "mean": (),
     "std": (),
