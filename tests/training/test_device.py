@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from leanres.errors import UserError
-from leanres.metrics.inference import memory_format
+from leanres.metrics.gradcam import explain
+from leanres.metrics.inference import memory_format, predict_logits
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.fit import fit
+from leanres.runs.run import prepare
 from leanres.training.device import CPU, CUDA, DEVICES, MPS, XPU, detect, hardware
+from leanres.training.loop import steps
 from leanres.training.recipe import Recipe
 
 
@@ -115,6 +118,29 @@ def test_only_on_an_apple_gpu_nothing_is_channels_last():
     formats = {name: memory_format(name) for name in DEVICES}
     assert formats.pop("mps") == torch.contiguous_format
     assert set(formats.values()) == {torch.channels_last}
+
+
+def test_where_channels_last_fails_no_network_gets_it(monkeypatch, digits, device):
+    for room in ("training.loop", "training.batch", "training.device", "training.preflight"):
+        monkeypatch.setattr(f"leanres.{room}.memory_format", lambda _: torch.contiguous_format)
+    for room in ("inference", "gradcam"):
+        monkeypatch.setattr(
+            f"leanres.metrics.{room}.memory_format", lambda _: torch.contiguous_format
+        )
+    shape, seen = SpeedNetConfig((8, 16)), []
+    recipe = Recipe(shape, 1, 200, selector=shape, progressive_resizing=((0, 0.5), (0.5, 1)))
+    run = prepare(recipe, digits, device)
+    for network in run.state.networks:
+        assert all(p.is_contiguous() for p in network.parameters())
+        network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    for _ in steps(run.state, run.setup):
+        pass
+    predict_logits(run.state.model, digits.test.images, normalize=run.setup.normalize, tta="flip")
+    few = run.setup.normalize(digits.test.images[:4])
+    assert not few.is_contiguous()
+    explain(run.state.model, few, "stages.1", digits.test.labels[:4])
+    assert len(seen) > 20
+    assert all(seen)
 
 
 @pytest.mark.usefixtures("apple_and_intel")

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from leanres.metrics.inference import evaluating
+from leanres.metrics.inference import evaluating, memory_format
 from leanres.registry import Table
 
 BATCH_SIZE = 100  # images whose activations and gradients are in memory at once
@@ -87,6 +87,7 @@ def explain(
     unknown method.
     """
     weighting = METHODS[method]
+    images = images.contiguous(memory_format=memory_format(images.device))
     map_layers(model, images)[layer]  # an unknown name raises
     module = model.get_submodule(layer)
     tensors = (images, classes.to(images.device))

@@ -175,11 +175,12 @@ def steps(
         model.train()
     function = _step_function(state, setup, mark)  # its networks keep the modes of these
     before, after = setup.normalizers
+    layout = memory_format(device.name)
     for batch in batches(setup.train, counts, state.step, before):
         images, targets = (x.to(device.name, non_blocking=True) for x in batch)
         done("data and augmentation")
         epoch, position = divmod(state.step, counts.steps_per_epoch)
-        inputs = shrink(after(images), counts.scale(state.step))
+        inputs = shrink(after(images), counts.scale(state.step)).contiguous(memory_format=layout)
         done("normalise and resize")
         if state.step >= counts.freeze_stem:
             for model in state.networks:
@@ -192,8 +193,8 @@ def steps(
             if function.select is not None:
                 kept = select_hardest_(function.select, Batch(inputs, targets), setup)
                 images, inputs, targets = images[kept], inputs[kept], targets[kept]
+                inputs = inputs.contiguous(memory_format=layout)
                 done("selector")
-            inputs = inputs.contiguous(memory_format=memory_format(device.name))
             logits = teacher_logits(state.teacher, images, setup)
             # Once an epoch is enough: the norm is read beside the losses, and costs a little.
             last = position == counts.steps_per_epoch - 1
