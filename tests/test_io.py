@@ -253,3 +253,23 @@ def test_a_files_sum_is_that_of_its_content_up_to_a_size(tmp_path):
     assert file_digest(tmp_path / "file", 3) == known
     with pytest.raises(UserError, match=r"more than the .* allowed"):
         file_digest(tmp_path / "file", 2)
+
+
+def test_a_bounded_read_takes_the_memory_of_the_file_and_not_of_the_bound(tmp_path):
+    """Python allocates what `read` is asked for: small machines refused a bound of 16 GiB."""
+    (tmp_path / "some").write_bytes(bytes(range(256)) * 10)
+    code = """
+import resource, sys
+from pathlib import Path
+from leanres.data.sources.archive import read_files
+from leanres.io import read_file
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+file = Path(sys.argv[1])
+assert read_file(file, 16 << 30) == read_files([file], 16 << 30)["some"] == file.read_bytes()
+assert read_file(file, 2560) == file.read_bytes()
+assert len(read_file(Path("/proc/self/status"), 16 << 30)) > 100  # it says that it has 0 bytes
+assert len(read_file(Path("/proc/self/status"), 50)) == 50
+"""
+    ended = run_python(code, tmp_path / "some")
+    out, err = ended.communicate(timeout=60)
+    assert (ended.returncode, err) == (0, ""), out

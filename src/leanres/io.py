@@ -145,7 +145,22 @@ def _open_at_once(path: str, flags: int) -> int:
 def read_file(path: Path, max_bytes: int = MAX_TEXT) -> bytes:
     """The content of a file, opened as `open_file` does."""
     with open_file(path, max_bytes) as file:
-        return file.read(max_bytes)  # files of /proc have more than they say
+        return content_of(file, max_bytes)
+
+
+def content_of(file: BufferedReader, max_bytes: int) -> bytes:
+    """The first `max_bytes` of an open file.
+
+    Python allocates all that is asked for before it reads: that is the file's size here, and blocks
+    for what is beyond it, as files of /proc have more than they say.
+    """
+    left = max_bytes
+    pieces, wanted = [], min(os.fstat(file.fileno()).st_size + 1, left)
+    while piece := file.read(wanted):
+        pieces.append(piece)
+        left -= len(piece)
+        wanted = min(MIB, left)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def file_digest(path: Path, max_bytes: int, algorithm: str = "sha256") -> str:

@@ -130,6 +130,17 @@ def check_class_names(names: Sequence[str]) -> None:
             raise UserError(f"class name {name[:40]!r}: give at most 255 printable characters")
 
 
+def check_whites(label: str, value: Any) -> dict[str, float]:
+    """The grey value that is shown white, by kind: "integer", "float". UserError for anything else.
+
+    It is a positive number for either or both.
+    """
+    if not isinstance(value, Mapping) or not value.keys() <= {"integer", "float"}:
+        raise UserError(f"{label} = {value!r}: give a number for integer, float, or both")
+    number = Annotated[float, Range(1, 65535)]
+    return {kind: checked(f"{label}: {kind}", white, number) for kind, white in value.items()}
+
+
 def notes_of(hint: Any) -> tuple[Any, ...]:
     """The metadata of `Annotated[type, *metadata]`; empty for any other type."""
     return hint.__metadata__ if get_origin(hint) is Annotated else ()

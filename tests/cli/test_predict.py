@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image
 
 from leanres.runs.predictor import load_predictor
 
@@ -123,3 +124,18 @@ def test_predicting_nothing_or_nonsense_is_one_line(
     mistake(leanres("predict", run_folder, pictures, "--strict"), "broken.png cannot be read")
     out = tmp_path / "no" / "out.csv"
     mistake(leanres("predict", run_folder, pictures, "--csv", out), f"cannot write {out}")
+
+
+def test_grey_values_that_are_clipped_are_counted_in_one_note(leanres, run_folder, tmp_path):
+    for i, value in enumerate((9, 70_000, -3, 100_000)):
+        Image.fromarray(np.full((8, 8), value, np.int32)).save(tmp_path / f"{i}.tif")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "usual.tif")
+    found = leanres("predict", run_folder, tmp_path, "--json")
+    assert found.code == 0
+    notes = [line for line in found.err.splitlines() if "grey image" in line]
+    assert notes == [
+        "note: 2 16-bit grey images have values from -3 to 9: 0 is read as black, 255 as white, and"
+        " what is outside is clipped, in 1 of them",
+        "note: 2 32-bit grey images have values from 70000 to 100000: 0 is read as black, 65535 as"
+        " white, and what is outside is clipped, in 2 of them",
+    ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leanres.data.image_files import image_files, natural_key, read_image, read_image_or_reason
+from leanres.data.image_files import decode_or_reason, image_files, natural_key, read_image
 
 
 def noise(seed: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -27,9 +27,9 @@ def test_the_images_of_one_folder_are_listed_and_read_in_natural_order(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
     files = image_files(tmp_path)
     assert [path.name for path in files] == [f"{i}.png" for i in range(11)]
-    *images, reason = read_image_or_reason(files, 32)
+    *images, reason = decode_or_reason(files, 32)
     for i, image in enumerate(images):
-        np.testing.assert_array_equal(image, np.asarray(noise(i)))
+        np.testing.assert_array_equal(image.pixels, np.asarray(noise(i)))
     assert isinstance(reason, str)
     assert reason.startswith("no image: give PNG")
 

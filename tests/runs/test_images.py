@@ -126,3 +126,42 @@ def test_a_run_of_arrays_is_continued_evaluated_and_reported_without_naming_them
     assert evaluate(tmp_path / "run")[0]["n"] == first["n"]
     done = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
+
+
+def draw_greys(folder: Path, numbers: range, most: int) -> None:
+    """Write random 16-bit images with values up to `most`, one in two a cat."""
+    rng = np.random.default_rng(numbers.start)
+    for i in numbers:
+        place = folder / ("cat" if i % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        grey = rng.integers(0, most, (8, 8)).astype(np.uint16)
+        grey[0, 0] = most
+        Image.fromarray(grey).save(place / f"{i}.png")
+
+
+def test_greys_are_scaled_as_in_training_however_bright_those_are_that_come_later(
+    tmp_path, monkeypatch
+):
+    """A brighter image changes the white of the folder, and so every pixel, but not the run's."""
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
+    folder, run = tmp_path / "scans", tmp_path / "run"
+    draw_greys(folder, range(60), 4095)
+    assert fit(folder, run)["n"] > 0
+    before, notes = evaluate(run)
+    assert "left out" not in notes
+    draw_greys(folder, range(60, 61), 65535)
+    for words in ((), ("--data", str(folder)), ("--data", f"folder:{folder}")):
+        after, notes = evaluate(run, *words)
+        assert "60 of those 60 are here, and 1 others" in notes
+        assert "clipped, in 1 of them" in notes
+        assert before["n"] <= after["n"] <= before["n"] + 1
+    words = ["resume", str(run), "--epochs", "3", "--no-report"]
+    resumed = CliRunner().invoke(app, words)
+    assert resumed.exit_code == 0, resumed.output
+    assert "1 images came since the run began: left out" in resumed.stderr
+    with pytest.raises(UserError, match=r"load_data\(\.\.\., whites={'integer': 4095"):
+        leanres.evaluate(run, leanres.load_data(str(folder), size=8))
+    whites = leanres.load_predictor(run).preprocess.whites
+    assert whites == {"integer": 4095}
+    data = leanres.load_data(str(folder), size=8, whites=whites)
+    assert leanres.evaluate(run, data)["n"] == after["n"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -134,13 +134,18 @@ JSON = output_option(False, "--json", help="Print JSON; progress goes to stderr.
 
 
 def load_dataset(
-    name: str, size: int | None = None, strict: bool = False, channels: int | None = None
+    name: str,
+    size: int | None = None,
+    strict: bool = False,
+    channels: int | None = None,
+    whites: Mapping[str, float] | None = None,
 ) -> Dataset:
     """The data set, with a progress bar for a download; its notes go to stderr."""
     from leanres.data.sources import load_data
 
+    asked: dict[str, Any] = {"size": size, "channels": channels, "whites": whites}
     with progress_bar() as progress:
-        dataset = load_data(name, size=size, channels=channels, strict=strict, progress=progress)
+        dataset = load_data(name, strict=strict, progress=progress, **asked)
     print_notes(dataset.notes)
     return dataset
 
@@ -188,11 +193,11 @@ def load_target_data(
     from leanres.runs.images import unseen
     from leanres.runs.run_json import INFO, read_info
 
-    size, channels = preprocess.size, preprocess.channels
+    as_trained = preprocess.size, strict, preprocess.channels, preprocess.whites
     if not (target / INFO).exists():
-        return load_dataset(name or "cifar10", size, strict, channels)
+        return load_dataset(name or "cifar10", *as_trained)
     info = read_info(target)
-    dataset = load_dataset(name, size, strict, channels) if name else load_run_data(info)
+    dataset = load_dataset(name, *as_trained) if name else load_run_data(info)
     dataset, notes = unseen(target, info, dataset)
     print_notes(notes)
     return dataset

@@ -19,6 +19,7 @@ from leanres.errors import UserError
 from leanres.io import csv_text
 
 if TYPE_CHECKING:
+    from leanres.data.greys import GreyCounts
     from leanres.data.image_files import Unreadable
     from leanres.data.unlabelled import Unlabelled
     from leanres.runs.predictor import Prediction
@@ -57,21 +58,24 @@ def predict(
 
     Example: leanres predict runs/first photos/ --csv labels.csv
     """
+    from leanres.data.greys import GreyCounts
     from leanres.data.unlabelled import find_unlabelled
 
     options.check_tta(tta)
     predictor = options.make_predictor(target, device_name, threads)
     images = find_unlabelled(files, ids)
+    greys = GreyCounts(predictor.preprocess.whites)
     top = min(top or (1 if as_csv else 3), len(predictor.preprocess.classes))
     with options.progress_bar(as_csv is not None or not sys.stdout.isatty()) as progress:
         outcomes = _counted(predictor.predict(images, tta, top), images, progress)
-        found = _readable(outcomes, files, strict)
+        found = _readable(outcomes, files, strict, greys)
         if as_csv is not None:
             count = _write_csv(as_csv, found, top)
         elif as_json:
             _print_json(found)
         else:
             _print_tables(found)
+    options.print_notes([*greys.notes()])
     if as_csv is not None:
         say(f"{count:,} predictions written to {as_csv}")
 
@@ -89,9 +93,9 @@ def _counted(
 
 
 def _readable(
-    outcomes: Iterable[Prediction | Unreadable], files: list[Path], strict: bool
+    outcomes: Iterable[Prediction | Unreadable], files: list[Path], strict: bool, greys: GreyCounts
 ) -> Iterator[Prediction]:
-    """The predictions; what cannot be read is noted and skipped.
+    """The predictions; what cannot be read is noted and skipped, grey values are counted.
 
     UserError for the first one where `strict`, and where nothing can be read.
     """
@@ -101,6 +105,8 @@ def _readable(
     for outcome in outcomes:
         if isinstance(outcome, Prediction):
             any_read = True
+            if outcome.greys:
+                greys.add(outcome.greys)
             yield outcome
             continue
         problem = f"{outcome.path} cannot be read: {outcome.reason}"

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from leanres.data.greys import Greys
 from leanres.errors import first_line, printable
 from leanres.io import MIB, open_data, placeholder
 
@@ -32,7 +33,6 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 _one_at_a_time = Lock()  # decoding an image of 25 megapixels takes some hundred MB
 _SMALL = 4_000_000  # pixels of an image that is decoded beside others
 _AHEAD = 256  # images that are decoded before they are asked for
-_WHITES = (255.0, 4095.0, 65535.0)  # of 8, 12 and 16 bits
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,6 @@ class Unreadable:
 
     path: Path
     reason: str
-
-
-@dataclass(frozen=True)
-class Greys:
-    """The grey values of an image, or of several, that have more than 8 bits."""
-
-    kind: str  # integer, float
-    low: float
-    high: float
-
-    @property
-    def white(self) -> float:
-        """The value that is shown white: the largest of the fewest bits that hold them all.
-
-        Floats up to 1 run from 0 to 1. Above 65,535 everything is white.
-        """
-        whites = (1.0, *_WHITES) if self.kind == "float" else _WHITES
-        return next((white for white in whites if self.high <= white), _WHITES[-1])
 
 
 class Decoded(NamedTuple):
@@ -136,14 +118,6 @@ def _image_paths(folder: Path, skipped: Counter[str], above: tuple[Path, ...]) -
 def _extensions() -> dict[str, str]:
     """File extension -> format, for FORMATS."""
     return {e: f for e, f in Image.registered_extensions().items() if f in FORMATS}
-
-
-def read_image_or_reason(
-    paths: list[Path], size: int, channels: int = 3, whites: Mapping[str, float] | None = None
-) -> Iterator[NDArray[np.uint8] | str]:
-    """For each path, in order, its image as `read_image` gives it, or why there is none."""
-    for outcome in decode_or_reason(paths, size, channels, whites):
-        yield outcome if isinstance(outcome, str) else outcome.pixels
 
 
 def decode_or_reason(

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanres.data.batch_files import Batch, is_batch, open_batch
-from leanres.data.image_files import image_paths, read_image_or_reason
+from leanres.data.greys import Greys
+from leanres.data.image_files import decode_or_reason, image_paths
 from leanres.errors import UserError, printable
 
 CHUNK = 500  # images that are in memory at a time
@@ -26,6 +27,7 @@ class UnlabelledImage:
     id: str
     path: Path  # of the image file, or of the batch
     pixels: NDArray[np.uint8] | str
+    greys: Greys | None = None  # of an image file with grey values of more than 8 bits
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ def _read_files(
     files: Iterator[Named], size: int, channels: int, whites: Mapping[str, float] | None
 ) -> Iterator[list[UnlabelledImage]]:
     while chunk := list(islice(files, CHUNK)):
-        outcomes = read_image_or_reason([path for _, path in chunk], size, channels, whites)
+        outcomes = decode_or_reason([path for _, path in chunk], size, channels, whites)
         yield [
-            UnlabelledImage(own, path, outcome)
-            for (own, path), outcome in zip(chunk, outcomes, strict=True)
+            UnlabelledImage(own, path, *((out, None) if isinstance(out, str) else out))
+            for (own, path), out in zip(chunk, outcomes, strict=True)
         ]
 
 

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from leanres.errors import UserError
-from leanres.registry import Convert, Range, check_class_names, check_fields, checked
+from leanres.registry import Convert, Range, check_class_names, check_fields, check_whites
 
 Channels = tuple[float, ...]  # one number each
-
-
-def _whites(label: str, value: Any) -> dict[str, float]:
-    """UserError unless a value maps "integer" and "float", or one of them, to positive numbers."""
-    if not isinstance(value, Mapping) or not value.keys() <= {"integer", "float"}:
-        raise UserError(f"{label} = {value!r}: give a number for integer, float, or both")
-    number = Annotated[float, Range(1, 65535)]
-    return {kind: checked(f"{label}: {kind}", white, number) for kind, white in value.items()}
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class Preprocess:
     classes: tuple[str, ...]
     # Of grey image files: the value that is shown white, by kind (integer of more than 8 bits, or
     # float). Without one, each image's own values decide.
-    whites: Annotated[Mapping[str, float], Convert(_whites)] = field(default_factory=dict)
+    whites: Annotated[Mapping[str, float], Convert(check_whites)] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)

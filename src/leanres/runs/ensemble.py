@@ -16,6 +16,7 @@ from leanres.metrics.calibration import log_probs
 from leanres.metrics.classification import METRICS
 from leanres.metrics.statistics import PairedDifference, format_p, gain_over_mean, mcnemar
 from leanres.models.cost import count_params
+from leanres.models.preprocess import Preprocess
 from leanres.runs.images import unseen, unseen_too
 from leanres.runs.layout import load_data_of
 from leanres.runs.predictor import Predictor, figures, load_predictor
@@ -76,6 +77,7 @@ def check_alike(predictors: Mapping[str, Predictor]) -> None:
         pairs = {
             "images of {} px": (a.size, b.size),
             "images of {} channels": (a.channels, b.channels),
+            "grey images of white {}": _common_whites(a, b),
             "{} classes": (len(a.classes), len(b.classes)),
             "the classes {}": (", ".join(a.classes), ", ".join(b.classes)),
         }
@@ -83,6 +85,12 @@ def check_alike(predictors: Mapping[str, Predictor]) -> None:
             if mine != theirs:
                 came = f"{first} has {text.format(mine)}, {name} {text.format(theirs)}"
                 raise UserError(f"{came}: an ensemble is of networks for the same images")
+
+
+def _common_whites(a: Preprocess, b: Preprocess) -> tuple[dict[str, float], ...]:
+    """The whites of both, of the kinds of grey values that both know."""
+    kinds = a.whites.keys() & b.whites.keys()
+    return tuple({kind: whites[kind] for kind in kinds} for whites in (a.whites, b.whites))
 
 
 def common_images(targets: Sequence[Path], dataset: Dataset, split: str) -> tuple[Split, list[str]]:

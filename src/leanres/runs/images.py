@@ -83,6 +83,19 @@ def is_same(info: Mapping[str, Any], dataset: Dataset) -> bool:
     return all(now[name] == then[name] for name in SPLITS)
 
 
+def check_whites(info: Mapping[str, Any], dataset: Dataset) -> None:
+    """UserError for data whose grey values of more than 8 bits were scaled in another way.
+
+    Its images would look like others than those that the run was trained on.
+    """
+    then = info["preprocess"].get("whites", {})
+    if any(dataset.whites.get(kind, white) != white for kind, white in then.items()):
+        raise UserError(
+            f"grey values are scaled to the white {dict(dataset.whites)}, the network's is {then}:"
+            f" load the data with load_data(..., whites={then})"
+        )
+
+
 def as_trained(
     folder: Path, info: Mapping[str, Any], dataset: Dataset
 ) -> tuple[Dataset, list[str]]:
@@ -90,6 +103,7 @@ def as_trained(
 
     Unchanged where it is the same, and where images of the run are gone: then it is another one.
     """
+    check_whites(info, dataset)
     if is_same(info, dataset) or not (folder / IMAGES).exists():
         return dataset, []
     known, pool = read_images(folder), _joined(dataset, tuple(info["preprocess"]["classes"]))
@@ -108,7 +122,9 @@ def as_trained(
     parts = {name: pool.subset(own) if len(own) else None for name, own in places_of.items()}
     added = sum(map(len, dataset.splits.values())) - len(found)
     notes = [f"{added:,} images came since the run began: left out"] if added else []
-    return replace(dataset, **parts), notes  # type: ignore[arg-type]  # train is never empty
+    whites = info["preprocess"].get("whites", {})
+    then = replace(dataset, **parts, whites=whites)  # type: ignore[arg-type]  # train is never empty
+    return then, notes
 
 
 def _joined(dataset: Dataset, classes: tuple[str, ...]) -> Split | None:
@@ -133,6 +149,7 @@ def unseen(folder: Path, info: Mapping[str, Any], dataset: Dataset) -> tuple[Dat
     the run was trained on (or chosen by, in test) are left out and counted. UserError where none is
     left.
     """
+    check_whites(info, dataset)
     if is_same(info, dataset):
         return dataset.with_val(info["recipe"]["val"]), []
     parted = dataset

@@ -167,16 +167,17 @@ def load_data_of(
 ) -> Dataset:
     """The data that run.json's content names, or what is given in its place."""
     known = info["origin"]
-    size, channels = known.get("size"), known.get("channels")
+    size, channels, whites = known.get("size"), known.get("channels"), {}
     if "preprocess" in info:
-        size, channels = info["preprocess"]["size"], len(info["preprocess"]["mean"])
+        begun = info["preprocess"]
+        size, channels, whites = begun["size"], len(begun["mean"]), begun.get("whites", {})
     path = None
     if name is None:
         name = known.get("data") or info["data"]["name"]
         kept = known.get("path") or info.get("data", {}).get("source")
         path = Path(kept) if kept and Path(kept).exists() else None
-    own = {"size": size, "channels": channels, "download": download, "progress": progress}
-    return load_data(name, path, **own)
+    own = {"size": size, "channels": channels, "whites": whites}
+    return load_data(name, path, **own, download=download, progress=progress)
 
 
 def commit() -> str | None:

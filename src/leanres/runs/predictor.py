@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leanres.augment.registry import FLIPS
+from leanres.data.greys import Greys
 from leanres.data.image_files import Unreadable
 from leanres.data.split import Split
 from leanres.data.unlabelled import Unlabelled, UnlabelledImage, find_unlabelled
@@ -36,6 +37,7 @@ class Prediction:
     classes: tuple[str, ...]
     probs: tuple[float, ...]
     id: str  # the path relative to the folder given, or what a batch calls the image
+    greys: Greys | None = None  # the range of grey values of more than 8 bits, of an image file
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Predictor:
                 continue
             best, indices = next(probs).topk(top)
             names = tuple(self.preprocess.classes[i] for i in indices.tolist())
-            yield Prediction(image.path, names, tuple(best.tolist()), image.id)
+            yield Prediction(image.path, names, tuple(best.tolist()), image.id, image.greys)
 
 
 def figures(plain: Tensor, augmented: Tensor, labels: Tensor, tta: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from leanres.data.sources import load_data
 from leanres.data.sources.folder import list_folder, read_folder
 from leanres.data.sources.source import LoadOptions
 from leanres.errors import UserError
@@ -308,4 +309,25 @@ def test_what_is_clipped_is_named(tmp_path):
     values = np.array([-5, 1, 0.5, 0.25, 0, 1], np.float32)
     found, (note,) = pixel_values(greys(tmp_path / "set", values, "tif"))
     assert (found["0"], found["1"]) == (0, 255)
-    assert note.endswith("0 is read as black, 1 as white, and what is outside is clipped")
+    assert "0 is read as black, 1 as white, and what is outside is clipped, in 1 of them" in note
+
+
+def test_whites_that_are_given_replace_the_sets_own_and_clip_what_is_outside(tmp_path):
+    values = np.array([0, 100, 2000, 4095, 50000, 17], np.uint16)
+    root = greys(tmp_path / "set", values)
+    own = load_data(root, cache=tmp_path / "cache")
+    assert own.whites == {"integer": 65535}
+    data = load_data(root, cache=tmp_path / "cache", whites={"integer": 4095, "float": 1})
+    assert data.whites["integer"] == 4095
+    assert any(note.endswith("what is outside is clipped, in 1 of them") for note in data.notes)
+    found = {
+        Path(f).stem: int(image[0, 0, 0])
+        for split in data.splits.values()
+        for f, image in zip(split.files, split.images, strict=True)
+    }
+    assert found == {str(i): min(round(v * 255 / 4095), 255) for i, v in enumerate(values.tolist())}
+    again = load_data(root, cache=tmp_path / "cache")  # neither takes the other's cache file
+    assert again.train.fingerprint == own.train.fingerprint
+    assert len([*(tmp_path / "cache").glob("folder-*")]) == 2
+    with pytest.raises(UserError, match=r"whites = .*give a number for integer, float"):
+        load_data(root, whites={"int": 4095})

@@ -52,7 +52,7 @@ def images(folder: Path, count: int, rng: random.Random) -> Iterator[Case]:
                 assert read_image(written(folder / name, content), 32).shape == (32, 32, 3)
             except AssertionError:
                 raise
-            except Exception as error:  # as `read_image_or_reason` names it
+            except Exception as error:  # as `decode_or_reason` names it
                 raise UserError(str(error)) from None
 
         return Case("image", name, read, refused)

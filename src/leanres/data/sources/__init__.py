@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from leanres.data.sources.source import Progress as Progress
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import cache_folder, expanded
-from leanres.registry import Table, unknown
+from leanres.registry import Table, check_whites, unknown
 
 # Where a path is given in place of a name, later entries are asked first, so that a special layout
 # has precedence over the general folder.
@@ -68,6 +69,7 @@ def load_data(
     download: bool = True,
     cache: Path | None = None,
     progress: Progress = None,
+    whites: Mapping[str, float] | None = None,
 ) -> Dataset:
     """The data set `name` ("cifar10", "digits", "folder", or the path of one), in memory.
 
@@ -76,7 +78,9 @@ def load_data(
     looked for at `path`, `$LEANRES_DATA`, in the cache, and then downloaded; no other data is ever
     substituted. `size` is the side in pixels that images are resized to: by default 32 for digits
     and image files, else their own. `channels` is what they are converted to: 1 (grey), 3 (RGB, the
-    default) or 4 (RGBA). `strict` makes an unreadable image an error; `progress` is called with
+    default) or 4 (RGBA). `whites` are the grey
+    values of more than 8 bits that are shown white, as a network's `preprocess` has them, by
+    default the data's own. `strict` makes an unreadable image an error; `progress` is called with
     (what, done, total). UserError for data that is missing, damaged, of no known layout or of
     another size.
     """
@@ -87,13 +91,23 @@ def load_data(
         raise UserError(f"{channels} channels; give 1 (grey), 3 (RGB) or 4 (RGBA)")
     asked = (size, channels, strict, download, progress, found.settings)
     options = LoadOptions(found.path, cache or cache_folder(), *asked)
-    dataset = SOURCES[found.source].load(options).in_channels(channels)
+    dataset = _load(found.source, options, check_whites("whites", whites or {}))
+    dataset = dataset.in_channels(channels)
     if size not in (None, side := dataset.train.images.shape[-1]):
         raise UserError(
             f"{found.source} images are not resized: they have {side} pixels, not {size}"
         )
     told = (f"{found.path}: read as {found.source}",) if found.by_looking else ()
     return replace(dataset, notes=(*told, *dataset.notes)) if told else dataset
+
+
+def _load(source: str, options: LoadOptions, whites: Mapping[str, float]) -> Dataset:
+    """The data set, with these whites: mostly they are its own, which the cache has."""
+    dataset = SOURCES[source].load(options)
+    if all(dataset.whites.get(kind, white) == white for kind, white in whites.items()):
+        return dataset
+    del dataset  # before as much memory is taken again
+    return SOURCES[source].load(replace(options, whites=whites))
 
 
 def origin_of(dataset: Dataset) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from leanres.errors import UserError, undamaged
-from leanres.io import MIB, open_data, read_exactly
+from leanres.io import MIB, content_of, open_data, read_exactly
 
 _FILE = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _MAX_MEMBERS = 200  # official archives have at most 13
@@ -70,7 +70,7 @@ def read_files(paths: Iterable[Path], max_file: int) -> dict[str, bytes]:
         contents: dict[str, bytes] = {}
         for path in (path for path in paths if path.exists()):
             with open_data(path, max_file) as file:
-                contents[path.name] = file.read(max_file)
+                contents[path.name] = content_of(file, max_file)
         return contents
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,19 @@ def cached(
     options: list[Any],
     cache: Path,
     decode: Callable[[], Dataset],
+    whites: Mapping[str, float] | None = None,
 ) -> Dataset:
     """The data set from its cache file, else decoded and then cached.
 
     The cache file's name depends on what the decoded images depend on: the options of decoding, and
-    the name, size and modification time of each file of the source. A damaged cache file, or one
-    that cannot be written, is no error: a note of the data set says so.
+    the name, size and modification time of each file of the source. `whites` that were asked for
+    have a file beside the one of the data's own. A damaged cache file, or one that cannot be
+    written, is no error: a note of the data set says so.
     """
     stats = [(str(path.relative_to(root)), *_size_and_mtime(path)) for path in files]
-    prefix = f"{source}-{_sha256(os.fsencode(root.resolve()))[:8]}-"  # of all files for this root
+    asked = json.dumps(sorted(whites.items())) if whites else ""
+    place = os.fsencode(root.resolve()) + asked.encode()
+    prefix = f"{source}-{_sha256(place)[:8]}-"  # of all files for this root and these whites
     key = json.dumps([_FORMAT, source, options, stats])
     file, notes = cache / f"{prefix}{_sha256(key.encode())[:24]}.safetensors", []
     try:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leanres.data.image_files import Decoded, Greys, ImageItem, decode_or_reason
+from leanres.data.greys import GreyCounts, Greys
+from leanres.data.image_files import Decoded, ImageItem, decode_or_reason
 from leanres.data.sources.source import LoadOptions
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError, named, printable
@@ -58,15 +59,19 @@ def decode_dataset(
 ) -> Dataset:
     """The data set `name` of the images listed, (C, size, size) each, with further notes.
 
-    source: where the images came from. An image that cannot be read is left out, named and counted;
-    with `strict` the first one is a UserError. Each split is one array that is filled in place, so
+    source: where the images came from. `options.whites` say which grey values of more than 8 bits
+    are shown white; of the others the data set's own values do. An image that cannot be read is
+    left out, named and counted; with `strict` the first one is a UserError. Each split is one array
+    that is filled in place, so
     memory is bounded by the images.
     """
     found = _decode(listing, options)
-    ranges = _grey_ranges(found)
-    whites = {kind: greys.white for kind, greys in ranges.items()}
+    whites = {**_whites(found), **options.whites}
     _decode_again(listing, options, found, whites)
-    notes = [*notes, *_range_notes(found, ranges), *_unreadable_note(found)]
+    counts = GreyCounts(whites)
+    for greys, _ in found.greys.values():
+        counts.add(greys)
+    notes = [*notes, *counts.notes(), *_unreadable_note(found)]
     _check_no_class_lost(listing, found)
     splits = {part: _split(found, part, listing.classes) for part in found.images}
     with named(source):
@@ -78,7 +83,7 @@ def _decode(listing: Listing, options: LoadOptions) -> _Decoding:
     shape = (options.channels, options.size, options.size)
     images = {name: np.empty((n, *shape), np.uint8) for name, n in counts.items()}
     found, total = _Decoding(images, {name: [] for name in counts}), len(listing.rows)
-    outcomes = decode_or_reason(listing.items(), options.size, options.channels)
+    outcomes = decode_or_reason(listing.items(), options.size, options.channels, options.whites)
     for i, (row, outcome) in enumerate(zip(listing.rows, outcomes, strict=True)):
         if isinstance(outcome, Decoded):
             _keep(found, i, row, outcome)
@@ -101,43 +106,28 @@ def _keep(found: _Decoding, i: int, row: Row, image: Decoded) -> None:
         found.greys[i] = image.greys, place
 
 
-def _grey_ranges(found: _Decoding) -> dict[str, Greys]:
-    """Kind -> the least and largest of the data set's grey values of more than 8 bits."""
-    kinds: dict[str, list[Greys]] = {}
+def _whites(found: _Decoding) -> dict[str, float]:
+    """Kind -> the white of the data set's grey values of more than 8 bits."""
+    ranges: dict[str, Greys] = {}
     for greys, _ in found.greys.values():
-        kinds.setdefault(greys.kind, []).append(greys)
-    return {
-        kind: Greys(kind, min(g.low for g in own), max(g.high for g in own))
-        for kind, own in kinds.items()
-    }
+        ranges[greys.kind] = greys.joined(ranges.get(greys.kind, greys))
+    return {kind: greys.white for kind, greys in ranges.items()}
 
 
 def _decode_again(
     listing: Listing, options: LoadOptions, found: _Decoding, whites: Mapping[str, float]
 ) -> None:
     """Decode images whose white is not the data set's: one alone may be too dark to show it."""
-    again = {i: place for i, (g, place) in found.greys.items() if g.white != whites[g.kind]}
+    again = {
+        i: place
+        for i, (greys, place) in found.greys.items()
+        if greys.kind not in options.whites and greys.white != whites[greys.kind]
+    }
     chosen = (item for i, item in enumerate(listing.items()) if i in again) if again else ()
     redone = decode_or_reason(chosen, options.size, options.channels, whites)
     for place, outcome in zip(again.values(), redone, strict=True):
         if isinstance(outcome, Decoded):
             place[:] = outcome.pixels.transpose(2, 0, 1)
-
-
-def _range_notes(found: _Decoding, ranges: Mapping[str, Greys]) -> Iterator[str]:
-    """What was done with grey values; nothing where they are as usual for their type."""
-    counts = Counter(greys.kind for greys, _ in found.greys.values())
-    for kind, greys in ranges.items():
-        outside = greys.low < 0 or greys.high > greys.white
-        if not outside and greys.white in ((1.0, 255.0) if kind == "float" else (65535.0,)):
-            continue
-        yield (
-            f"{counts[kind]:,} {'float' if kind == 'float' else '16-bit'} grey"
-            f" image{'s' * (counts[kind] > 1)} have values from {greys.low:g} to {greys.high:g}: 0"
-            f" is read as black, {greys.white:g} as white"
-            + ", and what is outside is clipped"
-            * outside
-        )
 
 
 def _unreadable_note(found: _Decoding) -> Iterator[str]:

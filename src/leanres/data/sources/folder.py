@@ -51,7 +51,7 @@ def load_folder(options: LoadOptions) -> Dataset:
         listing.notes,
     ]
     decode = partial(read_folder, listing, options)
-    return cached("folder", options.path, paths, settings, options.cache, decode)
+    return cached("folder", options.path, paths, settings, options.cache, decode, options.whites)
 
 
 def list_folder(root: Path) -> FolderListing:

@@ -63,7 +63,7 @@ def load_parquet(options: LoadOptions) -> Dataset:
     root = options.path if options.path.is_dir() else options.path.parent
     settings = [options.size, options.channels, options.strict, sorted(options.settings.items())]
     decode = partial(_read, root, paths, options)
-    return cached("parquet", root, paths, settings, options.cache, decode)
+    return cached("parquet", root, paths, settings, options.cache, decode, options.whites)
 
 
 def _paths(path: Path) -> list[Path]:

@@ -38,6 +38,7 @@ class LoadOptions:
     download: bool = True
     progress: Progress = None
     settings: Mapping[str, str] = field(default_factory=dict)  # as in "parquet,label=breed:PATH"
+    whites: Mapping[str, float] = field(default_factory=dict)  # of grey values, as a network has
 
     @property
     def size(self) -> int:

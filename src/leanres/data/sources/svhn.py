@@ -6,8 +6,7 @@ the digit 0.
 
 from __future__ import annotations
 
-import math
-import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanres.data.sources.idx import DIGITS
+from leanres.data.sources.mat5 import read_mat5
 from leanres.data.sources.published import Published, in_subfolders, load_published
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
@@ -23,6 +23,7 @@ from leanres.io import MIB, open_data
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 MAX_BYTES = 4096 * MIB
+_ERRORS = (OSError, ValueError, TypeError, EOFError, zlib.error)
 _MOST_DEFLATED = 1100  # zlib expands a byte to at most 1,032
 
 
@@ -53,28 +54,18 @@ def _read(files: DataFiles, options: LoadOptions) -> dict[str, Split]:
 
 
 def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """X and y of a MATLAB file. UserError, naming it, where it is damaged or has others.
-
-    What its header says is checked before the arrays are read.
-    """
-    from scipy.io import loadmat, whosmat
-
-    with undamaged(path, (Exception,)):  # scipy raises almost anything on damaged bytes
-        with warnings.catch_warnings(), open_data(path, MAX_BYTES) as file:
-            warnings.simplefilter("ignore")
-            most = min(MAX_BYTES, _MOST_DEFLATED * path.stat().st_size)
-            found = whosmat(file)
-            for name, shape, kind in found:
-                expected = kind == "uint8" and shape[:3] == (32, 32, 3) and len(shape) == 4
-                if name == "X" and not (expected and 0 < math.prod(shape) <= most):
-                    raise ValueError(f"its X is {kind} of shape {shape}, not (32, 32, 3, N)")
-                if name == "y" and (kind not in ("uint8", "double") or 8 * math.prod(shape) > most):
-                    raise ValueError(f"its y is {kind} of shape {shape}")
-            if sorted(name for name, *_ in found if name in "Xy") != ["X", "y"]:
-                raise ValueError("it does not hold one X and one y")
-            file.seek(0)
-            arrays = loadmat(file, variable_names=("X", "y"))
-        return np.asarray(arrays["X"]), np.asarray(arrays["y"])
+    """X and y of a MATLAB file. UserError, naming it, where it is damaged or has others."""
+    with undamaged(path, _ERRORS), open_data(path, MAX_BYTES) as file:
+        most = min(MAX_BYTES, _MOST_DEFLATED * path.stat().st_size)
+        arrays = read_mat5(file, ("X", "y"), most)
+        if arrays.keys() != {"X", "y"}:
+            raise ValueError("it does not hold one X and one y")
+        for name, dtypes in (("X", ("uint8",)), ("y", ("uint8", "float64"))):
+            shape, kind = arrays[name].shape, arrays[name].dtype
+            whole = len(shape) == 4 and shape[:3] == (32, 32, 3) and shape[3]
+            if kind not in dtypes or (name == "X" and not whole):
+                raise ValueError(f"its {name} is {kind} of shape {shape}, X has (32, 32, 3, N)")
+        return arrays["X"], arrays["y"]
 
 
 SVHN = Published(

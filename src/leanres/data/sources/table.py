@@ -68,7 +68,9 @@ def load_table(options: LoadOptions) -> Dataset:
     paths = sorted({path for paths in index.known.values() for path in paths})
     settings = [options.size, options.channels, options.strict, sorted(options.settings.items())]
     decode = partial(_read, table, index, options)
-    return cached("table", table.parent, [table, *paths], settings, options.cache, decode)
+    return cached(
+        "table", table.parent, [table, *paths], settings, options.cache, decode, options.whites
+    )
 
 
 def _read(table: Path, index: ImageIndex, options: LoadOptions) -> Dataset:
