@@ -15,6 +15,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src"
 ROWS = (  # bottom to top: a file imports from its own subpackage and from the rows below
     "errors version",
+    "plugins",
     "registry",
     "io",
     "data augment models metrics",

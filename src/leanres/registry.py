@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as _type_hints
 
+from leanres import plugins
 from leanres.errors import UserError
 
 V = TypeVar("V")
@@ -27,15 +28,32 @@ class Table(dict[str, V]):
     """A registry: name -> entry, read and extended like any dict.
 
     `kind` says in error messages what the table holds. An unknown name is a `UserError` that
-    suggests the nearest one.
+    suggests the nearest one; "mine:thing" is looked up in the plugin mine. `entry(name, value)`
+    makes an entry of what is put in, such as a plain function.
     """
 
-    def __init__(self, kind: str, entries: dict[str, V]) -> None:
+    def __init__(
+        self, kind: str, entries: dict[str, V], entry: Callable[[str, Any], V] | None = None
+    ) -> None:
         super().__init__(entries)
-        self.kind = kind
+        self.kind, self.entry = kind, entry
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, self.entry(name, value) if self.entry else value)
 
     def __missing__(self, name: str) -> V:
-        raise UserError(unknown(self.kind, name, list(self)))
+        if not plugins.is_reference(name):
+            raise UserError(unknown(self.kind, name, list(self)))
+        self[name] = plugins.find(self.kind, name)
+        return self[name]
+
+    def name_of(self, thing: str | Callable[..., Any]) -> str:
+        """A name as it is; of a function or class its name, under which it is entered."""
+        if isinstance(thing, str):
+            return thing
+        name = plugins.reference(thing)
+        self[name] = thing
+        return name
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
@@ -113,7 +131,8 @@ def checked(label: str, value: Any, hint: Any) -> Any:
     for note in notes_of(hint):
         if isinstance(note, Convert):
             return note.read(label, value)
-        if isinstance(note, Table) and isinstance(value, str):
+        if isinstance(note, Table) and (isinstance(value, str) or callable(value)):
+            value = note.name_of(value)
             note[value]  # an unknown name raises
     try:
         return _fit(value, hint)

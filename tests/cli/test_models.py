@@ -33,14 +33,15 @@ def test_models_are_listed_with_costs_fields_and_accuracies(leanres):
 
 def test_summary_says_what_each_layer_and_the_whole_network_cost(leanres):
     out = leanres("summary", "resnet26-97").out
-    assert "4,978,810 params (within the budget of 5,000,000)" in out
+    assert "resnet26-97: 4,978,810 params, " in out
+    assert "within the budget: params 4,978,810 <= 5,000,000" in out
     assert "18.99 MiB float32" in out
     assert "receptive field 169 px" in out
     assert "rf (chained) 813 px" in out
     assert "source: project report" in out
     first = next(line.split() for line in out.splitlines() if line.startswith("stem.0"))
     assert first == ["stem.0", "Conv2d", "128x32x32", "3,456", "3,538,944", "3", "3"]
-    assert "OVER" in leanres("summary", "resnet18", "--budget", "5M").out
+    assert "NOT within the budget" in leanres("summary", "resnet18", "--budget", "5M").out
     detail = json.loads(leanres("summary", "custom-resnet", "--json").out)
     assert detail["within_budget"] is True
     assert sum(row["params"] for row in detail["rows"]) == 4_058_122
@@ -48,7 +49,7 @@ def test_summary_says_what_each_layer_and_the_whole_network_cost(leanres):
 
 @pytest.mark.parametrize(("budget", "within"), [(269_722, True), (269_721, False)])
 def test_a_budget_is_met_up_to_the_last_parameter(leanres, budget, within):
-    verdict = "within" if within else "OVER"
-    assert f"({verdict} the budget" in leanres("summary", "resnet20", "--budget", budget).out
+    verdict = f"within the budget: params 269,722 {'<=' if within else '>'} {budget:,}"
+    assert verdict in leanres("summary", "resnet20", "--budget", budget).out
     found = json.loads(leanres("summary", "resnet20", "--budget", budget, "--json").out)
     assert found["within_budget"] == within

@@ -73,7 +73,7 @@ def test_a_search_writes_the_best_network_as_a_recipe(leanres, tmp_path, keep_th
     assert best == replace(plain, model=config_from_dict(first["model"]))
 
 
-def test_a_field_that_is_no_pair_is_one_line(leanres):
-    done = leanres("search", "--field", "16")
+def test_a_budget_that_is_none_is_one_line(leanres):
+    done = leanres("search", "--budget", "5M,fields=16")
     assert done.code == 2
-    assert "give two sizes in pixels" in done.err
+    assert "no term 'fields'" in done.err

@@ -16,7 +16,7 @@ ABSENT = object()
 WRONG = (ABSENT, None, [], {}, "x", -1, math.nan)
 # What a run may be without; removing anything else is damage, except a setting of the recipe.
 OPTIONAL = {"origin.command", "origin.data", "origin.path", "origin.size", "result", "test_reads"}
-OPTIONAL |= {"preprocess.whites"}  # which a run of before has not
+OPTIONAL |= {"preprocess.whites", "init", "plugins"}  # which a run of before has not
 
 
 def fields(value, path=()):

@@ -51,6 +51,10 @@ PLAIN: dict[str, Any] = {
     "precision": "auto",
     "compiled": None,
     "seed": 0,
+    "loss": ("cross-entropy", {}),
+    "init": "",
+    "freeze": "",
+    "layer_lr_decay": 1.0,
 }
 # Only read by muon, by a selector, a teacher or SAM: without effect in all of these.
 UNUSED = {

@@ -18,6 +18,7 @@ from leanres.data.sources import load_data
 from leanres.data.split import Split
 from leanres.errors import UserError
 from leanres.io import locked
+from leanres.models.budget import parse_budget
 from leanres.models.cost import count_params, summarize
 from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
@@ -42,7 +43,7 @@ from leanres.trials.search import (
 )
 
 CPU32 = CPU("cpu", "float32", compiled=False)
-BOUNDS = Bounds(params=20_000, multiple=1)
+BOUNDS = Bounds(parse_budget("20k"), multiple=1)
 RECIPE = from_dict(
     {"epochs": 3, "batch_size": 80, "val": 400, "augment": ["crop"]},
     RECIPES["plain-sgd"],
@@ -142,7 +143,7 @@ def test_a_finished_search_is_only_read(found, digits):
 
 def test_other_bounds_need_another_folder(found, digits):
     with pytest.raises(UserError, match="give another --out"):
-        run_search(replace(BOUNDS, params=30_000), RECIPE, digits, found[0], trials=6)
+        run_search(limited("30_000"), RECIPE, digits, found[0], trials=6)
 
 
 def test_an_interrupted_candidate_continues_from_its_checkpoint(
@@ -214,17 +215,33 @@ def test_a_live_process_keeps_its_networks_and_a_dead_ones_are_taken_over(digits
     assert [trial.state.name for trial in read_trials(tmp_path)].count("RUNNING") == 4
 
 
-def test_bounds_on_macs_and_field_are_kept(digits, tmp_path):
-    bounds = replace(BOUNDS, macs=750_000, receptive_field=(20, 60))
+def limited(text: str) -> Bounds:
+    return replace(BOUNDS, budget=parse_budget(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "20k,macs=750k,min-receptive-field=20,receptive-field=60",
+        "20k,memory=8K,memory-int8=2K",
+        "params=1M,file=40K",
+        "file-int8=20K",
+    ],
+)
+def test_every_limit_is_kept(digits, tmp_path, text):
+    bounds = limited(text)
     (c,) = run_search(bounds, replace(RECIPE, epochs=1), digits, tmp_path, trials=1)
-    assert c.macs <= 750_000
-    assert 20 <= c.receptive_field <= 60
+    side = digits.train.images.shape[-1]
+    costs = summarize(config_from_dict(c.model), (3, side, side))
+    assert all(verdict.fits for verdict in bounds.budget.verdicts(costs))
+    assert 19_800 <= c.params <= 20_000
 
 
-def test_bounds_that_nothing_keeps_are_said(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", ["20k,macs=10", "20k,memory=1K"])
+def test_bounds_that_nothing_keeps_are_said(digits, tmp_path, monkeypatch, text):
     monkeypatch.setattr("leanres.trials.search.PATIENCE", 3)
     with pytest.raises(UserError, match="widen the bounds"):
-        run_search(replace(BOUNDS, macs=10), RECIPE, digits, tmp_path, trials=1)
+        run_search(limited(text), RECIPE, digits, tmp_path, trials=1)
 
 
 def test_a_candidate_of_a_recipe_that_keeps_the_best_epoch_has_its_accuracy(digits, tmp_path):

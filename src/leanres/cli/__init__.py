@@ -30,6 +30,7 @@ from leanres.cli import (
 )
 from leanres.cli.console import say
 from leanres.cli.help import HelpCommand, HelpGroup
+from leanres.cli.plugins import with_plugins
 from leanres.errors import UserError, printable
 from leanres.runs.stop import terminable
 from leanres.version import __version__
@@ -75,7 +76,7 @@ for heading, commands in COMMANDS.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, rich_help_panel=heading)
         else:
-            app.command(cls=HelpCommand, rich_help_panel=heading)(command)
+            app.command(cls=HelpCommand, rich_help_panel=heading)(with_plugins(command))
 
 
 def _print_version(wanted: bool) -> None:

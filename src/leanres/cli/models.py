@@ -10,9 +10,10 @@ import typer
 
 from leanres.cli import complete
 from leanres.cli.console import print_table, say
-from leanres.cli.options import JSON
+from leanres.cli.options import BUDGET_HELP, JSON
 
 if TYPE_CHECKING:
+    from leanres.models.budget import Budget
     from leanres.models.cost import Summary
     from leanres.training.recipes import MeasuredResult
 
@@ -53,8 +54,8 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
             row["name"],
             f"{row['params']:,}",
             f"{row['macs'] / 1e6:,.1f}",
-            str(row["receptive_field"]),
-            str(row["chained_receptive_field"]),
+            count_or_dash(row["receptive_field"]),
+            count_or_dash(row["chained_receptive_field"]),
             *accuracies(row["reported"], row["measured"]),
             "; ".join(filter(None, (row["source"], row["note"]))),
         ]
@@ -70,6 +71,11 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     )
 
 
+def count_or_dash(value: int | None) -> str:
+    """A number; "-" where it is unknown."""
+    return "-" if value is None else str(value)
+
+
 def accuracies(reported: float | None, measured: MeasuredResult | None) -> tuple[str, str]:
     """The cells of `reported %` and `measured %`: "91.25" and "93.23 (n=10)", empty for None."""
     return (
@@ -79,34 +85,45 @@ def accuracies(reported: float | None, measured: MeasuredResult | None) -> tuple
 
 
 def summary(
-    name: str = typer.Argument(
-        metavar="NAME", help="A model of `leanres models`.", autocompletion=complete.MODEL
+    target: str = typer.Argument(
+        metavar="NETWORK",
+        help="A model of `leanres models` or of a plugin (mine:Net), a run folder, a weights file,"
+        " a recipe's TOML file, or {family = ..., ...}.",
+        autocompletion=complete.MODEL,
     ),
-    budget: str = typer.Option("5M", help="Most parameters allowed, such as 5M or 300k."),
-    size: int = typer.Option(32, min=1, max=4096, help="Side of the images in pixels."),
-    channels: int = typer.Option(3, min=1, max=1024, help="Channels of the images."),
+    budget: str = typer.Option("5M", help=BUDGET_HELP),
+    size: int | None = typer.Option(
+        None, min=1, max=4096, help="Side of the images in pixels. Default: the run's own, or 32."
+    ),
+    channels: int | None = typer.Option(
+        None, min=1, max=1024, help="Channels of the images. Default: the run's own, or 3."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Show a network layer by layer: shapes, parameters, MACs, receptive field, size.
+    """Show a network layer by layer: shapes, parameters, MACs, receptive field, memory, size.
 
-    Example: leanres summary resnet20 --budget 300k
+    Example: leanres summary resnet20 --budget params=300k,memory=256K
     """
-    from leanres.models.cost import parse_count, summarize
-    from leanres.models.zoo import MODELS, fitted
+    from leanres.models.budget import parse_budget
+    from leanres.models.cost import summarize
+    from leanres.models.zoo import fitted
+    from leanres.runs.network import find_network
 
-    most = parse_count(budget)
-    entry = MODELS[name]
-    config = fitted(entry.config, entry.config.num_classes, channels)
-    costs = summarize(config, (channels, size, size))
+    limits = parse_budget(budget)
+    found = find_network(target)
+    config = fitted(found.config, found.config.num_classes, channels or found.config.in_channels)
+    side = size or found.size or 32
+    costs = summarize(config, (config.in_channels, side, side))
     if as_json:
-        within = {"name": name, "budget": most, "within_budget": costs.params <= most}
+        terms = [verdict._asdict() for verdict in limits.verdicts(costs)]
+        within = {"name": found.name, "budget": terms, "within_budget": limits.admits(costs)}
         say(json.dumps(within | costs.to_dict(), indent=1))
         return
-    _print_summary(name, costs, most)
-    say(f"source: {'; '.join(filter(None, (entry.source, entry.note)))}")
+    _print_summary(found.name, costs, limits)
+    say(f"source: {found.source}")
 
 
-def _print_summary(name: str, costs: Summary, most: int) -> None:
+def _print_summary(name: str, costs: Summary, budget: Budget) -> None:
     rows = [
         [
             row.name,
@@ -114,20 +131,28 @@ def _print_summary(name: str, costs: Summary, most: int) -> None:
             "x".join(map(str, row.shape)),
             f"{row.params:,}" if row.params else "",
             f"{row.macs:,}" if row.macs else "",
-            str(row.receptive_field),
-            str(row.chained_receptive_field),
+            count_or_dash(row.receptive_field),
+            count_or_dash(row.chained_receptive_field),
         ]
         for row in costs.rows
     ]
     heads = ["layer", "kind", "output", "params", "MACs", "receptive field", "rf (chained)"]
     print_table(heads, rows, left=("kind",), drop=("rf (chained)", "kind"))
     sizes = ", ".join(f"{mib:.2f} MiB {kind}" for kind, mib in costs.size_mib.items())
-    verdict = "within" if costs.params <= most else "OVER"
+    memory = ", ".join(f"{held / 1024:,.1f} KiB {kind}" for kind, held in costs.memory.items())
     say(
-        f"\n{name}: {costs.params:,} params ({verdict} the budget of {most:,}),"
-        f" {costs.macs / 1e6:,.1f} MMACs\n{sizes}\n"
-        f"receptive field {costs.receptive_field} px"
-        f" ({costs.global_receptive_field} px after the global pool)\n"
-        f"rf (chained) {costs.chained_receptive_field} px: all layers as one chain, as summary"
-        " tools count it"
+        f"\n{name}: {costs.params:,} params, {costs.macs / 1e6:,.1f} MMACs\n"
+        f"weights: {sizes}\n"
+        f"activations of one image, at their most: {memory}"
     )
+    if costs.unknown:
+        say(f"receptive field: unknown, {costs.unknown}")
+    else:
+        say(
+            f"receptive field {costs.receptive_field} px"
+            f" ({costs.global_receptive_field} px after the global pool)\n"
+            f"rf (chained) {costs.chained_receptive_field} px: all layers as one chain, as summary"
+            " tools count it"
+        )
+    fits = "within" if budget.admits(costs) else "NOT within"
+    say(f"{fits} the budget: {'; '.join(map(str, budget.verdicts(costs)))}")

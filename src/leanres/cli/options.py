@@ -40,6 +40,12 @@ DATA_HELP = (
     " with one subfolder per class, a table of files and labels beside images, npz, parquet, idx."
 )
 
+BUDGET_HELP = (
+    "5M parameters, or terms as in params=5M,macs=1.2G,memory=256K,file=2MB: memory of one image's"
+    " activations in float32 (memory-int8), weights file in float16 (file-int8), receptive-field"
+    " and min-receptive-field in pixels."
+)
+
 RECIPE = typer.Argument(
     "speed",
     help="A recipe of `leanres recipes`, or a TOML file.",
@@ -60,7 +66,11 @@ SETTINGS = training_option(
 )
 EPOCHS = training_option(None, help="Short for --set epochs=N.")
 SEED = training_option(None, help="Short for --set seed=N.")
-MODEL = training_option(None, help="Short for --set model=NAME.", autocompletion=complete.MODEL)
+MODEL = training_option(
+    None,
+    help="Short for --set model=NAME; also anything that `leanres summary` takes.",
+    autocompletion=complete.MODEL,
+)
 FOLDS = training_option(
     None,
     min=2,
@@ -270,6 +280,7 @@ def set_threads(threads: int | None) -> None:
 def changes(settings: list[str], **short: Any) -> dict[str, Any]:
     """The settings that `--set` and the options short for it change; None was not given.
 
+    A network may be anything that `leanres summary` takes; that of `init` is the default.
     UserError for a setting that is given two values.
     """
     from leanres.training.recipe import parse_setting
@@ -281,7 +292,19 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
             raise UserError(
                 f"{key} = {found[key]} and {key} = {value} were both given: give one of them"
             )
+    network = found.get("model") or found.get("init")
+    if isinstance(network, str):
+        found["model"] = _network(network)
     return found
+
+
+def _network(given: str) -> Any:
+    """A network's name; a config for anything else that `leanres summary` takes."""
+    from leanres.models.zoo import config_to_dict
+    from leanres.runs.network import find_network
+
+    found = find_network(given)
+    return found.name if found.is_named else config_to_dict(found.config)
 
 
 def current_command() -> str:

@@ -32,7 +32,7 @@ def report(
 
     Example: leanres report runs/first --text
     """
-    from leanres.models.cost import parse_count
+    from leanres.models.budget import parse_count
     from leanres.report.compare import verdicts
     from leanres.report.page import gather, write_report
     from leanres.report.record import read_record

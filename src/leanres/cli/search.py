@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def search(
     budget: str = typer.Option(
-        "5M", help="Parameters; each network uses 99 to 100 % of them.", rich_help_panel="Search"
+        "5M",
+        help=f"Limits; each network uses 99 to 100 % of the parameters. {options.BUDGET_HELP}",
+        rich_help_panel="Search",
     ),
-    max_macs: str = typer.Option("", help="Maximum MACs per image, such as 1.2G."),
-    field: str = typer.Option("", help="Smallest and largest receptive field in pixels: 16,64."),
     multiple: int = typer.Option(8, min=1, help="Channels are multiples of this."),
     trials: int = typer.Option(20, min=1, help="Networks to try, including those stopped early."),
     seed: int = typer.Option(0, min=0, help="Seed of the proposals."),
@@ -49,18 +49,13 @@ def search(
     Example: leanres search --budget 300k --set val=0.1 --trials 10
     """
     from leanres.data.sources import locate
-    from leanres.models.cost import parse_count
+    from leanres.models.budget import parse_budget
     from leanres.training.recipes import RECIPES, load_recipe
     from leanres.trials import search as library
     from leanres.trials.executors import local_executor
     from leanres.trials.proposals import Bounds
 
-    bounds = Bounds(
-        parse_count(budget),
-        parse_count(max_macs) if max_macs else None,
-        _field(field) if field else Bounds.receptive_field,
-        multiple,
-    )
+    bounds = Bounds(parse_budget(budget), multiple)
     whole = load_recipe(recipe, options.changes(settings))
     short = replace(whole, epochs=epochs)
     dataset = options.load_dataset(data, size, strict, channels)
@@ -86,14 +81,6 @@ def search(
         "Pareto: no other is both better on val and cheaper in MACs. Train the best one for the"
         f" recipe's own epochs:\n{shlex.join(['leanres', 'train', *words])}"
     )
-
-
-def _field(text: str) -> tuple[int, int]:
-    try:
-        least, most = (int(word) for word in text.split(","))
-    except ValueError:
-        raise UserError(f"--field {text}: give two sizes in pixels, such as 16,64") from None
-    return least, most
 
 
 def _print(found: list[Candidate], bounds: Bounds) -> None:

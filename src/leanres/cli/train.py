@@ -101,6 +101,7 @@ def train(
         with contextlib.suppress(OSError):
             folder.rmdir()  # where it is empty
         raise
+    options.print_notes(run.notes)
     counts = run.setup.counts
     if counts.steps_per_epoch < FEW_STEPS and counts.total < 10 * FEW_STEPS:
         options.print_notes(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import Field
+from collections.abc import Callable
+from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from leanres.errors import UserError
-from leanres.registry import Range
+from leanres.registry import Range, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,36 @@ def check_depth(stages: int, layers: int) -> None:
             f"{stages:,} stages and {layers:,} blocks or convolutions: give at most"
             f" {MAX_STAGES} and {MAX_LAYERS:,}"
         )
+
+
+Factory = Callable[[int, int], "nn.Module"]  # (num_classes, in_channels) -> a network
+
+
+@dataclass(frozen=True)
+class FactoryConfig:
+    """A user's own network: `factory` is the name of its function or class in FACTORIES."""
+
+    factory: str
+    num_classes: int = 10
+    in_channels: int = 3
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Nothing is known of its stages."""
+        return ()
+
+    def build(self) -> nn.Module:
+        """What the factory makes. UserError where that is no network."""
+        from torch import nn
+
+        network = FACTORIES[self.factory](self.num_classes, self.in_channels)
+        if not isinstance(network, nn.Module):
+            came = type(network).__name__
+            raise UserError(f"{self.factory} made a {came}: return a torch.nn.Module")
+        return network
+
+
+FACTORIES: Table[Factory] = Table("network", {})
 
 
 class ModelConfig(Protocol):

@@ -11,18 +11,20 @@ that PyTorch dispatches is recorded. What is counted:
 - `receptive_field`: side in pixels of the square of input that one position of the last feature
   map depends on, before the global pool. It is exact: the union over branches and residual sums,
   padding included, so it may exceed the image. `global_receptive_field` includes the global pool.
+- `memory`: bytes of the activations of one inference at their most (`models.memory`).
 - `chained_receptive_field`: what tools that list layers print. It treats every convolution and
   pool as if it were fed by the one executed before it, parallel branches and 1x1 strided shortcuts
   included; slices and the global pool are left out.
+
+Of a network with an operator whose receptive field is unknown, those figures alone are None, and
+`unknown` says why.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from decimal import Decimal
 from typing import Any
 
 import torch
@@ -34,10 +36,10 @@ from torch.utils.flop_counter import flop_registry
 
 from leanres.errors import UserError, first_line
 from leanres.models import receptive
-from leanres.models.config import ModelConfig
+from leanres.models.config import FactoryConfig, ModelConfig
+from leanres.models.memory import Operation, peak_elements, writes_over
 
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
-SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class LayerCost:
     shape: tuple[int, ...]
     params: int
     macs: int
-    receptive_field: int
-    chained_receptive_field: int
+    receptive_field: int | None
+    chained_receptive_field: int | None
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,21 @@ class Summary:
     rows: tuple[LayerCost, ...]
     params: int
     macs: int
-    receptive_field: int
-    global_receptive_field: int
-    chained_receptive_field: int
+    receptive_field: int | None
+    global_receptive_field: int | None
+    chained_receptive_field: int | None
+    peak_activations: int  # elements
+    unknown: str = ""  # why there is no receptive field
+
+    @property
+    def field_text(self) -> str:
+        """The receptive field in words: "64 px"."""
+        return "unknown" if self.receptive_field is None else f"{self.receptive_field} px"
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Peak bytes of the activations of one image, by number format."""
+        return {name: self.peak_activations * BYTES[name] for name in ("float32", "int8")}
 
     @property
     def size_mib(self) -> dict[str, float]:
@@ -75,7 +89,8 @@ class Summary:
         values = asdict(self)
         rows = [{**row, "shape": list(row["shape"])} for row in values.pop("rows")]
         size = list(self.input_size)
-        return {**values, "input_size": size, "size_mib": self.size_mib, "rows": rows}
+        own = {"input_size": size, "size_mib": self.size_mib, "memory": self.memory}
+        return {**values, **own, "rows": rows}
 
 
 def summarize(
@@ -83,19 +98,33 @@ def summarize(
 ) -> Summary:
     """Cost of `network`, from one forward pass on the meta device; a given module is not changed.
 
-    `input_size` (C, H, W) is by default of 32x32 pixels in a config's channels, in 3 of a module.
-    Raises `UserError` if the input does not fit or an operator has no receptive-field rule.
+    `input_size` (C, H, W) is by default of 32x32 pixels in a config's channels, in 3 of a module. A
+    module that the meta device cannot run, as it looks at values, is run on the CPU. Raises
+    `UserError` if the input does not fit.
     """
     channels = 3 if isinstance(network, nn.Module) else network.in_channels
     input_size = input_size or (channels, 32, 32)
-    model = _on_meta(network).eval()
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    trace = _Trace(model)
+    if isinstance(network, FactoryConfig):
+        with torch.random.fork_rng(devices=[]):
+            network = network.build()
     try:
-        field = trace.run(model, torch.empty(1, *input_size, dtype=dtype, device="meta"))
-    except RuntimeError as error:
-        problem = f"images of {input_size} do not fit this network"
-        raise UserError(f"{problem}: {first_line(error)}") from error
+        return _traced(_on_meta(network), input_size)
+    except RuntimeError as error:  # NotImplementedError is one
+        problem: Exception = error
+    if isinstance(network, nn.Module):
+        try:
+            return _traced(copy.deepcopy(network).cpu(), input_size)
+        except RuntimeError as error:
+            problem = error
+    misfit = f"images of {input_size} do not fit this network"
+    raise UserError(f"{misfit}: {first_line(problem)}") from problem
+
+
+def _traced(model: nn.Module, input_size: tuple[int, int, int]) -> Summary:
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    trace = _Trace(model.eval())
+    images = torch.zeros(1, *input_size, dtype=first.dtype, device=first.device)
+    field = trace.run(model, images)
     return Summary(
         input_size=input_size,
         rows=tuple(trace.rows),
@@ -104,6 +133,8 @@ def summarize(
         receptive_field=receptive.field_size(trace.before_pool or field),
         global_receptive_field=receptive.field_size(field),
         chained_receptive_field=receptive.field_size(trace.chained),
+        peak_activations=peak_elements(trace.operations, [*model.parameters(), *model.buffers()]),
+        unknown=trace.unknown,
     )
 
 
@@ -113,18 +144,10 @@ def count_params(network: ModelConfig | nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def parse_count(text: str) -> int:
-    """`"5M"`, `"2.5m"`, `"300k"` or `"4_970_000"` as a whole number above 0, else `UserError`."""
-    match = re.fullmatch(r"(\d+(?:_\d+)*(?:\.\d+)?)([kmg]?)", text.strip().lower(), re.ASCII)
-    if match:
-        count = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2]]
-        if count > 0 and count == int(count):
-            return int(count)
-    raise UserError(f"{text!r} is not a count: give a whole number above 0, such as 300k or 2.5M")
-
-
 def _on_meta(network: ModelConfig | nn.Module) -> nn.Module:
     """The network on the meta device; of a given module a copy."""
+    if isinstance(network, FactoryConfig):
+        network = network.build()
     if not isinstance(network, nn.Module):
         with torch.device("meta"):
             return network.build()
@@ -152,22 +175,25 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     that layer and computes the receptive field of its result.
 
     `before_pool` is the receptive field of the map that the last global pool reads (or the last
-    flatten of a map larger than 1x1); None without one. An operator without a rule is a UserError.
+    flatten of a map larger than 1x1); None without one. After an operator without a rule the
+    receptive fields are None, and `unknown` says why.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[LayerCost] = []
-        self.chained: receptive.Field = receptive.PIXEL
+        self.chained: receptive.Field | None = receptive.PIXEL
         self.before_pool: receptive.Field | None = None
+        self.unknown = ""
+        self.operations: list[Operation] = []
         self._uncounted = {id(p): p.numel() for p in model.parameters()}
         # By id. The tensors are kept too, so that no id is reused for another one.
-        self._fields: dict[int, tuple[Tensor, receptive.Field]] = {}
+        self._fields: dict[int, tuple[Tensor, receptive.Field | None]] = {}
         self._running = [_RunningLayer()]
         for name, module in model.named_modules(remove_duplicate=True):
             self._add_hooks(name or "(network)", module)
 
-    def run(self, model: nn.Module, images: Tensor) -> receptive.Field:
+    def run(self, model: nn.Module, images: Tensor) -> receptive.Field | None:
         """The receptive field of the output of `model(images)`; fills the rows."""
         self._fields[id(images)] = (images, receptive.PIXEL)
         with torch.no_grad(), self:
@@ -196,7 +222,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
 
-    def _field_of(self, out: object) -> receptive.Field:
+    def _field_of(self, out: object) -> receptive.Field | None:
         return self._fields[id(out)][1] if id(out) in self._fields else receptive.PIXEL
 
     def __torch_dispatch__(
@@ -212,21 +238,39 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layer.params += sum(self._uncounted.pop(id(leaf), 0) for leaf in leaves)
         if func.overloadpacket in flop_registry:
             layer.macs += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) // 2
+        tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        results = tuple(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        self.operations.append(Operation(tensors, results, writes_over(func, receptive.NORMS)))
         inputs = [self._fields[id(leaf)] for leaf in leaves if id(leaf) in self._fields]
         if inputs:
-            self._propagate(receptive.OperatorCall(func, _by_name(func, args, kwargs), inputs, out))
+            field = self._propagate(func, args, kwargs, inputs, out)
+            self._fields |= {id(result): (result, field) for result in results}
         return out
 
-    def _propagate(self, call: receptive.OperatorCall) -> None:
-        field = receptive.propagate(call)
-        if receptive.is_global_pool(call, field):
-            self.before_pool = call.inputs[0][1]
-        elif call.windowed:
-            self.chained = receptive.slide(call, self.chained)
+    def _propagate(
+        self,
+        func: OpOverload[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: list[tuple[Tensor, receptive.Field | None]],
+        out: Any,
+    ) -> receptive.Field | None:
+        """The receptive field of an operator's result; None once it is unknown."""
+        known = [(tensor, field) for tensor, field in inputs if field is not None]
+        call = receptive.OperatorCall(func, _by_name(func, args, kwargs), known, out)
+        if len(known) < len(inputs):
+            return None
         self._running[-1].windowed |= call.windowed
-        for result in tree_leaves(call.out):
-            if isinstance(result, Tensor):
-                self._fields[id(result)] = (result, field)
+        try:
+            field = receptive.propagate(call)
+            if receptive.is_global_pool(call, field):
+                self.before_pool = known[0][1]
+            elif call.windowed and self.chained is not None:
+                self.chained = receptive.slide(call, self.chained)
+        except UserError as error:
+            self.unknown, self.chained, self.before_pool = str(error), None, None
+            return None
+        return field
 
 
 def _by_name(func: OpOverload[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

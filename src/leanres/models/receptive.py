@@ -56,9 +56,9 @@ Field = tuple[Span, Span]  # a receptive field: rows, columns
 PIXEL: Field = (Span(), Span())
 
 
-def field_size(field: Field) -> int:
-    """The longer side of a receptive field, in pixels."""
-    return max(span.size for span in field)
+def field_size(field: Field | None) -> int | None:
+    """The longer side of a receptive field, in pixels; None where it is unknown."""
+    return None if field is None else max(span.size for span in field)
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,7 @@ class OperatorCall:
 
     def unsupported(self, why: str) -> UserError:
         """The error for an operator whose receptive field is unknown."""
-        return UserError(
-            f"cannot follow the receptive field through {self.func} ({why}): "
-            "use convolutions, pools, sums, concatenation and pointwise operators"
-        )
+        return UserError(f"cannot follow the receptive field through {self.func} ({why})")
 
 
 def propagate(call: OperatorCall) -> Field:
@@ -213,10 +210,13 @@ REDUCE = {aten.mean, aten.sum, aten.amax, aten.amin}
 RESHAPE = {aten.view, aten._unsafe_view, aten.reshape, aten.squeeze, aten.unsqueeze}
 CHANNELS = {aten.cat, aten.split}
 # Pointwise in space, although PyTorch does not tag them so. The statistics of a norm are ignored.
-POINTWISE = {
+NORMS = {
     aten.native_batch_norm,
     aten._native_batch_norm_legit_no_training,
     aten._native_batch_norm_legit,
+}
+POINTWISE = {
+    *NORMS,
     *CHANNELS,
     aten.alias,
     aten.detach,

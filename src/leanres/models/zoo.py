@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from torch import nn
+
+from leanres import plugins
 from leanres.errors import UserError
-from leanres.models.config import ModelConfig
+from leanres.models.config import FACTORIES, FactoryConfig, ModelConfig
 from leanres.models.davidnet import BranchNetConfig, DavidNetConfig
 from leanres.models.resnet import ResNetConfig
 from leanres.models.speednet import SpeedNetConfig
@@ -24,7 +27,7 @@ class NamedModel:
     """
 
     config: ModelConfig
-    params: int
+    params: int | None  # None: not counted yet
     source: str
     reported: float | None
     note: str = ""
@@ -45,6 +48,8 @@ GASTALDI_2017 = "Gastaldi 2017, arXiv:1705.07485, table 1"
 ZAGORUYKO_2016 = "Zagoruyko & Komodakis 2016, arXiv:1605.07146, table 4"
 REPORT = "project report"
 OURS = "this project"
+FACTORY = "factory"  # the family of networks that come from a function of the user's
+PLUGIN = "plugin"
 
 Stages = tuple[int, ...]  # one value per stage
 
@@ -75,6 +80,29 @@ SPEEDNET_5M = dataclasses.replace(SPEEDNET, widths=(160, 288, 288), depth=3, res
 SHAKE_26 = ResNetConfig(
     (32, 64, 128), (4, 4, 4), 16, block="shake", shortcut="shift", init="kaiming-convs"
 )
+
+
+def is_config(value: object) -> bool:
+    """Whether this is the config of a network."""
+    return type(value) in (*FAMILIES.values(), FactoryConfig)
+
+
+def _entry(name: str, value: Any) -> NamedModel:
+    """The entry of a network that is added: a function, a class or a config makes one."""
+    if isinstance(value, NamedModel):
+        return value
+    if is_config(value):
+        return NamedModel(value, None, PLUGIN, None)
+    if isinstance(value, nn.Module) or not callable(value):
+        came = type(value).__name__
+        raise UserError(
+            f"model {name!r} is a {came}: give the function or class that makes a network from"
+            " (num_classes, in_channels)"
+        )
+    plugins.reference(value)
+    FACTORIES[name] = value
+    return NamedModel(FactoryConfig(name), None, PLUGIN, None)
+
 
 MODELS: Table[NamedModel] = Table(
     "model",
@@ -139,6 +167,7 @@ MODELS: Table[NamedModel] = Table(
         ),
         "shake-26-2x32d": NamedModel(SHAKE_26, 2_923_162, GASTALDI_2017, 96.45, "1,800 epochs"),
     },
+    _entry,
 )
 
 
@@ -159,12 +188,12 @@ def network_name(model: str | ModelConfig | Mapping[str, Any]) -> str:
     if isinstance(model, str):
         return model
     values = model if isinstance(model, Mapping) else config_to_dict(model)
-    return f"custom {values['family']}"
+    return str(values["factory"]) if "factory" in values else f"custom {values['family']}"
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     """`config` as JSON-able values: its family and every field, tuples as lists."""
-    for family, kind in FAMILIES.items():
+    for family, kind in {**FAMILIES, FACTORY: FactoryConfig}.items():
         if type(config) is kind:
             fields = dataclasses.asdict(config).items()
             return {"family": family} | {k: list(v) if type(v) is tuple else v for k, v in fields}
@@ -181,7 +210,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     if "family" not in fields:
         raise UserError(f"a model needs a 'family'; there are: {', '.join(FAMILIES)}")
     family = str(fields.pop("family"))
-    kind = FAMILIES[family]
+    kind: Callable[..., ModelConfig] = FactoryConfig if family == FACTORY else FAMILIES[family]
     known = [field.name for field in dataclasses.fields(cast(Any, kind))]
     for name in fields:
         if name not in known:

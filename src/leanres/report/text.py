@@ -26,7 +26,7 @@ def text_report(record: Record, budget: int) -> str:
     lines = [
         f"{record.name}: {record.network} on {record.info['data']['name']}",
         f"{summary.params:,} params ({100 * summary.params / budget:.0f} % of {budget:,}),"
-        f" {summary.macs / 1e6:,.1f} MMACs, receptive field {summary.receptive_field} px",
+        f" {summary.macs / 1e6:,.1f} MMACs, receptive field {summary.field_text}",
     ]
     if result is None:
         lines.append(f"no result yet: {len(record.rows)} of {record.epochs} epochs are done")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from leanres import plugins
 from leanres.data.folds import in_fold
 from leanres.data.sources import origin_of
 from leanres.data.split import Dataset, Split, channel_stats
@@ -39,9 +40,10 @@ from leanres.runs.layout import (
 )
 from leanres.runs.manifest import edited, write_files
 from leanres.runs.run_json import INFO, is_queued, read_info, recipe_as_started
-from leanres.runs.weights import MAX_BYTES, load_teacher, weights_file
+from leanres.runs.weights import MAX_BYTES, load_pretrained, load_teacher, weights_file
 from leanres.training.device import Device, detect, hardware
 from leanres.training.early_stopping import check_val, stopped_early
+from leanres.training.finetune import Pretrained, fitting
 from leanres.training.loop import MetricsRow, TrainState, network_config, start
 from leanres.training.preflight import preflight_check
 from leanres.training.recipe import Recipe
@@ -150,7 +152,8 @@ def reopen(
             dataset, added = as_trained(folder, info, dataset)
             same_order = check_data(folder, info, dataset)
             notes += added
-        run = prepare(recipe, dataset, device(info), folder)
+        known = None if is_queued(info) else Preprocess(**info["preprocess"])
+        run = prepare(recipe, dataset, device(info), folder, known)
         run.lock, run.notes = lock, edited(folder) + notes
         if is_queued(info):
             _begin(run, info["origin"])
@@ -175,6 +178,7 @@ def _restore_(run: Run, info: dict[str, Any], same_order: bool, extended: bool) 
     if extended:
         _train_on_(run)
     run.notes += exactness_notes(info["hardware"], now, same_order)
+    run.notes += plugins.changes(info.get("plugins", []))
     run.info = info | {"recipe": run.setup.recipe.to_dict()}
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if not run.is_finished:
@@ -195,29 +199,61 @@ def _train_on_(run: Run) -> None:
         )
 
 
-def prepare(recipe: Recipe, dataset: Dataset, device: Device, folder: Path = Path()) -> Run:
+def prepare(
+    recipe: Recipe,
+    dataset: Dataset,
+    device: Device,
+    folder: Path = Path(),
+    known: Preprocess | None = None,
+) -> Run:
     """A run at step 0, in memory alone; `create` also makes its folder.
 
-    UserError where recipe and images do not fit each other.
+    known: the preprocessing of a run that has begun; what it started from is in its checkpoint
+    then, and not read again. UserError where recipe and images do not fit each other.
     """
     dataset.check_trainable()
     with_val = dataset.with_val(recipe.val)
     split, val = with_val.train, with_val.val
     check_val(recipe, val is not None)
-    own_mean, own_std = channel_stats(split)
+    pretrained = load_pretrained(recipe.init) if recipe.init and known is None else None
+    preprocess = known or _preprocess(recipe, split, dataset.whites, pretrained)
+    device.reset_compile_cache()
+    normalize = Normalize(preprocess.mean, preprocess.std)
+    setup = Setup(recipe, split.to(device.augments_on), normalize, device)
+    teacher = load_teacher(recipe.teacher, split, device) if recipe.teacher else None
+    state = start(setup, teacher, pretrained)
+    preflight_check(setup, state)
+    val = None if val is None else val.to(device.name)
+    config = network_config(recipe.model, split)
+    run = Run(folder, setup, dataset, val, state, preprocess, config)
+    run.notes += _init_notes(run)
+    return run
+
+
+def _preprocess(
+    recipe: Recipe, split: Split, whites: Mapping[str, float], pretrained: Pretrained | None
+) -> Preprocess:
+    """As the recipe has it, else as the weights that it starts from, else of the images."""
+    if pretrained and pretrained.preprocess.channels == split.channels:
+        own_mean, own_std = pretrained.preprocess.mean, pretrained.preprocess.std
+    else:
+        own_mean, own_std = channel_stats(split)
     mean, std = recipe.mean or own_mean, recipe.std or own_std
     if not len(mean) == len(std) == split.channels:
         came = f"mean and std are of {len(mean)} and {len(std)} channels, the images have"
         raise UserError(f"{came} {split.channels}: give one number per channel, or [] to measure")
     std = tuple(max(s, 1 / 255) for s in std)  # a channel may be constant
-    preprocess = Preprocess(split.images.shape[-1], mean, std, split.classes, dataset.whites)
-    device.reset_compile_cache()
-    setup = Setup(recipe, split.to(device.augments_on), Normalize(mean, std), device)
-    state = start(setup, load_teacher(recipe.teacher, split, device) if recipe.teacher else None)
-    preflight_check(setup, state)
-    val = None if val is None else val.to(device.name)
-    config = network_config(recipe.model, split)
-    return Run(folder, setup, dataset, val, state, preprocess, config)
+    return Preprocess(split.images.shape[-1], mean, std, split.classes, whites)
+
+
+def _init_notes(run: Run) -> list[str]:
+    """What was loaded of the weights that the run starts from, and what is new."""
+    if run.state.pretrained is None:
+        return []
+    loaded, new = fitting(run.state.model, run.state.pretrained, run.preprocess.classes)
+    more = f"; new: {', '.join(sorted(new)[:5])}{', ...' * (len(new) > 5)}" if new else ""
+    source = f"init {run.setup.recipe.init}"
+    return [f"{source}: {len(loaded)} of {len(loaded) + len(new)} tensors loaded{more}"]
 
 
 def device_of(info: dict[str, Any], name: str = "auto") -> Device:
@@ -263,6 +299,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "network": config_to_dict(run.config),
         "preprocess": asdict(run.preprocess),
         "teacher": _sha256(run.setup.recipe.teacher) if run.setup.recipe.teacher else None,
+        "init": _sha256(run.setup.recipe.init) if run.setup.recipe.init else None,
         "data": {
             "name": run.dataset.name,
             "source": run.dataset.source,
@@ -272,6 +309,7 @@ def _describe(run: Run) -> dict[str, Any]:
             "fingerprints": fingerprints(run.dataset),
         },
         "hardware": hardware(run.setup.device),
+        "plugins": plugins.used(),
     }
 
 

@@ -34,6 +34,7 @@ NAMED = {
     "mix": SPECS,
     "optimizer": str,
     "schedule": SPEC,
+    "loss": SPEC,
 }
 
 # Type -> the fields of this type, objects first. Those marked by "?" may be missing; there may be
@@ -55,7 +56,7 @@ STARTED: Fields = {
     str: "started network.family data.name data.source data.fingerprints.train"
     " data.fingerprints.order hardware.cpu hardware.torch hardware.python hardware.device"
     " hardware.kernels",
-    str | None: "commit teacher data.fingerprints.val data.fingerprints.test hardware.gpu",
+    str | None: "commit teacher init? data.fingerprints.val data.fingerprints.test hardware.gpu",
     CHANNELS: "preprocess.mean preprocess.std",
     tuple[str, ...]: "preprocess.classes",
     AT_LEAST_0: "data.val data.test test_reads?",
@@ -65,7 +66,7 @@ STARTED: Fields = {
     Literal["float32", "bfloat16"]: "hardware.precision",
     bool: "hardware.compiled",
     AMOUNT: "unfinished_seconds?",
-    OBJECTS: "resumed?",
+    OBJECTS: "resumed? plugins?",
 }
 RESULT: Fields = {
     Literal["test", "val"] | None: "split",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from torch import nn
 from leanres.data.split import Split
 from leanres.errors import UserError, first_line
 from leanres.io import MIB, CheckpointError, open_data, parse_json, write_bytes
+from leanres.models.config import FactoryConfig
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
 from leanres.training.device import PRECISIONS, Device
+from leanres.training.finetune import Pretrained
 from leanres.version import __version__
 
 WEIGHTS = "model.safetensors"  # of a run folder
@@ -160,6 +163,15 @@ def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
     return placed
 
 
+def load_pretrained(path: str) -> Pretrained:
+    """The weights of the run folder or weights file that `init` names. UserError otherwise."""
+    try:
+        known, config = load_classifier(weights_file(path))
+    except UserError as error:
+        raise UserError(f"init = {path!r}: {error}") from None
+    return Pretrained(config, known.model.state_dict(), known.preprocess)
+
+
 def _rebuild(
     about: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[ImageClassifier, Any]:
@@ -170,7 +182,9 @@ def _rebuild(
         raise ValueError("it names another number of classes than the network has")
     if preprocess.channels != config.in_channels:
         raise ValueError("it normalises another number of channels than the network has")
-    with torch.device("meta"):  # without memory: a file may name any network
+    # On the meta device, without memory: a file may name any network. A user's own is not built
+    # there, as it may have buffers that no file holds.
+    with nullcontext() if isinstance(config, FactoryConfig) else torch.device("meta"):
         model: nn.Module = config.build()
     wanted = model.state_dict()
     shapes, own = ({n: t.shape for n, t in of.items()} for of in (wanted, tensors))

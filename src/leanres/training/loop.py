@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from leanres.augment.rng import generator
 from leanres.data.split import Split
+from leanres.errors import UserError
 from leanres.metrics.inference import memory_format, predict_logits
 from leanres.models.branch_layers import is_random
 from leanres.models.config import ModelConfig
@@ -28,6 +29,13 @@ from leanres.training.device import Device
 from leanres.training.distill import teacher_logits
 from leanres.training.early_stopping import best_epoch, check_val, stopped_early
 from leanres.training.ema import average_, ema_decay
+from leanres.training.finetune import (
+    Pretrained,
+    freeze_layers_,
+    freeze_statistics_,
+    load_pretrained_,
+    scale_lr_by_depth_,
+)
 from leanres.training.hard_examples import select_hardest_
 from leanres.training.loss import Mark, backward, ignore
 from leanres.training.optim import OPTIMIZERS, classifier_parameters, set_lr_, set_momentum_
@@ -75,13 +83,14 @@ class StepFunction:
 class TrainState:
     """Everything that changes while training: with the setup it determines all further steps.
 
-    The teacher, which does not change, is kept here too.
+    The teacher and the weights to start from, which do not change, are kept here too.
     """
 
     model: nn.Module
     optimizers: list[Optimizer]
     ema: nn.Module | None
     teacher: ImageClassifier | None = None
+    pretrained: Pretrained | None = None  # what the weights were at the start
     selector: nn.Module | None = None  # its optimizers are the last of `optimizers`
     step: int = 0
     history: list[MetricsRow] = field(default_factory=list)  # one row per finished epoch
@@ -119,24 +128,36 @@ def network_config(shape: str | ModelConfig, train: Split) -> ModelConfig:
     return fitted(resolve(shape), len(train.classes), train.channels)
 
 
-def start(setup: Setup, teacher: ImageClassifier | None = None) -> TrainState:
-    """A fresh state: networks with initial weights, their optimizers, the weight average."""
+def start(
+    setup: Setup, teacher: ImageClassifier | None = None, pretrained: Pretrained | None = None
+) -> TrainState:
+    """A fresh state: networks with initial weights, their optimizers, the weight average.
+
+    `pretrained` weights, where there are any, take the place of the initial ones. UserError where
+    they do not fit.
+    """
     recipe = setup.recipe
-    model = initial_network(recipe.model, setup)
+    model = initial_network(recipe.model, setup, pretrained)
+    freeze_layers_(model, recipe.freeze)
     optimizers = OPTIMIZERS[recipe.optimizer](model, recipe)
+    if recipe.layer_lr_decay < 1:
+        scale_lr_by_depth_(optimizers, model, recipe.layer_lr_decay)
     selector = None
     if recipe.selector:
         selector = initial_network(recipe.selector, setup)
         optimizers += OPTIMIZERS[recipe.optimizer](selector, recipe)
     setup.normalize.to(setup.device.name)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
-    return TrainState(model, optimizers, ema, teacher, selector)
+    return TrainState(model, optimizers, ema, teacher, pretrained, selector)
 
 
-def initial_network(shape: str | ModelConfig, setup: Setup) -> nn.Module:
+def initial_network(
+    shape: str | ModelConfig, setup: Setup, pretrained: Pretrained | None = None
+) -> nn.Module:
     """A network for the setup's data on its device, its weights drawn from the recipe's seed.
 
     One that has `init_from_data_` gets a sample of normalised images (N, C, H, W) to start from.
+    `pretrained` weights are then copied over those that they fit.
     """
     recipe = setup.recipe
     with setup.device.seeded(recipe.seed):
@@ -149,6 +170,14 @@ def initial_network(shape: str | ModelConfig, setup: Setup) -> nn.Module:
         with torch.no_grad():
             for p in classifier_parameters(model):
                 p.mul_(recipe.head_scale)
+    if pretrained is not None:
+        own = network_config(shape, setup.train)
+        if own != fitted(pretrained.config, own.num_classes, own.in_channels):
+            raise UserError(
+                f"init = {recipe.init!r} has another network than the recipe: give --model"
+                f" {recipe.init}, or Recipe(model=load_predictor({recipe.init!r}).config)"
+            )
+        load_pretrained_(model, pretrained, setup.train.classes)
     return setup.device.place(model)
 
 
@@ -173,6 +202,7 @@ def steps(
     draws = any(is_random(module) for model in state.networks for module in model.modules())
     for model in state.networks:
         model.train()
+    freeze_statistics_(state.model, recipe.freeze)
     function = _step_function(state, setup, mark)  # its networks keep the modes of these
     before, after = setup.normalizers
     layout = memory_format(device.name)
@@ -246,7 +276,7 @@ def restart_(state: TrainState, setup: Setup) -> None:
 
     The compiled and captured step is thus reused.
     """
-    fresh = start(setup, state.teacher)
+    fresh = start(setup, state.teacher, state.pretrained)
     for name in ("model", "ema", "selector"):
         own, new = getattr(state, name), getattr(fresh, name)
         if own is None:

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanres.errors import UserError
 from leanres.training.batch import Batch
+from leanres.training.losses import LOSSES
 from leanres.training.recipe import Recipe
 from leanres.training.setup import Setup
 
@@ -55,20 +57,41 @@ def loss_of(
     weights: Tensor | None = None,
     mean_weight: Tensor | float = 1.0,
 ) -> Tensor:
-    """Mean cross-entropy with the targets; with a teacher, plus the distillation loss.
+    """Mean of the recipe's loss with the targets; with a teacher, plus the distillation loss.
 
-    weights: of the classes, (K,); they weight the cross-entropy alone, as F.cross_entropy does.
+    weights: of the classes, (K,); they weight the targets' loss alone, as F.cross_entropy does.
     `mean_weight` is that of all images of the step, of which these may be a part.
     logits: (N, K) float32 -> (). The distillation loss is the Kullback-Leibler divergence of the
     distributions at `distill_temperature` T, times T^2: arXiv:1503.02531, section 2.
     """
-    smoothing, weight = recipe.label_smoothing, recipe.distill_weight
-    loss = F.cross_entropy(logits, batch.targets, weights, label_smoothing=smoothing)
-    if weights is not None:
-        loss = loss * (_mean_weight(batch.targets, weights) / mean_weight)
+    loss = _of_targets(logits, batch.targets, recipe, weights, mean_weight)
     if batch.teacher_logits is None:
         return loss
-    t = recipe.distill_temperature
+    t, weight = recipe.distill_temperature, recipe.distill_weight
     own, theirs = ((x / t).log_softmax(1) for x in (logits, batch.teacher_logits))
     divergence = F.kl_div(own, theirs, reduction="batchmean", log_target=True)
     return (1 - weight) * loss + weight * t**2 * divergence
+
+
+def _of_targets(
+    logits: Tensor,
+    targets: Tensor,
+    recipe: Recipe,
+    weights: Tensor | None,
+    mean_weight: Tensor | float,
+) -> Tensor:
+    """The mean of the recipe's loss over the images, weighted by class. -> ()."""
+    (name, settings), smoothing = recipe.loss, recipe.label_smoothing
+    if name == "cross-entropy":  # PyTorch's kernel is faster than the formula
+        loss = F.cross_entropy(logits, targets, weights, label_smoothing=smoothing)
+        return loss if weights is None else loss * (_mean_weight(targets, weights) / mean_weight)
+    shares = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+    smoothed = shares * (1 - smoothing) + smoothing / logits.shape[1]
+    losses = LOSSES[name](logits, smoothed, **settings)
+    if losses.shape != logits.shape[:1]:
+        raise UserError(
+            f"loss {name} returned {tuple(losses.shape)}: return one loss per image, (N,)"
+        )
+    if weights is None:
+        return losses.mean()
+    return (losses * (shares @ weights)).mean() / mean_weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from leanres.augment.registry import augment
 from leanres.augment.rng import Draw, generator
@@ -13,6 +14,13 @@ from leanres.metrics.inference import evaluating, memory_format
 from leanres.training.batch import shrink
 from leanres.training.loop import TrainState
 from leanres.training.setup import Setup
+
+
+def _check_logits(logits: Tensor, num_classes: int) -> None:
+    """UserError where a network, which may be the user's own, does not return logits (N, K)."""
+    if logits.shape[1:] != (num_classes,):
+        came = f"its output has shape (N, {', '.join(map(str, logits.shape[1:]))})"
+        raise UserError(f"the network does not fit {num_classes} classes: {came}")
 
 
 def preflight_check(setup: Setup, state: TrainState) -> None:
@@ -40,7 +48,7 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
             inputs = inputs.contiguous(memory_format=memory_format(inputs.device))
             for network in state.networks:
                 with evaluating(network), torch.no_grad():
-                    network(inputs)
+                    _check_logits(network(inputs), len(setup.train.classes))
                 if alone:  # batch norm refuses one image whose map is one pixel
                     with torch.no_grad(), setup.device.seeded(0):
                         copy.deepcopy(network).train()(inputs[:1])

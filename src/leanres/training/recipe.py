@@ -14,7 +14,7 @@ from leanres.data.arrays import CHANNELS
 from leanres.errors import UserError
 from leanres.io import parse_toml
 from leanres.models.config import ModelConfig
-from leanres.models.zoo import FAMILIES, MODELS, config_from_dict, config_to_dict
+from leanres.models.zoo import MODELS, config_from_dict, config_to_dict, is_config
 from leanres.registry import (
     Convert,
     Range,
@@ -27,6 +27,7 @@ from leanres.registry import (
     setting_types,
     unknown,
 )
+from leanres.training.losses import LOSSES
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.schedules import SCHEDULES, SchedulePoint, lr_factor
 
@@ -50,16 +51,20 @@ def _network(label: str, value: Any) -> str | ModelConfig:
         if value:
             MODELS[value]  # an unknown name raises
         return value
-    if type(value) in FAMILIES.values():
+    if is_config(value):
         config: ModelConfig = value
         return config
+    if callable(value):
+        return MODELS.name_of(value)
     raise UserError(f"{label} = {value!r}: give a name or {{family = ..., widths = ...}}")
 
 
 def _spec(table: Table[Any], label: str, value: Any) -> Spec:
     """An entry of `table` with its settings, from "name" or [name, {setting = value}]."""
-    spec = [value, {}] if isinstance(value, str) else value
-    match list(spec) if isinstance(spec, list | tuple) else spec:
+    spec = list(value) if isinstance(value, list | tuple) else [value, {}]
+    if callable(spec[0] if spec else None):
+        spec[0] = table.name_of(spec[0])
+    match spec:
         case [str(name), dict(settings)]:
             prefix = f"{table.kind} {name}" if table is SCHEDULES else name
             return (name, check_settings(table[name], prefix, settings))
@@ -97,6 +102,14 @@ def _held(label: str, value: Any) -> int | float:
     return number if 0 < number < 1 else int(number)
 
 
+def _freeze(label: str, value: Any) -> str | float:
+    """Names of layers, or a share of them above 0 and below 1."""
+    if isinstance(value, str):
+        return value
+    share: float = checked(label, value, Annotated[float, Range(0.001, 0.999)])
+    return share
+
+
 def _resizing(label: str, value: Any) -> tuple[tuple[float, float], ...]:
     pairs: tuple[tuple[float, float], ...] = checked(label, value, tuple[tuple[float, float], ...])
     shares = [share for share, _ in pairs]
@@ -113,10 +126,12 @@ Network = Annotated[str | ModelConfig, Convert(_network)]
 Augments = Annotated[tuple[Spec, ...], Convert(partial(_specs, AUGMENTS))]
 Mixes = Annotated[tuple[Spec, ...], Convert(partial(_specs, MIXES))]
 Schedule = Annotated[Spec, Convert(partial(_spec, SCHEDULES))]
+Loss = Annotated[Spec, Convert(partial(_spec, LOSSES))]
 Precision = Literal["auto", "float32", "bfloat16"]
 Channels = Annotated[tuple[float, ...], Convert(_channels)]
 Resizing = Annotated[tuple[tuple[float, float], ...], Convert(_resizing)]
 ClassWeights = Annotated[str | dict[str, float], Convert(_class_weights)]
+Freeze = Annotated[str | float, Convert(_freeze)]
 Share = Annotated[float, Range(0, 1)]
 Held = Annotated[int | float, Convert(_held)]
 
@@ -158,6 +173,7 @@ class Recipe:
         "(share of training, scale) pairs: from that share on, images are resized to that scale of"
         " their side. [[0, 0.75], [0.4, 1]] halves the cost of the first 40 %; []: full size",
     ] = ()
+    loss: Annotated[Loss, "of an image: a name, or [name, {setting = x}]"] = ("cross-entropy", {})
     label_smoothing: Annotated[float, Range(0, 0.99), "share spread over all classes"] = 0.2
     class_weights: Annotated[
         ClassWeights,
@@ -172,6 +188,19 @@ class Recipe:
     distill_temperature: Annotated[
         float, Range(0.01, 1000), "divides both networks' logits; arXiv:1503.02531"
     ] = 2.0
+    init: Annotated[
+        str,
+        'fine-tuning: run or weights file to start from; new classes get a new head; "": none',
+    ] = ""
+    freeze: Annotated[
+        Freeze,
+        'layers that are not trained, as "stem, stages.0", or 0.5: the first half; "": none',
+    ] = ""
+    layer_lr_decay: Annotated[
+        float,
+        Range(0.01, 1),
+        "each layer learns at this share of the rate of the next; 1: all alike",
+    ] = 1.0
     optimizer: Annotated[
         str, OPTIMIZERS, "muon updates the filters, AdamW all other parameters"
     ] = "muon"
@@ -269,6 +298,7 @@ def describe_settings() -> dict[str, str]:
     tables: dict[str, Table[Any]] = {
         "augment": AUGMENTS,
         "mix": MIXES,
+        "loss": LOSSES,
         "optimizer": OPTIMIZERS,
         "schedule": SCHEDULES,
     }

@@ -14,6 +14,7 @@ from leanres.registry import Convert, Range, Table, notes_of, setting_types
 from leanres.training.recipe import (
     Channels,
     ClassWeights,
+    Freeze,
     Held,
     Network,
     Recipe,
@@ -25,6 +26,7 @@ from leanres.training.recipes import RECIPES
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", NoneType: "null"}
 Schema = dict[str, Any]
+OF_PLUGIN: Schema = {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:.+$"}  # "mine:Net"
 
 
 def recipe_schema() -> Schema:
@@ -50,7 +52,8 @@ def schema_of(hint: Any) -> Schema:
         return _converted(converts[0], options[0])
     if origin is Annotated:
         tables = [note for note in notes if isinstance(note, Table)]
-        schema = {"enum": [*tables[0]]} if tables and options[0] is str else schema_of(options[0])
+        named = {"anyOf": [{"enum": [*tables[0]]}, OF_PLUGIN]} if tables else {}
+        schema = named if tables and options[0] is str else schema_of(options[0])
         bounds = [note for note in notes if isinstance(note, Range)]
         return _within(schema, bounds[0]) if bounds else schema
     if origin in (Union, UnionType):
@@ -78,7 +81,8 @@ def _spec(table: Table[Callable[..., Any]]) -> Schema:
     pairs = [
         _pair({"const": name}, _object(_settings(function))) for name, function in table.items()
     ]
-    return {"anyOf": [{"enum": [*table]}, *pairs]}
+    of_plugin = _pair(OF_PLUGIN, {"type": "object"})
+    return {"anyOf": [{"enum": [*table]}, OF_PLUGIN, *pairs, of_plugin]}
 
 
 def _settings(function: Callable[..., Any]) -> Schema:
@@ -120,7 +124,7 @@ def _network() -> Schema:
         | {"required": ["family"]}
         for family, config in FAMILIES.items()
     ]
-    return {"anyOf": [{"enum": [*MODELS, ""]}, *families]}
+    return {"anyOf": [{"enum": [*MODELS, ""]}, OF_PLUGIN, *families]}
 
 
 def _resizing() -> Schema:
@@ -146,10 +150,15 @@ def _held() -> Schema:
     return {"anyOf": [share, {"type": "integer", "minimum": 1, "maximum": 10**9}]}
 
 
+def _freeze() -> Schema:
+    return {"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0.001, "maximum": 0.999}]}
+
+
 OWN: dict[Convert, Callable[[], Schema]] = {
     notes_of(Network)[0]: _network,
     notes_of(Resizing)[0]: _resizing,
     notes_of(Channels)[0]: _channels,
     notes_of(ClassWeights)[0]: _class_weights,
     notes_of(Held)[0]: _held,
+    notes_of(Freeze)[0]: _freeze,
 }

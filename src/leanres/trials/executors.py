@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from leanres import plugins
 from leanres.data.split import Dataset
 from leanres.io import read_file
 from leanres.runs.stop import Stopped
@@ -87,7 +88,11 @@ class LocalProcesses:
         busy = [child.device for child in self._children]
         device = min(self.devices, key=busy.count)
         origin = job.origin | {"device": device, "threads": self.threads}
-        options = {"origin": origin, "until_epoch": job.until_epoch}
+        options = {
+            "origin": origin,
+            "until_epoch": job.until_epoch,
+            "plugins": [plugin["path"] for plugin in plugins.used()],
+        }
         command = [sys.executable, "-m", "leanres.trials.worker", str(job.folder)]
         with log_file(job).open("ab") as log:
             logged = log.tell()

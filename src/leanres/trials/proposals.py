@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
 from leanres.data.split import Split
-from leanres.errors import UserError
+from leanres.models.budget import Budget
 from leanres.models.cost import Summary, count_params, summarize
 from leanres.models.resnet import ResNetConfig
 
@@ -20,26 +20,21 @@ NEAR = 0.99  # of the parameter budget, at least, is used by a candidate
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a candidate may cost. It uses between 99 % and all of `params`."""
+    """What a candidate may cost. It uses between 99 % and all of the parameters."""
 
-    params: int = 5_000_000
-    macs: int | None = None  # at most, for one image
-    receptive_field: tuple[int, int] = (1, 10**6)  # least and most, in pixels
+    budget: Budget = field(default_factory=lambda: Budget((("params", 5_000_000),)))
     multiple: int = 8  # of channels: matrix units work on blocks of this size
 
-    def __post_init__(self) -> None:
-        least, most = self.receptive_field
-        if least > most:
-            raise UserError(f"receptive field from {least} to {most} px: give the least first")
+    @property
+    def params(self) -> int:
+        """The most parameters; those that fit a file of the size allowed, where that is fewer."""
+        budget = self.budget
+        halves, bytes_ = budget["file"] or 10**10, budget["file-int8"] or 10**10
+        return min(budget["params"] or 5_000_000, halves // 2, bytes_)
 
     def admits(self, summary: Summary) -> bool:
         """Whether a network is within all of them."""
-        least, most = self.receptive_field
-        return (
-            NEAR * self.params <= summary.params <= self.params
-            and (self.macs is None or summary.macs <= self.macs)
-            and least <= summary.receptive_field <= most
-        )
+        return summary.params >= NEAR * self.params and self.budget.admits(summary)
 
 
 def fit_widths(shape: ResNetConfig, growth: float, bounds: Bounds) -> ResNetConfig | None:

@@ -1,8 +1,8 @@
 """`python -m leanres.trials.worker FOLDER OPTIONS`: run one job, for LocalProcesses.
 
-OPTIONS is JSON: `origin` and `until_epoch` of the Job. stdin is a pipe that its parent holds open:
-the process stops when that has ended. Exit codes: those of EXIT_CODES, and 130 and 143 stopped and
-saved.
+OPTIONS is JSON: `origin` and `until_epoch` of the Job, and the paths of `plugins`. stdin is a pipe
+that its parent holds open: the process stops when that has ended. Exit codes: those of EXIT_CODES,
+and 130 and 143 stopped and saved.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import LOCK_WAIT_S, InUseError
+from leanres.plugins import load_plugin
 from leanres.runs.fit import DivergedError, complete
 from leanres.runs.layout import load_data_of
 from leanres.runs.run import device_of, reopen
@@ -80,6 +81,8 @@ def train(
 def main(folder: Path, options: dict[str, Any]) -> int:
     """Run the job and return the exit code; progress and errors go to stderr."""
     origin = options["origin"]
+    for plugin in options["plugins"]:
+        load_plugin(plugin)
 
     def load(info: dict[str, Any]) -> Dataset:
         return load_data_of(info | {"origin": info["origin"] | origin})
