@@ -225,3 +225,23 @@ def test_file_names_follow_their_images():
     assert named.subset([7, 3]).files == ("7.png", "3.png")
     with pytest.raises(UserError, match="2 file names for 100 images"):
         replace(split, files=("a", "b"))
+
+
+def test_classes_that_are_in_test_or_val_alone_are_refused_and_named():
+    rgb, labels = np.zeros((8, 4, 4, 3), np.uint8), np.array(["a", "b"] * 4)
+    for part in ("test", "val"):
+        with pytest.raises(UserError, match=f"class 'q' has {part} images and no train images"):
+            Dataset.from_arrays(
+                rgb, labels, **{"test": (rgb[:1], ["a"]), part: (rgb[:2], ["a", "q"])}
+            )
+
+
+def test_classes_that_are_in_train_alone_are_noted():
+    rgb, labels = np.zeros((8, 4, 4, 3), np.uint8), np.array(["a", "b", "c", "d"] * 2)
+    data = Dataset.from_arrays(
+        rgb, labels, test=(rgb[:2], ["a", "d"]), val=(rgb[:3], ["a", "b", "d"])
+    )
+    assert data.notes == (
+        "val has no image of 1 class of train: c",
+        "test has no image of 2 classes of train: b, c",
+    )

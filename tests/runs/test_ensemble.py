@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 import leanres
-from leanres.data.split import Split
+from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.metrics.classification import ece
 from leanres.metrics.statistics import gain_over_mean, mcnemar
@@ -132,3 +132,15 @@ def test_what_cannot_be_evaluated_is_one_line(three_runs, digits):
     predictor = load_predictor(three_runs / "a", "cpu")
     with pytest.raises(UserError, match="the data has classes cat, dog"):
         measure_ensemble({"a": predictor}, pair)
+
+
+def test_a_weights_file_says_that_it_does_not_know_its_training_images(three_runs, digits):
+    """On data that may hold them; test images of a published set are never trained on."""
+    weights, run = three_runs / "a" / "model.safetensors", three_runs / "a"
+    train, test = ((split.images, split.labels) for split in (digits.train, digits.test))
+    mine = Dataset.from_arrays(*train, test=test, classes=digits.train.classes)
+    told = f"{weights} does not know the images that it was trained on: none are left out"
+    assert leanres.evaluate(weights, mine)["notes"] == [told]
+    assert leanres.evaluate([run, weights], mine)["notes"][-1] == told
+    assert leanres.evaluate(weights, digits)["notes"] == []
+    assert leanres.evaluate(weights, mine, split="train")["notes"] == []

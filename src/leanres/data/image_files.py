@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -85,29 +85,42 @@ def _by_value(digits: re.Match[str]) -> str:
     return f"\0{chr(len(digits[1]))}{digits[1]}" if digits[0] else ""
 
 
-def image_files(folder: Path, skipped: Counter[str] | None = None) -> list[Path]:
+def image_files(
+    folder: Path, skipped: Counter[str] | None = None, others: Set[Path] = frozenset()
+) -> list[Path]:
     """Files in `folder` and its subfolders with an image format's extension, in natural order.
 
-    `skipped` counts what else is there, by kind ("hidden file{s}").
+    `skipped` counts what else is there, by kind ("hidden file{s}"). `others` are the class folders
+    (resolved) whose images these are not: folders that links bring in from there are skipped, as
+    are those above.
     """
-    return list(image_paths(folder, skipped))
+    return list(image_paths(folder, skipped, others))
 
 
-def image_paths(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
+def image_paths(
+    folder: Path, skipped: Counter[str] | None = None, others: Set[Path] = frozenset()
+) -> Iterator[Path]:
     """As `image_files`, one by one: one folder's names are in memory at a time."""
-    yield from _image_paths(folder, Counter() if skipped is None else skipped, (folder.resolve(),))
+    real, above = folder.resolve(), folder.absolute().parent.resolve()  # it may be a link itself
+    known = frozenset((real, *real.parents, above, *above.parents))
+    yield from _image_paths(folder, Counter() if skipped is None else skipped, known, others)
 
 
-def _image_paths(folder: Path, skipped: Counter[str], above: tuple[Path, ...]) -> Iterator[Path]:
+def _image_paths(
+    folder: Path, skipped: Counter[str], above: frozenset[Path], others: Set[Path]
+) -> Iterator[Path]:
     """`above` are the folders on the way here: a link back to one of them would never end."""
     for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
         if path.name.startswith("."):
             skipped["hidden file{s}"] += 1
         elif path.is_dir():
-            if (real := path.resolve()) in above:
+            real = path.resolve()
+            if real in above:
                 skipped["link{s} to a folder above"] += 1
+            elif real in others or any(outer in others for outer in real.parents):
+                skipped["link{s} to another class"] += 1
             else:
-                yield from _image_paths(path, skipped, (*above, real))
+                yield from _image_paths(path, skipped, above | {real}, others)
         elif path.suffix.lower() not in _extensions():
             skipped["non-image file{s}"] += 1
         else:

@@ -111,6 +111,14 @@ class Dataset:
     grows: bool = False
     whites: Mapping[str, float] = field(default_factory=dict)  # of grey values, as Preprocess has
 
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items() if self.train else ():
+            if split.classes == self.train.classes and (lost := _missing(self.train, split)):
+                raise UserError(
+                    f"class {lost[0]!r} has {name} images and no train images: no network can learn"
+                    " it; add some, or remove the class"
+                )
+
     @classmethod
     def of(
         cls,
@@ -139,6 +147,7 @@ class Dataset:
                 )
         if not first and "test" not in splits:
             raise UserError(f"there are {', '.join(splits)} images alone: add train or test images")
+        notes = [*notes, *_lacking_notes(splits)]
         parts = (first, splits.get("val"), splits.get("test"))
         return cls(name, *parts, tuple(notes), source, True, whites or {})
 
@@ -211,6 +220,24 @@ class Dataset:
         except UserError as error:
             raise UserError(f"val = {val:g}: {error}") from None
         return replace(self, train=parts[0], val=parts[1])
+
+
+def _missing(split: Split, other: Split) -> list[str]:
+    """The classes that have images in `other` and none in `split`."""
+    counts = (torch.bincount(s.labels, minlength=len(s.classes)) for s in (split, other))
+    own, others = (count.tolist() for count in counts)
+    return [name for name, n, m in zip(split.classes, own, others, strict=True) if m and not n]
+
+
+def _lacking_notes(splits: Mapping[str, Split]) -> list[str]:
+    """Which classes of train have no image in val or test: they are not measured there."""
+    lacking = {n: _missing(s, splits["train"]) for n, s in splits.items() if "train" in splits}
+    return [
+        f"{name} has no image of {len(lost)} class{'es' * (len(lost) > 1)} of train:"
+        f" {', '.join(lost[:5])}{', ...' * (len(lost) > 5)}"
+        for name, lost in lacking.items()
+        if lost
+    ]
 
 
 def splits_of(

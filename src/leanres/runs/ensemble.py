@@ -96,6 +96,8 @@ def _common_whites(a: Preprocess, b: Preprocess) -> tuple[dict[str, float], ...]
 def common_images(targets: Sequence[Path], dataset: Dataset, split: str) -> tuple[Split, list[str]]:
     """The images of a split, without those that a later target was trained on, and notes.
 
+    A weights file does not know its training images; a note says so where the data may have them.
+
     `dataset` is as `unseen` gives it for the first. UserError where there is no such split.
     """
     images = dataset.splits.get(split)
@@ -103,10 +105,16 @@ def common_images(targets: Sequence[Path], dataset: Dataset, split: str) -> tupl
         there = " or ".join(dataset.splits)
         raise UserError(f"{dataset.name} has no {split} split: give --split {there}, or other data")
     notes = []
-    for target in targets[1:]:
-        if (target / INFO).exists():
-            images, told = unseen_too(images, split, target)
-            notes += told
+    for target in targets:
+        if not (target / INFO).exists():
+            may_be_seen = (
+                dataset.grows and split != "train"
+            )  # a published set's test is never train
+            told = f"{target} does not know the images that it was trained on: none are left out"
+            notes += [told] * may_be_seen
+        elif target != targets[0]:
+            images, more = unseen_too(images, split, target)
+            notes += more
     return images, notes
 
 

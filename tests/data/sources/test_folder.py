@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from leanres.data.image_files import image_files
 from leanres.data.sources import load_data
 from leanres.data.sources.folder import list_folder, read_folder
 from leanres.data.sources.source import LoadOptions
@@ -331,3 +333,85 @@ def test_whites_that_are_given_replace_the_sets_own_and_clip_what_is_outside(tmp
     assert len([*(tmp_path / "cache").glob("folder-*")]) == 2
     with pytest.raises(UserError, match=r"whites = .*give a number for integer, float"):
         load_data(root, whites={"int": 4095})
+
+
+# --- links: an image has one class --------------------------------------------------------------
+
+
+@pytest.fixture
+def linked(tmp_path) -> Path:
+    """A folder of two classes, and a third class outside of it that is linked into it."""
+    for seed, place in enumerate(("set/c0", "set/c1", "pool/c2")):
+        make_class(tmp_path / place, 6, seed)
+    (tmp_path / "set" / "c2").symlink_to("../pool/c2")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "kind"),
+    [
+        ("c0/all", "..", "folder above"),
+        ("c0/all", "../..", "folder above"),
+        ("c0/sub/all", "../..", "folder above"),
+        ("c2/all", "../../set", "folder above"),  # c2 is elsewhere, and below it as a link
+        ("c0/other", "../c1", "another class"),
+        ("c0/other", "../c2", "another class"),
+        ("c0/other", "../../pool", "another class"),
+        ("c0/other", "../c1/deep", "another class"),
+    ],
+)
+def test_no_link_brings_images_of_other_classes_into_a_class(linked, link, target, kind):
+    before = list_folder(linked).files["all"]
+    (linked / "c1" / "deep").mkdir()
+    noise(99).save(linked / "c1" / "deep" / "99.png")
+    (linked / link).parent.mkdir(exist_ok=True)
+    (linked / link).symlink_to(target)
+    listing = list_folder(linked)
+    own = {
+        name: [p for p in files if "deep" not in p.parts]
+        for name, files in listing.files["all"].items()
+    }
+    assert own == before
+    assert sum(listing.skipped.values()) >= 1
+    assert all("link" in what for what in listing.skipped if listing.skipped[what])
+    assert any(kind in what for what in listing.skipped)
+
+
+def test_a_link_within_a_class_and_one_to_images_elsewhere_are_followed(linked, tmp_path):
+    make_class(tmp_path / "more", 3, seed=7)
+    (linked / "c0" / "more").symlink_to(tmp_path / "more")
+    (linked / "c1" / "one.png").symlink_to(tmp_path / "more" / "0.png")
+    counts = {name: len(files) for name, files in list_folder(linked).files["all"].items()}
+    assert counts == {"c0": 9, "c1": 7, "c2": 6}
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "words"),
+    [
+        ("c3", "c1", "c3 and .*c1 are one folder: remove the link"),
+        ("c3", ".", "c3 is a link to a folder above: remove it"),
+        ("c3", "../..", "c3 is a link to a folder above: remove it"),
+        ("c3", "c1/deep", "c3 is a part of .*c1: remove the link"),
+        ("c3", "../pool", "c2 is a part of .*c3: remove the link"),
+    ],
+)
+def test_a_class_folder_that_is_a_link_to_another_is_refused(linked, link, target, words):
+    (linked / "c1" / "deep").mkdir()
+    (linked / link).symlink_to(target)
+    with pytest.raises(UserError, match=words):
+        list_folder(linked)
+
+
+def test_a_test_folder_that_is_a_link_to_train_is_refused(tmp_path):
+    for name in ("cat", "dog"):
+        make_class(tmp_path / "train" / name, 3)
+    (tmp_path / "test").symlink_to("train")
+    with pytest.raises(UserError, match="are one folder"):
+        list_folder(tmp_path)
+
+
+def test_images_to_classify_and_those_of_a_table_come_from_below_their_folder_alone(linked):
+    (linked / "c0" / "up").symlink_to("..")
+    skipped = Counter()
+    assert len(image_files(linked / "c0", skipped)) == 6
+    assert skipped == {"link{s} to a folder above": 1}

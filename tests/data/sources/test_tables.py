@@ -199,3 +199,18 @@ def test_a_shard_of_cifar10_goes_its_own_way_and_no_other_does(tmp_path):
         table = pq.read_table(shard)
         pq.write_table(table.rename_columns(["img", "label"]), shard)
     assert locate(str(path))["data"] == "cifar10"
+
+
+def test_a_class_that_is_in_test_alone_is_refused_whatever_the_source(tmp_path):
+    """No network can learn it: accuracy was 0 without a word."""
+    images, numbers = pixels(0), np.array([0, 1] * 10)
+    for name, test in (("apart", numbers + 2), ("more", numbers * 2)):
+        arrays = {"train_images": images, "train_labels": numbers}
+        np.savez(tmp_path / f"{name}.npz", **arrays, test_images=images, test_labels=test)
+        with pytest.raises(UserError, match="class '2' has test images and no train images"):
+            load_data(tmp_path / f"{name}.npz")
+    folder = layouts.write_table(tmp_path / "set")
+    rows = (folder / "labels.csv").read_text().replace("cat,train", "owl,train")
+    (folder / "labels.csv").write_text(rows)
+    with pytest.raises(UserError, match=r"set.*class 'cat' has test images and no train images"):
+        load_data(folder)

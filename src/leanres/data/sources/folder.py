@@ -25,13 +25,15 @@ class FolderListing:
     """The image files of a folder, before any is opened.
 
     `files`: split ("all" if the folder has no splits) -> class -> image files. `skipped` counts
-    everything else by kind ("hidden file{s}"); `notes` say what was joined or left out.
+    everything else by kind ("hidden file{s}"); `notes` say what was joined or left out;
+    `class_folders` are those of all splits, resolved.
     """
 
     root: Path
     files: dict[str, Classes]
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    class_folders: set[Path] = field(default_factory=set)
 
 
 def load_folder(options: LoadOptions) -> Dataset:
@@ -64,6 +66,7 @@ def list_folder(root: Path) -> FolderListing:
         raise UserError(f"{root} is not a folder; give {LAYOUT}")
     listing = FolderListing(root, {})
     splits = _split_folders(listing)
+    listing.class_folders.update(_class_folders(splits or {"all": [root]}, root))
     for name, folders in splits.items():
         if name == "train" or not _is_unlabelled(listing, name, folders):
             listing.files[name] = _class_files(folders, listing)
@@ -119,8 +122,9 @@ def _class_files(folders: list[Path], listing: FolderListing) -> Classes:
     """Class name -> image files of one split. A name is one class however its accents are coded."""
     classes: Classes = {}
     for path in (path for folder in folders for path in _subfolders(folder)):
+        elsewhere = listing.class_folders - {path.resolve()}
         classes.setdefault(normalize("NFC", path.name), []).extend(
-            image_files(path, listing.skipped)
+            image_files(path, listing.skipped, elsewhere)
         )
     others = [p.name for folder in folders for p in folder.iterdir() if not p.is_dir()]
     num_hidden = sum(name.startswith(".") for name in others)
@@ -128,6 +132,29 @@ def _class_files(folders: list[Path], listing: FolderListing) -> Classes:
     listing.skipped["file{s} beside the classes"] += len(others) - num_hidden
     _check_classes(classes, folders[0])
     return dict(sorted(classes.items(), key=lambda entry: natural_key(entry[0])))
+
+
+def _class_folders(splits: dict[str, list[Path]], root: Path) -> set[Path]:
+    """The class folders of all splits, resolved. UserError for one that is not one class's alone.
+
+    A link may make it another class's folder, or one that holds such: its images would have two
+    classes, or be in train and in test.
+    """
+    owner: dict[Path, Path] = {}
+    top = root.resolve()
+    for path in (
+        path for folders in splits.values() for own in folders for path in _subfolders(own)
+    ):
+        real = path.resolve()
+        if real in (top, *top.parents):
+            raise UserError(f"{path} is a link to a folder above: remove it")
+        if (first := owner.setdefault(real, path)) != path:
+            raise UserError(f"{path} and {first} are one folder: remove the link")
+    for real, path in owner.items():
+        for above in real.parents:
+            if above in owner:
+                raise UserError(f"{path} is a part of {owner[above]}: remove the link")
+    return {*owner}
 
 
 def _check_classes(classes: Classes, folder: Path) -> None:
