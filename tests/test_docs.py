@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,7 @@ def test_the_guides_python_runs(tmp_path, monkeypatch, capsys, digits):
     monkeypatch.chdir(tmp_path)
     (code,) = (block for block in python_blocks("guide.md") if "leanres.resume" in block)
     execute(code.replace("epochs=5", "epochs=1").replace("epochs=6", "epochs=2"))
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in capsys.readouterr().out.splitlines() if ".png " in line]
     assert {Path(line.split(".png ")[0]).stem for line in lines} == {
         path.stem for path in (tmp_path / "photos").iterdir()
     }
@@ -136,7 +138,28 @@ def tables_restored() -> Iterator[None]:
 def examples() -> dict[str, str]:
     """Each section of docs/extending.md -> its Python block."""
     sections = read(DOCS / "extending.md").split("\n## ")[1:]
-    return {text.partition("\n")[0]: FENCE.findall(text)[0][1] for text in sections}
+    return {text.partition("\n")[0]: FENCE.findall(text)[0][1] for text in sections[1:]}
+
+
+def test_a_network_an_augmentation_and_a_loss_from_one_file(tmp_path, monkeypatch, leanres):
+    """The file and the commands are those of docs/extending.md, its first section."""
+    monkeypatch.chdir(tmp_path)
+    section = read(DOCS / "extending.md").split("\n## ")[1]
+    assert section.startswith("One file of your own")
+    (_, code), (_, commands) = FENCE.findall(section)
+    Path("mine.py").write_text(code)
+    outputs = []
+    for line in commands.replace("\\\n", " ").strip().splitlines():
+        done = leanres(*shlex.split(line)[1:])
+        assert done.code == 0, done.err
+        outputs.append(done.out)
+    assert "within the budget: params" in outputs[0]
+    assert "receptive field: unknown" in outputs[0]
+    info = json.loads(Path("runs/net/run.json").read_text())
+    assert info["recipe"]["loss"] == ["mine:focal", {"gamma": 1.5}]
+    assert info["recipe"]["augment"][1] == ["mine:speckle", {"p": 0.05}]
+    assert info["result"]["accuracy"] > 0.2  # of ten classes
+    assert Path("net.onnx").stat().st_size > 10_000
 
 
 @pytest.mark.usefixtures("tables_restored")

@@ -24,6 +24,7 @@ ROWS = (  # bottom to top: a file imports from its own subpackage and from the r
     "runs",
     "trials lr_finder report ship bench",
     "cli",
+    "api",
     "leanres __main__",
 )
 HEIGHT = {subpackage: height for height, row in enumerate(ROWS) for subpackage in row.split()}

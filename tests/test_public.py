@@ -36,7 +36,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     names = {"__name__": "example"}
     exec(compile(code.replace('"cifar10"', '"digits"'), "README.md", "exec"), names)
-    accuracies, per_class, params = capsys.readouterr().out.splitlines()
+    *_, accuracies, per_class, params = capsys.readouterr().out.splitlines()
     assert float(accuracies.split()[0]) == names["result"]["accuracy"] > 0.8
     shares = [float(share) for share in per_class.strip("[]()").split(", ")]
     assert sum(shares) / len(shares) == pytest.approx(names["result"]["accuracy"], abs=0.02)

@@ -35,11 +35,13 @@ _MODULES = {  # public name -> its module, in the order in which one needs them
     "Device": "leanres.training.device",
     "detect": "leanres.training.device",
     "find_lr": "leanres.lr_finder.finder",
-    "fit": "leanres.runs.fit",
-    "resume": "leanres.runs.fit",
+    "fit": "leanres.api",
+    "resume": "leanres.api",
     "cross_validate": "leanres.trials.folds",
     "load_predictor": "leanres.runs.predictor",
     "evaluate": "leanres.runs.ensemble",
+    "predict": "leanres.api",
+    "compare": "leanres.api",
     "Predictor": "leanres.runs.predictor",
     "Prediction": "leanres.runs.predictor",
     "preprocess": "leanres.data.image_files",
@@ -51,6 +53,8 @@ __all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":
+        return import_module("leanres.report")
     if name not in _MODULES:
         raise AttributeError(f"module 'leanres' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -97,7 +97,7 @@ def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) 
     from leanres.runs.layout import with_times
     from leanres.runs.stop import Stopped
 
-    say(_headline(run), err=as_json)
+    say(headline(run), err=as_json)
     history = with_times(run.state.history, run.times)
     with open_trackers(
         trackers, run.folder, run.info, history, lambda note: print_notes([note])
@@ -140,7 +140,7 @@ def _write_report(run: Run, as_json: bool) -> None:
         say(f"report: {page}", err=as_json)
 
 
-def _headline(run: Run) -> str:
+def headline(run: Run) -> str:
     """The first line of a run: network, data, length, where and by which kernels it computes."""
     from leanres.models.cost import count_params
     from leanres.models.zoo import network_name

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from leanres.data.arrays import images_of, in_channels, scale_of
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
@@ -75,6 +76,22 @@ def open_batch(path: Path) -> Batch:
         batch.read(slice(0, 1), MIN_SIDE)  # refuses another shape
         scale = 1 if images.dtype == np.uint8 else scale_of(images, printable(path))
     return replace(batch, scale=scale)
+
+
+def batch_of(x: Any) -> Batch:
+    """An array in memory as a batch: (N, ...) as `images_of` takes it, or a single image.
+
+    UserError for one that holds no images.
+    """
+    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)):
+        array = array[None]
+    batch = Batch(Path("array"), array)
+    if array.ndim in (3, 4) and array.size:
+        batch.read(slice(0, 1), MIN_SIDE)  # refuses another shape
+        return replace(batch, scale=1 if array.dtype == np.uint8 else scale_of(array, "the array"))
+    fits = "(N, H, W, C), (N, C, H, W), (N, H, W), or one image"
+    raise UserError(f"an array of shape {array.shape}: give {fits}")
 
 
 def _opener(path: Path) -> Any:

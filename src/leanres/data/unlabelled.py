@@ -6,14 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from leanres.data.batch_files import Batch, is_batch, open_batch
+from leanres.data.batch_files import Batch, batch_of, is_batch, open_batch
 from leanres.data.greys import Greys
-from leanres.data.image_files import decode_or_reason, image_paths
+from leanres.data.image_files import decode_or_reason, image_paths, preprocess
 from leanres.errors import UserError, printable
 
 CHUNK = 500  # images that are in memory at a time
@@ -31,16 +33,40 @@ class UnlabelledImage:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Pictures of Pillow's, which are in memory."""
+
+    images: tuple[Image.Image, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(
+        self, size: int, channels: int, whites: Mapping[str, float] | None
+    ) -> Iterator[list[UnlabelledImage]]:
+        """As `Unlabelled.read`; IDs are positions from 0."""
+        for start in range(0, len(self), CHUNK):
+            yield [
+                UnlabelledImage(
+                    str(i),
+                    Path(getattr(image, "filename", "") or str(i)),
+                    preprocess(image, size, channels, whites)[0].transpose(1, 2, 0),
+                )
+                for i, image in enumerate(self.images[start : start + CHUNK], start)
+            ]
+
+
+@dataclass(frozen=True)
 class Unlabelled:
     """Images to classify, found but not yet read. Make it with `find_unlabelled`."""
 
-    places: tuple[Path | Batch, ...]
+    places: tuple[Path | Batch | Pictures, ...]
     by_stem: bool = False
 
     def __len__(self) -> int:
         """The number of images."""
-        batches = [place for place in self.places if isinstance(place, Batch)]
-        return sum(map(len, batches)) + sum(1 for _ in self.files())
+        counted = [place for place in self.places if not isinstance(place, Path)]
+        return sum(map(len, counted)) + sum(1 for _ in self.files())
 
     def files(self) -> Iterator[Named]:
         """The image files, without what is in batches: in order, each with its ID."""
@@ -52,8 +78,11 @@ class Unlabelled:
         """The images in order, as a network takes them (`decode_image`), some at a time."""
         for _, alike in groupby(self.places, type):
             places = list(alike)
-            for batch in (place for place in places if isinstance(place, Batch)):
-                yield from self._read_batch(batch, size, channels)
+            for place in places:
+                if isinstance(place, Batch):
+                    yield from self._read_batch(place, size, channels)
+                elif isinstance(place, Pictures):
+                    yield from place.read(size, channels, whites)
             paths = (place for place in places if isinstance(place, Path))
             yield from _read_files(self._files(paths), size, channels, whites)
 
@@ -86,6 +115,27 @@ def _read_files(
             UnlabelledImage(own, path, *((out, None) if isinstance(out, str) else out))
             for (own, path), out in zip(chunk, outcomes, strict=True)
         ]
+
+
+Images = Path | str | Image.Image | NDArray[Any] | Tensor | Iterable[Path | str | Image.Image]
+
+
+def given(images: Images) -> Unlabelled:
+    """Images as Python users have them: see `Predictor.predict`. UserError for anything else."""
+    if isinstance(images, np.ndarray | Tensor):
+        return Unlabelled((batch_of(images),))
+    one = isinstance(images, Path | str | Image.Image)
+    listed: list[Any] = [images] if one else list(images)  # type: ignore[arg-type]
+    pictures = tuple(image for image in listed if isinstance(image, Image.Image))
+    if pictures and len(pictures) == len(listed):
+        return Unlabelled((Pictures(pictures),))
+    for image in listed:
+        if not isinstance(image, Path | str):
+            came = type(image).__name__
+            raise UserError(
+                f"a {came} among images: give paths, pictures of Pillow's, or one array"
+            )
+    return find_unlabelled(listed)
 
 
 def find_unlabelled(

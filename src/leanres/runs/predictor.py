@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from leanres.augment.registry import FLIPS
 from leanres.data.greys import Greys
 from leanres.data.image_files import Unreadable
 from leanres.data.split import Split
-from leanres.data.unlabelled import Unlabelled, UnlabelledImage, find_unlabelled
+from leanres.data.unlabelled import Images, Unlabelled, UnlabelledImage, given
 from leanres.errors import UserError
 from leanres.metrics.classification import accuracy, measure
 from leanres.metrics.inference import predict_both
@@ -108,18 +108,19 @@ class Predictor:
         return figures(plain, augmented, split.labels.cpu(), tta), plain
 
     def predict(
-        self, images: Unlabelled | Iterable[Path | str], tta: str = "none", top: int | None = None
+        self, images: Unlabelled | Images, tta: str = "none", top: int | None = None
     ) -> Iterator[Prediction | Unreadable]:
         """The `top` classes (3, or all of fewer) of each image, in order, or why it cannot be read.
 
-        images: image files, folders of them and batches, as `find_unlabelled` takes them. Some
-        hundred are in memory at a time.
+        images: image files, folders of them and batches, as `find_unlabelled` takes them, one or
+        several; or pictures of Pillow's, or an array, whose IDs are
+        positions from 0. Some hundred files are in memory at a time.
         """
         known = self.preprocess
         top = min(3, len(known.classes)) if top is None else top
         if not 1 <= top <= len(known.classes):
             raise UserError(f"top {top}: give 1 to {len(known.classes)}")
-        found = images if isinstance(images, Unlabelled) else find_unlabelled(images)
+        found = images if isinstance(images, Unlabelled) else given(images)
         for chunk in found.read(known.size, known.channels, known.whites):
             yield from self._predict_chunk(chunk, self.tta if tta == "auto" else tta, top)
 

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from leanres.data.sources import origin_of
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.metrics.statistics import mean_sd, paired_seeds
@@ -17,8 +18,10 @@ from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import resolve
 from leanres.registry import Table
 from leanres.runs.run_json import INFO
+from leanres.training.device import Device, detect
 from leanres.training.recipe import Recipe, from_dict
 from leanres.training.recipes import BUDGET_AUGMENT, CROP_FLIP, CUTOUT, RECIPES
+from leanres.trials.executors import InProcess
 from leanres.trials.jobs import Event, Executor, Job, is_finished, run_jobs
 from leanres.trials.ledger_entry import read_run
 
@@ -173,13 +176,52 @@ def compare(
     event. Stopped where a signal came; UserError where there are no images to measure on, before
     any training, and where a training failed, after the others.
     """
-    # Only the final accuracy counts, so val is not measured after every epoch.
-    own = {**origin, "measure": measure, "tta": "none", "validate": False}
     variants = recipes(comparison, changes)
+    jobs = _jobs(variants, seeds, folder, {**origin, "measure": measure})
+    found = {key: _where_finished(job, dataset) for key, job in jobs.items()}
+    return to_rows(_finished_runs(found, executor, watch), comparison.reported)
+
+
+def compare_recipes(
+    variants: Mapping[str, Recipe],
+    dataset: Dataset,
+    folder: Path | str,
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    measure: str = "val",
+    device: Device | None = None,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> list[dict[str, Any]]:
+    """Train recipes of one's own with the same seeds in this process: rows and errors as `compare`.
+
+    The first variant is the one that the others are compared with, paired by the seeds.
+    """
+    first = next(iter(variants.values()), None)
+    if first is None or not seeds:
+        raise UserError("nothing to compare: give recipes by name, and seeds")
+    device = device or detect("auto", first.precision, first.compiled)
+    device.tune()
+    jobs = _jobs(variants, seeds, Path(folder), {"measure": measure} | origin_of(dataset))
+    for job in jobs.values():
+        is_finished(job, dataset)  # a mistake is refused before any training
+    return to_rows(_finished_runs(jobs, InProcess(dataset, device), watch))
+
+
+def _jobs(
+    variants: Mapping[str, Recipe], seeds: Sequence[int], folder: Path, origin: dict[str, Any]
+) -> dict[tuple[str, int], Job]:
+    # Only the final accuracy counts, so val is not measured after every epoch.
+    own = origin | {"tta": "none", "validate": False}
     jobs = {}
     for seed, (name, recipe) in product(seeds, variants.items()):  # complete pairs exist early
-        job = Job(replace(recipe, seed=seed), folder / f"{_slug(name)}-{seed}", own)
-        jobs[name, seed] = _where_finished(job, dataset)
+        jobs[name, seed] = Job(replace(recipe, seed=seed), folder / f"{_slug(name)}-{seed}", own)
+    return jobs
+
+
+def _finished_runs(
+    jobs: Mapping[tuple[str, int], Job], executor: Executor, watch: Callable[[Event], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Run the jobs; the run of each seed by variant. UserError where one ended without a result."""
     lost = []
     for event in run_jobs(jobs.values(), executor):
         watch(event)
@@ -187,8 +229,10 @@ def compare(
             lost.append(f"{event.job.folder} {event.kind}: {event.detail}")
     if lost:
         raise UserError(f"{len(lost)} of {len(jobs)} are without a result; {lost[0]}")
-    runs = {name: [read_run(jobs[name, seed].folder) for seed in seeds] for name in variants}
-    return to_rows(runs, comparison.reported)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for (name, _), job in jobs.items():
+        runs.setdefault(name, []).append(read_run(job.folder))
+    return runs
 
 
 def _where_finished(job: Job, dataset: Dataset) -> Job:
