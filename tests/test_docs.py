@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import runpy
 import shlex
@@ -26,7 +27,7 @@ from leanres.training.recipe import Recipe
 from leanres.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
+DOCS, PACKAGE = ROOT / "docs", ROOT / "src" / "leanres"
 HISTORY = (ROOT / "CHANGELOG.md", DOCS / "log.md")  # they quote commands as they were
 MARKDOWN = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "weights").glob("*.md")]
 PAGES = [
@@ -196,6 +197,22 @@ def anchors(page: Path) -> set[str]:
     """The headings of a page as a Markdown host links to them."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", read(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_name_in_the_architecture_exists():
+    page = FENCE.sub("", read(DOCS / "architecture.md").partition("## Every file")[0])
+    sources = "\n".join(map(read, PACKAGE.rglob("*.py")))
+    for name in sorted({*re.findall(r"`([\w./]+)`", page)} - {"..."}):
+        if "/" in name or name.endswith(".py"):
+            assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
+        elif f'"{name}"' in sources:
+            continue  # a file of a run
+        elif "." in name and (PACKAGE / name.partition(".")[0]).is_dir():
+            assert pkgutil.resolve_name(f"leanres.{name}"), name
+        elif name.isupper():
+            assert re.search(rf"^{name}\b.* = ", sources, re.MULTILINE), name
+        else:
+            assert re.search(rf"\b{name.rpartition('.')[2]}\b", sources), name
 
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *DOCS.glob("*.md")], ids=name_of)

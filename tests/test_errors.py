@@ -39,6 +39,12 @@ def test_what_damaged_bytes_raise_is_one_line_and_other_errors_pass():
         undamaged("x", (KeyError, OSError)),
     ):
         raise OSError("two\x1b\nlines")
+    with pytest.raises(UserError) as caught, undamaged("x", (ValueError,)):
+        raise ValueError("a" * 5000)
+    assert str(caught.value) == f"x is truncated or corrupt: {'a' * 100}…{'a' * 99}"
+    with pytest.raises(UserError) as caught, undamaged("x", (OSError,)):
+        raise IsADirectoryError(21, "Is a directory", "x")
+    assert str(caught.value) == "x cannot be read: Is a directory"
     with pytest.raises(UserError, match=r"^give labels$"), undamaged("x", (ValueError,)):
         raise UserError("give labels")
     with pytest.raises(ZeroDivisionError), undamaged("x", (ValueError,)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MAX_PROBLEM = 200  # characters of what a library says is wrong
+
 
 class UserError(ValueError):
     """A mistake in the input; the message says what was given, what is valid and what to do.
@@ -36,13 +38,21 @@ def undamaged(place: object, raised: tuple[type[Exception], ...]) -> Iterator[No
     except UserError:
         raise
     except raised as error:
-        problem = printable(first_line(error))
-        raise UserError(f"{printable(place)} is truncated or corrupt: {problem}") from None
+        what, problem = "is truncated or corrupt", first_line(error)
+        if isinstance(error, OSError) and error.errno:  # the system's own, not of the content
+            what, problem = "cannot be read", error.strerror or problem
+        raise UserError(f"{printable(place)} {what}: {problem}") from None
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's message; its type's name if the message is empty."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of an exception's message, printable and shortened; its type's name if empty.
+
+    What a library says of damaged bytes may quote them, hundreds at a time.
+    """
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return (
+        printable(line) if isinstance(error, UserError) else shortened(printable(line), MAX_PROBLEM)
+    )
 
 
 def shortened(text: str, most: int) -> str:

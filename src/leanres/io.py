@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,7 +205,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+        raise UserError(f"{path} is not TOML: {first_line(error)}") from None
 
 
 def read_parquet(path: Path, max_bytes: int, columns: list[str] | None = None) -> Table:

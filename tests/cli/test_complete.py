@@ -75,7 +75,7 @@ def test_every_entry_of_a_table_is_offered():
         complete.RECIPE: [*NAMED_RECIPES],
         complete.MODEL: [*MODELS],
         complete.SETTING: [f"{field.name}=" for field in fields(Recipe)],
-        complete.DATA: [*SOURCES],
+        complete.DATA: [name for name in SOURCES if name != "arrays"],
         complete.TTA: [*TTA, "auto"],
         complete.DEVICE: [*DEVICES, "auto"],
         complete.TRACKER: [*TRACKERS],

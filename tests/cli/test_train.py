@@ -8,11 +8,15 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from leanres.cli.train import _next_folder
 from leanres.data.sources import cifar10
+
+TINY = ("--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_size=20")
 
 
 def test_train_prints_what_happened_and_what_to_do_next(leanres, mistake, tmp_path, tiny):
@@ -48,6 +52,66 @@ def test_a_batch_that_leaves_few_steps_is_noted(leanres, tmp_path, tiny):
     done = leanres("train", *words, "--set", "batch_size=700", "--no-report")
     assert done.code == 0
     assert "note: only 2 steps of 700 images in all" in done.err
+
+
+def test_the_note_on_few_steps_recommends_what_is_not_in_use(leanres, tmp_path, tiny):
+    words = ["--data", "digits", "--epochs", 1, *tiny[:2], "--no-report", "--out"]
+    done = leanres("train", *words, tmp_path / "a", "--set", "batch_size=1000")
+    assert "note: only 1 step of 1,000 images in all: the recipe small-data has" in done.err
+    words += [tmp_path / "b", "--set", "val=1200"]
+    done = leanres("train", "small-data", *words)
+    assert "note: only 3 steps of 64 images in all: give more --epochs, or a smaller" in done.err
+
+
+@pytest.fixture
+def train_alone(tmp_path, digits) -> Path:
+    """A folder of 100 digits in train/, and no other split."""
+    for i, label in enumerate(digits.train.labels[:100].tolist()):
+        folder = tmp_path / "photos" / "train" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = digits.train.images[i].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_without_test_images_a_tenth_of_train_is_held_out_and_measured(
+    leanres, tmp_path, train_alone
+):
+    words = ["--data", train_alone, "--out", tmp_path / "r", "--epochs", 1, *TINY, "--no-report"]
+    done = leanres("train", "small-data", *words)
+    assert done.code == 0
+    info = json.loads((tmp_path / "r" / "run.json").read_text())
+    counts = info["data"]
+    assert counts["val"] + counts["train"] == 100
+    assert 10 <= counts["val"] < 20
+    assert info["recipe"]["val"] == 0.1
+    assert (info["result"]["split"], info["result"]["n"]) == ("val", counts["val"])
+    assert f"{counts['val']} of 100 are held out as val (val = 0.1; --set val=0" in done.err
+    # the command that it names measures the same images
+    assert f"next: leanres evaluate {tmp_path / 'r'} --split val\n" in done.out
+    again = leanres("evaluate", tmp_path / "r", "--split", "val", "--json")
+    assert json.loads(again.out)["accuracy"] == info["result"]["accuracy"]
+
+
+def test_a_run_that_cannot_be_measured_says_so_and_claims_no_predictions(
+    leanres, tmp_path, train_alone
+):
+    words = ["--data", train_alone, "--epochs", 1, *TINY, "--out"]
+    whole = leanres("train", "small-data", *words, tmp_path / "whole", "--set", "val=0")
+    for path in [*(train_alone / "train" / "3").iterdir()][1:]:
+        path.unlink()
+    rare = leanres("train", "small-data", *words, tmp_path / "rare", "--no-report")
+    assert "so nothing is measured (val = 0.1: class '3' has fewer than 2" in rare.err
+    for name, done in {"whole": whole, "rare": rare}.items():
+        folder = tmp_path / name
+        assert done.code == 0
+        assert "not measured: there are no test and no val images" in done.out
+        assert "predictions" not in done.out
+        assert "evaluate" not in done.out
+        assert not (folder / "predictions.parquet").exists()
+    assert "was not measured: there were no test" in (tmp_path / "whole/report.html").read_text()
+    row = leanres("runs", "--runs", tmp_path, "--results", tmp_path / "no", "--json").out
+    assert json.loads(row.splitlines()[0])["status"] == "unmeasured"
 
 
 def test_a_long_run_states_the_machines_rate_beside_its_time(leanres, tmp_path, tiny, monkeypatch):

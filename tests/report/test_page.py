@@ -181,7 +181,7 @@ def test_without_the_data_there_are_figures_and_a_note(three_runs, tmp_path):
 def test_data_that_the_run_was_not_trained_on_is_not_used(three_runs, digits, tmp_path):
     other = replace(digits, train=digits.train.subset(range(500)))
     page = write_report(three_runs / "a", other, out=tmp_path / "x.html").read_text()
-    assert f"given {other.train.fingerprint[:16]}" in page
+    assert "on other data (937 of its 1,797 images are missing, 0 are new)" in page
 
 
 def test_the_page_of_an_unfinished_run_says_so(copied, digits):

@@ -98,8 +98,22 @@ def test_a_run_on_a_grown_folder_goes_on_bit_for_bit_with_its_own_images(photos,
     grown = leanres.runs.run_json.read_info(tmp_path / "b")["result"]
     assert grown["weights"] == whole["weights"]
     (photos / "dog" / "2.png").unlink()
-    with pytest.raises(UserError, match="trained on other data"):
+    missing = r"trained on other data \(1 of its 60 images are missing, 32 are new\): give the same"
+    with pytest.raises(UserError, match=missing):
         leanres.resume(tmp_path / "b", epochs=4)
+
+
+def test_other_labels_for_the_same_images_are_said_to_be_that(photos, tmp_path):
+    fit(photos, tmp_path / "run")
+    (photos / "dog" / "0.png").rename(photos / "cat" / "0.png")
+    with pytest.raises(
+        UserError, match=r"\(the same images, but other labels, classes or splits\)"
+    ):
+        leanres.resume(tmp_path / "run", epochs=3)
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--data", str(photos)])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "it was trained on other data (the same images, but other labels" in page
 
 
 def test_the_table_names_every_image_and_its_split(photos, tmp_path):

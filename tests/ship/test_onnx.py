@@ -60,6 +60,22 @@ def save_16_bits(photo: Image.Image, path: Path) -> None:
     Image.fromarray(grey * 255 + 100).save(path)
 
 
+def save_32_bits(photo: Image.Image, path: Path) -> None:
+    """More than 65,535, which is the last value that is told from white."""
+    grey = np.asarray(photo.convert("L")).astype(np.int32)
+    Image.fromarray(grey * 300 - 100).save(path, "TIFF")
+
+
+def save_floats(photo: Image.Image, path: Path) -> None:
+    grey = np.asarray(photo.convert("L")).astype(np.float32) / 250
+    grey[0, :2] = np.nan, np.inf
+    Image.fromarray(grey).save(path, "TIFF")
+
+
+def save_floats_up_to_1(photo: Image.Image, path: Path) -> None:
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.float32) / 255).save(path, "TIFF")
+
+
 def save_palette_with_a_transparent_colour(photo: Image.Image, path: Path) -> None:
     palette = photo.resize((50, 44)).quantize(8)
     palette.save(path, transparency=palette.getpixel((0, 0)))
@@ -83,6 +99,9 @@ SAVERS = (
     save_narrow_and_odd,
     save_turned,
     save_16_bits,
+    save_32_bits,
+    save_floats,
+    save_floats_up_to_1,
     save_palette_with_a_transparent_colour,
     save_half_transparent,
 )
@@ -105,7 +124,7 @@ def test_the_guides_lines_without_leanres_answer_as_predict_does(
     np.testing.assert_array_equal(names["images"], leanres.preprocess("photo.png", 32))
     np.testing.assert_array_equal(
         names["preprocess"]("photo.png", 32, white=4095),
-        leanres.preprocess("photo.png", 32, whites={"integer": 4095}),
+        leanres.preprocess("photo.png", 32, whites={"integer": 4095, "float": 4095}),
     )
     opened = Image.open("photo.png")
     np.testing.assert_array_equal(names["images"], leanres.preprocess(opened, 32))
@@ -119,12 +138,13 @@ def test_the_guides_lines_without_leanres_answer_as_predict_does(
 
 def test_the_guides_reference_is_short():
     body = re.search(r"def preprocess\(.*?\n(.*?)\n\n", guide_code(), re.S)[1]
-    assert len(body.splitlines()) <= 11
+    assert len(body.splitlines()) <= 14
 
 
 def test_the_rule_names_the_white_of_the_training_images():
     assert "255, 4095 or 65535, the first that" in input_rule(3, {})
-    assert "rounded, white being 4095;" in input_rule(1, {"integer": 4095.0})
+    assert "rounded, white being 4095, in floats 1, 255" in input_rule(1, {"integer": 4095.0})
+    assert "in floats 0.5;" in input_rule(1, {"float": 0.5})
 
 
 def test_a_missing_package_names_the_extra(run, tmp_path, images, monkeypatch):

@@ -15,9 +15,14 @@ def words(*known: str) -> Completer:
     return lambda incomplete: [word for word in known if word.startswith(incomplete)]
 
 
-def keys_of(file: str, table: str, *more: str) -> Completer:
-    """Complete a key of a table of the package, or one of the words in `more`."""
-    return lambda incomplete: words(*_keys(file, table), *more)(incomplete)
+def keys_of(file: str, table: str, *more: str, but: str = "") -> Completer:
+    """Complete a key of a table of the package (`but` this one), or one of the words in `more`."""
+
+    def complete(incomplete: str) -> list[str]:
+        known = (key for key in _keys(file, table) if key != but)
+        return words(*known, *more)(incomplete)
+
+    return complete
 
 
 def each_key_of(file: str, table: str) -> Completer:
@@ -48,7 +53,7 @@ def _keys(file: str, table: str) -> Iterator[str]:
     for node in _parsed(file):
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table:
             assert isinstance(node.value, ast.Call)
-            _, entries = node.value.args
+            _, entries, *_ = node.value.args
             assert isinstance(entries, ast.Dict)
             yield from (ast.literal_eval(key) for key in entries.keys if key is not None)
 
@@ -60,7 +65,7 @@ def _parsed(file: str) -> list[ast.stmt]:
 RECIPE = keys_of("training/recipes.py", "NAMED_RECIPES")
 MODEL = keys_of("models/zoo.py", "MODELS")
 SETTING = field_of("training/recipe.py", "Recipe")
-DATA = keys_of("data/sources/__init__.py", "SOURCES")
+DATA = keys_of("data/sources/__init__.py", "SOURCES", but="arrays")
 TTA = keys_of("metrics/inference.py", "TTA", "auto")
 DEVICE = keys_of("training/device.py", "DEVICES", "auto")
 TRACKER = each_key_of("runs/tracking.py", "TRACKERS")

@@ -39,7 +39,7 @@ def export(
     from leanres.ship.export import export as write_checked
 
     target_of(out)
-    if card and not ((target / INFO).exists() and out.suffix == ".safetensors"):
+    if card and not ((target / INFO).exists() and out.suffix.lower() == ".safetensors"):
         raise UserError("--card describes a run's weights: give a run folder and a .safetensors")
     preprocess = load_classifier(weights_file(target))[0].preprocess
     options.print_edits(target)

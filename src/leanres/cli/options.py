@@ -205,9 +205,9 @@ def load_target_data(
 
     as_trained = preprocess.size, strict, preprocess.channels, preprocess.whites
     if not (target / INFO).exists():
-        return load_dataset(name or "cifar10", *as_trained)
+        return load_dataset("cifar10" if name is None else name, *as_trained)
     info = read_info(target)
-    dataset = load_dataset(name, *as_trained) if name else load_run_data(info)
+    dataset = load_run_data(info) if name is None else load_dataset(name, *as_trained)
     dataset, notes = unseen(target, info, dataset)
     print_notes(notes)
     return dataset

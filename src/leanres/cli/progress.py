@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -177,9 +178,17 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
             f"{result['split']} accuracy {accuracy_text(result)}\n"
             f"{other_metrics(result, short=True)}; trained in {result['train_seconds']:.0f} s{rate}"
         )
-    say(
-        f"{folder}/ holds model.safetensors, metrics.csv, predictions.parquet, run.json\n"
-        f"next: leanres evaluate {folder}\n"
-        f"      leanres predict {folder} IMAGES\n"
-        f"      leanres resume {folder} --epochs {2 * recipe.epochs}"
-    )
+    else:
+        say("not measured: there are no test and no val images")
+    say(_next_lines(folder, result["split"], 2 * recipe.epochs))
+
+
+def _next_lines(folder: Path, split: str | None, epochs: int) -> str:
+    """What a finished run holds, and the commands for it; `split`: what was measured, or None."""
+    files = "model.safetensors, metrics.csv, predictions.parquet, run.json"
+    evaluate = [f"evaluate {folder}{' --split val' * (split == 'val')}"]
+    if split is None:
+        files, evaluate = files.replace("predictions.parquet, ", ""), []
+    steps = [*evaluate, f"predict {folder} IMAGES", f"resume {folder} --epochs {epochs}"]
+    listed = "\n      ".join(f"leanres {step}" for step in steps)
+    return f"{folder}/ holds {files}\nnext: {listed}"

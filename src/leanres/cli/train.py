@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from leanres.cli import folds as fold_training
 from leanres.cli import options
-from leanres.cli.console import say
+from leanres.cli.console import counted, say
 from leanres.cli.progress import train_and_print
 from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from leanres.data.split import Dataset
     from leanres.training.device import Device
     from leanres.training.recipe import Recipe
+    from leanres.training.step_counts import StepCounts
 
 FEW_STEPS = 10  # an epoch: with fewer the batch is too large for the data
+VAL_SHARE = 0.1  # is held out where there is nothing else to measure on
 
 
 def train(
@@ -75,6 +78,8 @@ def train(
     clock = time.perf_counter()
     dataset, data, recipe = options.load_data_or_digits(data, size, strict, channels, recipe)
     chosen = load_recipe(recipe, changed)
+    if "val" not in changed and folds is None:
+        chosen = _with_val(chosen, dataset)
     options.check_val(measure, bool(chosen.val or dataset.val))
     say(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
     where = locate(data, size=size, channels=channels)
@@ -101,16 +106,38 @@ def train(
         with contextlib.suppress(OSError):
             folder.rmdir()  # where it is empty
         raise
-    options.print_notes(run.notes)
-    counts = run.setup.counts
-    if counts.steps_per_epoch < FEW_STEPS and counts.total < 10 * FEW_STEPS:
-        options.print_notes(
-            [
-                f"only {counts.total} steps of {counts.batch_size} images in all: the recipe"
-                " small-data has smaller batches"
-            ]
-        )
+    options.print_notes([*run.notes, *_few_steps(run.setup.counts)])
     train_and_print(run, as_json, trackers, not no_report)
+
+
+def _with_val(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with a share of train held out as val, where nothing else could be measured."""
+    if recipe.val or dataset.val or dataset.test or not dataset.train:
+        return recipe
+    try:
+        count = len(dataset.with_val(VAL_SHARE).val or ())
+    except UserError as error:
+        options.print_notes([f"no test and no val images, so nothing is measured ({error})"])
+        return recipe
+    options.print_notes(
+        [
+            f"no test and no val images: {count:,} of {len(dataset.train):,} are held out as val"
+            f" (val = {VAL_SHARE:g}; --set val=0 trains on all and measures nothing)"
+        ]
+    )
+    return replace(recipe, val=VAL_SHARE)
+
+
+def _few_steps(counts: StepCounts) -> list[str]:
+    """A note on a training of few steps, and what makes more of them."""
+    from leanres.training.recipes import SMALL_DATA
+
+    if counts.steps_per_epoch >= FEW_STEPS or counts.total >= 10 * FEW_STEPS:
+        return []
+    more = "give more --epochs, or a smaller --set batch_size=N"
+    if counts.batch_size > SMALL_DATA.batch_size:
+        more = f"the recipe small-data has batches of {SMALL_DATA.batch_size}"
+    return [f"only {counted(counts.total, 'step')} of {counts.batch_size:,} images in all: {more}"]
 
 
 def _given_lr(lr_max: str | None) -> float | None:

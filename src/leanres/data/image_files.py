@@ -58,14 +58,14 @@ def input_rule(channels: int, whites: Mapping[str, float]) -> str:
 
     whites: the network's, as `decode_image` takes them.
     """
-    white = (
-        f"white being {whites['integer']:g}"
-        if "integer" in whites
-        else "white being 255, 4095 or 65535, the first that none of its values exceeds"
-    )
+    usual = "{}, 4095 or 65535, the first that none of its values exceeds"
+    own = {kind: f"{white:g}" for kind, white in whites.items()}
+    integer = own.get("integer", usual.format(255))
+    floats = own.get("float", usual.format("1, 255"))
     over_white = "" if channels == 4 else "transparency over white; "
     return (
-        f"turned as its EXIF orientation says; 16-bit grey scaled to bytes and rounded, {white};"
+        "turned as its EXIF orientation says; grey of 16 or 32 bits clipped to 0 and white, scaled"
+        f" to bytes and rounded, white being {integer}, in floats {floats};"
         f" {over_white}Pillow's mode {MODES[channels]}; the centre square of the shorter side, its"
         " left and top rounded down; resized to size x size by Pillow's BICUBIC, which is"
         f" antialiased; uint8 (N, {channels}, size, size), 0 to 255. Normalisation is part of the"

@@ -29,6 +29,7 @@ from leanres.report.compare import cell_text, check_comparable, groups, table_ro
 from leanres.report.network_sections import filters_and_batches, gradcam_section
 from leanres.report.record import Record, read_record
 from leanres.report.run_data import data_of_run, measured_split, with_predictions
+from leanres.runs.images import difference
 from leanres.runs.ledger import shown
 from leanres.runs.predictor import Predictor, load_predictor
 from leanres.runs.weights import WEIGHTS
@@ -83,8 +84,7 @@ def _data_note(record: Record, dataset: Dataset | None) -> str:
     """Why the page shows no images."""
     why = "the images that it was trained on were not found"
     if dataset is not None:
-        then, now = record.info["data"]["fingerprints"]["train"], dataset.train.fingerprint
-        why = f"it was trained on other data (train {then[:16]}, given {now[:16]})"
+        why = f"it was trained on other data ({difference(record.folder, dataset)})"
     return f"{why}: no pictures, maps or temperature (give its data with --data)"
 
 

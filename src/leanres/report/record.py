@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from leanres.errors import first_line
 from leanres.models.config import ModelConfig
 from leanres.models.cost import Summary, summarize
 from leanres.models.zoo import config_from_dict, network_name
@@ -55,6 +56,13 @@ class Record:
         """The final evaluation; None for an unfinished run, or if there were no images for it."""
         result = self.info.get("result")
         return result if result and result["split"] else None
+
+    @property
+    def why_no_result(self) -> str:
+        """What follows "this run" where it has no result."""
+        if self.info.get("result"):
+            return "was not measured: there were no test and no val images"
+        return f"has no result yet: {len(self.rows)} of {self.epochs} epochs are done"
 
     @property
     def split(self) -> str:
@@ -133,8 +141,7 @@ def read_record(folder: Path | str) -> Record:
         ended = f"training ended early, after epoch {last} of {record.epochs}"
         record = record.with_notes(f"{ended}: stop_after = {info['recipe']['stop_after']}")
     if record.result is None:
-        done = f"{len(rows)} of {record.epochs} epochs are done"
-        return record.with_notes(f"{folder} has no result yet: {done}")
+        return record.with_notes(f"{folder} {record.why_no_result}")
     return _with_predictions(record)
 
 
@@ -145,7 +152,7 @@ def _with_predictions(record: Record) -> Record:
     try:
         found = read_predictions(path, record.classes, record.split)
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        return record.with_notes(f"{path} cannot be read ({str(error).splitlines()[0]})")
+        return record.with_notes(f"{path} cannot be read ({first_line(error)})")
     assert record.result is not None
     if len(found.labels) != record.result["n"]:
         count = f"{len(found.labels)} images, the result {record.result['n']}"

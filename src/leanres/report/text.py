@@ -29,7 +29,7 @@ def text_report(record: Record, budget: int) -> str:
         f" {summary.macs / 1e6:,.1f} MMACs, receptive field {summary.field_text}",
     ]
     if result is None:
-        lines.append(f"no result yet: {len(record.rows)} of {record.epochs} epochs are done")
+        lines.append(f"it {record.why_no_result}")
     else:
         lines.append(f"{record.split} accuracy {accuracy_text(result)}")
         lines.append(

@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def pack(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,7 +6,7 @@ A folder may grow after a training. An image is recognised by its pixels, wherev
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from leanres.data.split import Dataset, Split
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.io import MIB, read_parquet
 from leanres.runs.layout import IMAGES, fingerprints
 
@@ -73,7 +73,7 @@ def read_images(folder: Path) -> RunImages:
         if keys.dtype != np.uint64:
             raise ValueError(f"its keys are {keys.dtype}")
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{folder / IMAGES} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder / IMAGES} cannot be read: {first_line(error)}") from None
     return RunImages(keys, np.array(numbers, np.int8))
 
 
@@ -94,6 +94,32 @@ def check_whites(info: Mapping[str, Any], dataset: Dataset) -> None:
             f"grey values are scaled to the white {dict(dataset.whites)}, the network's is {then}:"
             f" load the data with load_data(..., whites={then})"
         )
+
+
+def check_data(folder: Path, info: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Whether the images are in the same order as when the run in `folder` was started.
+
+    UserError where they are not the images that run.json names.
+    """
+    if not is_same(info, dataset):
+        raise UserError(
+            f"{folder} was trained on other data ({difference(folder, dataset)}): give the same"
+            " with --data, or another folder"
+        )
+    return bool(fingerprints(dataset)["order"] == info["data"]["fingerprints"].get("order"))
+
+
+def difference(folder: Path, dataset: Dataset) -> str:
+    """How many images of the run in `folder` a dataset lacks, and how many are new, in words."""
+    try:
+        then = Counter(read_images(folder).keys.tolist())
+    except UserError:
+        return "other images, labels or classes"
+    now = Counter(key for split in dataset.splits.values() for key in keys_of(split).tolist())
+    missing, new = (then - now).total(), (now - then).total()
+    if not missing and not new:
+        return "the same images, but other labels, classes or splits"
+    return f"{missing:,} of its {then.total():,} images are missing, {new:,} are new"
 
 
 def as_trained(

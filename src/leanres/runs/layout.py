@@ -133,20 +133,6 @@ def fingerprints(d: Dataset) -> dict[str, str | None]:
     return prints | {"order": hashlib.sha256(d.train.digests.tobytes()).hexdigest()}
 
 
-def check_data(folder: Path, info: MetricsRow, dataset: Dataset) -> bool:
-    """Whether the images are in the same order as when the run in `folder` was started.
-
-    UserError where they are not the images that run.json names.
-    """
-    now, then = fingerprints(dataset), info["data"]["fingerprints"]
-    if any(now.get(name) != digest for name, digest in then.items() if name != "order"):
-        raise UserError(
-            f"{folder} was trained on other data (fingerprints {then}, now {now}): give the same"
-            " with --data, or another folder"
-        )
-    return bool(now["order"] == then.get("order"))
-
-
 def exactness_notes(before: dict[str, Any], now: dict[str, Any], same_order: bool) -> list[str]:
     """What makes a resumed run differ in the last bits from the uninterrupted one, in one line."""
     keys = ("kernels", "precision", "compiled", "threads", "torch", "device")

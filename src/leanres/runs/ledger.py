@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.io import csv_text, parse_json, read_file
 from leanres.metrics.classification import HEADLINE, METRICS
 from leanres.registry import Table, unknown
@@ -68,7 +68,7 @@ def edited_entry(path: Path) -> list[str]:
         entry = parse_json(read_file(path))
         intact = entry.get("sha256") == entry_sum(entry)
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a ledger entry: {error}") from None
+        raise UserError(f"{path} is not a ledger entry: {first_line(error)}") from None
     return [] if intact else [f"{path} was edited: it is not as leanres wrote it"]
 
 
@@ -105,7 +105,7 @@ def _read_rows(path: Path) -> list[LedgerRow]:
     except KeyError as error:
         raise UserError(f"{path} is not a run: it lacks {error}") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a run: {error}") from None
+        raise UserError(f"{path} is not a run: {first_line(error)}") from None
     if not rows:
         raise UserError(f"{path} is not a run: it holds none")
     return rows
@@ -118,13 +118,20 @@ def _to_row(path: Path, name: str, info: Mapping[str, Any]) -> LedgerRow:
     about: LedgerRow = {
         "name": name,
         "path": str(path.parent if is_run else path),
-        "status": "measured" if result.get("accuracy") is not None else "unfinished",
+        "status": _status(result),
         "started": info.get("started", ""),
         "commit": info.get("commit"),
         "data": info.get("data", {}).get("name"),
         "device": info.get("hardware", {}).get("device"),
     }
     return about | {key: result.get(key) for key in _outcome_keys()} | recipe
+
+
+def _status(result: Mapping[str, Any]) -> str:
+    """A run that has a result without figures had no images to be measured on."""
+    if result.get("accuracy") is not None:
+        return "measured"
+    return "unmeasured" if result else "unfinished"
 
 
 def _outcome_keys() -> tuple[str, ...]:

@@ -20,14 +20,13 @@ from leanres.models.config import ModelConfig
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
 from leanres.runs import checkpoint
-from leanres.runs.images import as_trained, images_table
+from leanres.runs.images import as_trained, check_data, images_table
 from leanres.runs.layout import (
     CHECKPOINTS,
     HISTORY,
     IMAGES,
     TABLE,
     TIMES,
-    check_data,
     check_free,
     clear,
     commit,

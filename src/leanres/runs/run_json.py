@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.io import CheckpointError, parse_json, read_file
 from leanres.models.zoo import config_from_dict, fitted, resolve
 from leanres.registry import Range, checked, setting_types
@@ -104,7 +104,7 @@ def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run folder: it has no {INFO}") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from None
+        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from None
     if is_queued(info) and not queued:
         raise UserError(f"{folder} has not started yet: `leanres resume {folder}` starts it")
     return info | {"recipe": Recipe().to_dict() | info["recipe"]}

@@ -128,7 +128,7 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
             about = parse_json((file.metadata() or {}).get(KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights: {error}") from None
+        raise CheckpointError(f"{path} cannot be read as weights: {first_line(error)}") from None
     if not isinstance(about, dict):
         raise CheckpointError(
             f"{path} carries no leanres metadata, so its model and preprocessing are unknown: "

@@ -53,9 +53,10 @@ TARGETS: Table[Target] = Table(
 
 def target_of(out: Path) -> Target:
     """The target that a suffix names. UserError for another one, or a package that is missing."""
-    if out.suffix not in TARGETS:
+    suffix = out.suffix.lower()
+    if suffix not in TARGETS:
         raise UserError(f"{out}: give a file that ends in {' or '.join(TARGETS)}")
-    target = TARGETS[out.suffix]
+    target = TARGETS[suffix]
     for package in target.packages:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{package} is not installed: pip install 'leanres[{target.extra}]'")

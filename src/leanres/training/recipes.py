@@ -288,7 +288,7 @@ def load_recipe(name_or_path: str, changes: Mapping[str, Any] = {}) -> Recipe:
 
     `changes` are settings that come after the recipe's own.
     """
-    if not name_or_path.endswith(".toml"):
+    if not name_or_path.lower().endswith(".toml"):
         return from_dict(changes, RECIPES[name_or_path])
     settings = read_toml(Path(name_or_path))
     base = settings.pop("base", "speed")

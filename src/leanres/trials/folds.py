@@ -18,7 +18,7 @@ from torch import Tensor
 from leanres.data.folds import fold_numbers, in_fold, training_images
 from leanres.data.sources import origin_of
 from leanres.data.split import Dataset, Split
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.io import csv_text, write_bytes
 from leanres.metrics.calibration import log_probs
 from leanres.metrics.classification import CHOICE, METRICS, accuracy_interval, measure
@@ -128,7 +128,7 @@ def _held_out_probs(run: Path, held_out: Split) -> Tensor:
     try:
         found = read_predictions(run / PREDICTIONS, held_out.classes, "test")
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"{run / PREDICTIONS} cannot be read ({why}): delete {run}") from None
     if not torch.equal(found.labels, held_out.labels.cpu()):
         raise UserError(f"{run / PREDICTIONS} is of other labels: delete {run}")

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import Lock
-from leanres.runs.layout import check_data, read_history
+from leanres.runs.images import check_data
+from leanres.runs.layout import read_history
 from leanres.runs.run import enqueue
 from leanres.runs.run_json import INFO, is_queued, matches_run, read_info
 from leanres.runs.stop import Stop

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import warnings
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from leanres.data.sources import cifar10_formats as formats
+from leanres.data.sources import load_data
 from leanres.data.sources.cifar10 import find_files
 from leanres.errors import UserError
 
@@ -283,6 +285,30 @@ def test_a_truncated_archive_is_named(small, tmp_path, share):
     archive.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
     with pytest.raises(UserError, match=r"cifar-10-python.tar.gz"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mine.tar.gz", "cifar-9.tgz"])
+def test_an_archive_is_known_by_what_is_in_it(tmp_path, small, name):
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    (tmp_path / "photos" / "train" / "0.png").write_bytes(os.urandom(9999))
+    (tmp_path / "photos" / "labels.csv").write_text("x")
+    write_batches(tmp_path / "made", "binary")
+    for folder in ("photos", "made"):
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            tar.add(tmp_path / folder, "inside")
+        found = find_files(tmp_path / name)
+        assert (found and found.paths) == ((tmp_path / name,) if folder == "made" else None)
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip", ".TGZ"])
+def test_an_archive_of_other_things_is_to_be_unpacked(tmp_path, suffix):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_bytes(os.urandom(99))
+    kind = "zip" if suffix == ".zip" else "gztar"
+    made = Path(shutil.make_archive(str(tmp_path / "made"), kind, tmp_path / "photos"))
+    made = made.rename(tmp_path / f"mine{suffix}")
+    with pytest.raises(UserError, match=r"mine.* is an archive of no known data set: unpack it"):
+        load_data(made)
 
 
 def test_an_archive_without_batches_is_refused(tmp_path):

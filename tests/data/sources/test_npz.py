@@ -96,3 +96,22 @@ def test_an_npz_that_does_not_fit_is_refused_in_one_line(tmp_path, arrays, words
         load_data(tmp_path / "mine.npz")
     assert str(tmp_path / "mine.npz") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "words"), [("set", "is a folder"), ("no.npz", "does not exist")])
+def test_what_is_no_file_is_not_called_damaged(tmp_path, name, words):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(UserError, match=f"{name} {words}; give an .npz of images and labels"):
+        load_data(f"npz:{tmp_path / name}")
+
+
+def test_a_message_about_damage_quotes_few_of_the_bytes(tmp_path):
+    """zipfile quotes the whole name that a damaged header gives."""
+    path = layouts.write_npz(tmp_path / "mine.npz")
+    content = bytearray(path.read_bytes())
+    content[26:28] = (2000).to_bytes(2, "little")  # the length of the first member's name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or corrupt") as caught:
+        load_data(path)
+    assert len(str(caught.value)) < len(str(path)) + 260
+    assert str(caught.value).isprintable()

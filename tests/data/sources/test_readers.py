@@ -249,8 +249,14 @@ def test_each_layout_is_recognised_by_looking_and_named_in_one_line(tmp_path, so
 
 
 def test_a_name_that_is_no_source_and_no_path_does_not_exist():
-    with pytest.raises(UserError, match=r"^nofolder does not exist, and there is no data source"):
+    with pytest.raises(
+        UserError, match=r"^nofolder does not exist, and there is no data"
+    ) as caught:
         load_data("nofolder")
+    assert "arrays" not in str(caught.value)  # which runs alone can name
+    for empty in ("", " "):
+        with pytest.raises(UserError, match="no data set is named"):
+            load_data(empty)
     with pytest.raises(UserError, match=r"^fashon-mnist does not exist.*did you mean 'fashion-mn"):
         load_data("fashon-mnist")
     with pytest.raises(UserError, match=r"a/b does not exist; give a folder"):

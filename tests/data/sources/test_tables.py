@@ -133,6 +133,31 @@ def test_the_hubs_shards_are_read_by_split_with_their_class_names(tmp_path):
     assert data.test.files[3] == "data/test-00000-of-00001.parquet row 3"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.parquet/part-00000-8f1c.snappy.parquet", "test.parquet/part.0.parquet"),
+        ("train/x.parquet/part.0.parquet", "test/x.parquet/split=a/part.0.parquet"),
+        ("train-00000-of-00001.parquet/part.0.parquet", "test.parquet"),
+        ("train.PARQUET", "test.Parquet"),
+    ],
+)
+def test_a_folder_named_as_a_file_and_an_upper_case_name_are_parquet_too(tmp_path, names):
+    """Spark and Dask write a folder x.parquet of parts, beside files that are none."""
+    for name, seed, count in zip(names, (0, 1), (20, 10), strict=True):
+        columns = {"label": labels(count).tolist()}
+        layouts.write_shard(tmp_path / "set" / name, pixels(seed, count), columns)
+        if "part" in name:
+            (tmp_path / "set" / name).with_name("_SUCCESS").touch()
+            (tmp_path / "set" / name).with_name(".part-0.parquet").write_bytes(b"crc")
+    data = load_data(tmp_path / "set")
+    assert data.name == "parquet"
+    for split, images in ((data.train, pixels(0)), (data.test, pixels(1, 10))):
+        np.testing.assert_array_equal(channels_last(split), images)
+    alone = tmp_path / "set" / names[0].partition("/")[0]
+    assert sum(map(len, load_data(alone).splits.values())) == 20
+
+
 def test_a_single_parquet_may_have_plain_bytes_text_labels_and_a_split_column(tmp_path):
     columns = {
         "scan": [png(image) for image in pixels(0)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,10 @@ from leanres.data.sources.source import LoadOptions, Source
 from leanres.data.sources.source import Progress as Progress
 from leanres.data.split import Dataset
 from leanres.errors import UserError
-from leanres.io import cache_folder, expanded
+from leanres.io import cache_folder, expanded, open_data
 from leanres.registry import Table, check_whites, unknown
 
+KEPT = "arrays"  # copies in the cache, which runs alone name
 # Where a path is given in place of a name, later entries are asked first, so that a special layout
 # has precedence over the general folder.
 SOURCES: Table[Source] = Table(
@@ -56,6 +58,7 @@ SOURCES: Table[Source] = Table(
 )
 
 
+ARCHIVES = (".gz", ".tgz", ".tar", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 PUBLISHED = ("mnist", "fashion-mnist", "svhn", "stl10", "cifar10", "cifar10.1", "cifar100")
 
 
@@ -112,9 +115,9 @@ def _load(source: str, options: LoadOptions, whites: Mapping[str, float]) -> Dat
 
 def origin_of(dataset: Dataset) -> dict[str, Any]:
     """What run.json keeps of a data set that no source can read again: where a copy of it lies."""
-    if dataset.name in SOURCES and dataset.name != "arrays":
+    if dataset.name in SOURCES and dataset.name != KEPT:
         return {}
-    return {"data": "arrays", "path": str(kept.keep_arrays(dataset))}
+    return {"data": KEPT, "path": str(kept.keep_arrays(dataset))}
 
 
 def locate(
@@ -142,6 +145,8 @@ class _Found(NamedTuple):
 def _identify(name: str | Path, path: str | Path | None) -> _Found:
     """What `name` and `path` mean; `name` may be a path that a source recognises."""
     name = str(name)
+    if not name.strip():
+        raise UserError("no data set is named: give its name, or a path (a dot: this folder)")
     before, _, rest = name.partition(":")
     if rest and before.partition(",")[0] in SOURCES:
         name, path = before, rest
@@ -153,14 +158,24 @@ def _identify(name: str | Path, path: str | Path | None) -> _Found:
     for source in reversed(SOURCES):
         if SOURCES[source].recognises(place):
             return _Found(source, {}, place, by_looking=True)
+    raise _unrecognised(place, name)
+
+
+def _unrecognised(place: Path, name: str) -> UserError:
+    """What to say of a path that no source reads."""
+    if place.is_file():
+        open_data(place, sys.maxsize).close()  # UserError for what only stands for a file
+        if place.suffix.lower() in ARCHIVES:
+            return UserError(
+                f"{place} is an archive of no known data set: unpack it, and name its folder"
+            )
     problem = "holds no known data set" if place.exists() else "does not exist"
     if not place.exists() and not os.path.dirname(name):
-        raise UserError(
-            f"{place} {problem}, and there is {unknown('data source', name, [*SOURCES])}"
-        )
+        known = [source for source in SOURCES if source != KEPT]
+        return UserError(f"{place} {problem}, and there is {unknown('data source', name, known)}")
     layouts = ", or ".join(entry.layout for entry in SOURCES.values() if entry.layout)
     named = ", ".join(PUBLISHED)
-    raise UserError(f"{place} {problem}; give {layouts}, or the files of {named}")
+    return UserError(f"{place} {problem}; give {layouts}, or the files of {named}")
 
 
 def _settings(source: str, given: str) -> dict[str, str]:

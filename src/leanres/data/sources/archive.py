@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,7 @@ from leanres.io import MIB, content_of, open_data, read_exactly
 
 _FILE = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _MAX_MEMBERS = 200  # official archives have at most 13
+_MAX_LOOK = 64 * MIB  # to tell what an archive is
 _WITHOUT_CONTENT = set(tarfile.SUPPORTED_TYPES) - {*tarfile.REGULAR_TYPES, *tarfile.GNU_TYPES}
 
 
@@ -32,13 +35,39 @@ def read_archive(
         return dict(_members(stream, names, max_file, max_bytes))
 
 
+def is_archive_of(path: Path, known: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Whether a .tar.gz is one of a data set: by its own name, or by files of these base names.
+
+    They are looked for in its first `_MAX_LOOK` bytes.
+    """
+    if not path.is_file() or not path.name.lower().endswith((".tar.gz", ".tgz")):
+        return False
+    names = set(wanted)
+    with (
+        contextlib.suppress(UserError, tarfile.TarError, EOFError, OSError, zlib.error),
+        open_data(path, sys.maxsize) as file,
+        gzip.GzipFile(fileobj=file) as stream,
+    ):
+        members = _headers(stream, _MAX_LOOK)
+        return path.name in known or any(name in names and is_file for name, is_file, _ in members)
+    return path.name in known  # reading it says what is wrong with it
+
+
 def _members(
     archive: gzip.GzipFile, wanted: set[str], max_file: int, left: int
 ) -> Iterator[tuple[str, bytes]]:
-    """Base name and content of the wanted files of a tar archive. TarError where it is damaged.
+    """Base name and content of the wanted files of a tar archive. TarError where it is damaged."""
+    for name, is_file, size in _headers(archive, left):
+        if name in wanted and is_file and size < max_file:
+            yield name, read_exactly(archive, size).tobytes()
+
+
+def _headers(archive: gzip.GzipFile, left: int) -> Iterator[tuple[str, bool, int]]:
+    """Base name, whether it is a file, and bytes of each member; its content may be read then.
 
     `tarfile` itself follows chains of headers and reads names of gigabytes; here a header is 512
     bytes, and what extends it (a long name, a sparse map) is skipped like a folder or link.
+    TarError where the archive is damaged, or has more than `left` bytes.
     """
     for _ in range(_MAX_MEMBERS):
         header = archive.read(tarfile.BLOCKSIZE)
@@ -47,14 +76,14 @@ def _members(
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         if member.type in _WITHOUT_CONTENT:
             continue
+        if member.size < 0:
+            raise tarfile.ReadError("it has a member of less than no bytes")
+        end = archive.tell() + member.size
+        yield member.name.rsplit("/", 1)[-1], member.type in _FILE, member.size
         left -= member.size
-        if not 0 <= member.size <= left:
+        if left < 0:
             raise tarfile.ReadError("it has more bytes than fit")
-        name, is_file = member.name.rsplit("/", 1)[-1], member.type in _FILE
-        if name in wanted and is_file and member.size < max_file:
-            yield name, read_exactly(archive, member.size).tobytes()
-        else:
-            _skip(archive, member.size)
+        _skip(archive, end - archive.tell())
         archive.read(-member.size % tarfile.BLOCKSIZE)
     raise tarfile.ReadError(f"it has more than {_MAX_MEMBERS} members")
 

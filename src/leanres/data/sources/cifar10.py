@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from leanres.data.sources.archive import is_archive_of
 from leanres.data.sources.cifar10_formats import (
     BINARY_FILES,
     PYTHON_FILES,
@@ -38,7 +39,7 @@ def load_cifar10(options: LoadOptions) -> Dataset:
 
 def find_files(path: Path) -> DataFiles | None:
     """The files of CIFAR-10 at `path`, which is a folder, its parent, or an archive; else None."""
-    if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
+    if is_archive_of(path, ARCHIVES, (*PYTHON_FILES, *BINARY_FILES)):
         return DataFiles("archive", path.parent, (path,))
     return in_subfolders(path, SUBFOLDERS, _files_directly_in)
 
@@ -50,7 +51,8 @@ def _files_directly_in(folder: Path) -> DataFiles | None:
             meta = folder / ("batches.meta" if kind == "python" else "batches.meta.txt")
             files = [folder / name for name in names] + [meta] * meta.is_file()
             return DataFiles(kind, folder, tuple(files))
-    shards = tuple(sorted(p for p in folder.glob("*.parquet") if SHARD_NAME.fullmatch(p.name)))
+    named = (p for p in folder.glob("*.parquet") if SHARD_NAME.fullmatch(p.name) and p.is_file())
+    shards = tuple(sorted(named))
     if any(map(holds_cifar10, shards)):
         return DataFiles("parquet", folder, shards)
     archives = [folder / name for name in ARCHIVES if (folder / name).is_file()]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from leanres.data.arrays import images_of
-from leanres.data.sources.archive import read_archive, read_files
+from leanres.data.sources.archive import is_archive_of, read_archive, read_files
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
 from leanres.data.sources.published import Published, in_subfolders, load_published
 from leanres.data.sources.source import DataFiles, LoadOptions
@@ -43,9 +43,8 @@ def load_coarse(options: LoadOptions) -> Dataset:
 
 def find_files(path: Path) -> DataFiles | None:
     """The files of CIFAR-100 at `path`, which is a folder, its parent, or an archive; else None."""
-    if path.is_file():
-        is_archive = path.name.startswith("cifar-100") and path.name.endswith((".tar.gz", ".tgz"))
-        return DataFiles("archive", path.parent, (path,)) if is_archive else None
+    if is_archive_of(path, ARCHIVES, (*PYTHON_FILES, *BINARY_FILES)):
+        return DataFiles("archive", path.parent, (path,))
     return in_subfolders(path, _SUBFOLDERS, _files_directly_in)
 
 

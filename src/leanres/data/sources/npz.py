@@ -37,6 +37,9 @@ def load_npz(options: LoadOptions) -> Dataset:
     """
     if options.path is None:
         raise UserError(f"an .npz needs its path; give {LAYOUT}")
+    if not options.path.is_file():
+        came = "is a folder" if options.path.is_dir() else "does not exist"
+        raise UserError(f"{options.path} {came}; give {LAYOUT}")
     decode = partial(_read, options.path, options.own_size, options.channels)
     settings = [options.own_size, options.channels]
     return cached("npz", options.path.parent, [options.path], settings, options.cache, decode)

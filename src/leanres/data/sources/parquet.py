@@ -28,7 +28,7 @@ SETTINGS = ("image", "label", "split")  # columns that a user may name
 MAX_BYTES = 16_384 * MIB  # of a file
 MAX_GROUP = 2048 * MIB  # of a row group in memory
 _BATCH = 256  # rows that are in memory at a time
-_SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.parquet")
+_SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.parquet", re.IGNORECASE)
 _ERRORS = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError)
 
 
@@ -69,10 +69,22 @@ def load_parquet(options: LoadOptions) -> Dataset:
 def _paths(path: Path) -> list[Path]:
     """The parquet files at a path: itself, those in it, or those in its subfolders."""
     if path.is_file():
-        return [path] if path.suffix == ".parquet" else []
+        return [path] if _is_named(path) else []
     if not path.is_dir():
         return []
-    return sorted(path.glob("*.parquet")) or sorted(path.glob("[!.]*/*.parquet"))
+    inside = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    return _parts(path) or [part for folder in inside for part in _parts(folder)]
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The parquet files in a folder; of a folder x.parquet, as Spark and Dask write, its files."""
+    found = sorted(filter(_is_named, folder.iterdir()))
+    files = (sorted(filter(_is_named, p.rglob("*"))) if p.is_dir() else [p] for p in found)
+    return [path for own in files for path in own if path.is_file()]
+
+
+def _is_named(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet" and not path.name.startswith(".")
 
 
 def _check_shards(paths: list[Path]) -> None:

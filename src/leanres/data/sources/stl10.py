@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leanres.data.sources.archive import read_archive, read_files
+from leanres.data.sources.archive import is_archive_of, read_archive, read_files
 from leanres.data.sources.published import Published, in_subfolders, load_published
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
@@ -29,8 +29,8 @@ def load_stl10(options: LoadOptions) -> Dataset:
 
 def find_files(path: Path) -> DataFiles | None:
     """Its files in a folder, or its archive; else None."""
-    if path.is_file():
-        return DataFiles("archive", path.parent, (path,)) if path.name == ARCHIVE else None
+    if is_archive_of(path, (ARCHIVE,), FILES):
+        return DataFiles("archive", path.parent, (path,))
     return in_subfolders(path, ("", "stl10_binary", "stl10"), _files_directly_in)
 
 
