@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe
 from leanres.training.schedules import SCHEDULES
 
+ROOT = Path(__file__).resolve().parents[1]
 MINE = """
 import torch
 from torch import nn
@@ -248,6 +251,19 @@ def test_processes_of_a_campaign_import_the_plugin_too(mine, tmp_path, leanres):
     done = leanres("campaign", plan, "--plugin", mine, "--data", "digits", "--at-once", 2, *folders)
     assert done.code == 0, done.out + done.err
     assert len(json.loads((tmp_path / "results" / "digits.json").read_text())["runs"]) == 2
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm, which the example needs, is not here")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet", "vit"])
+def test_timms_networks_train_evaluate_and_ship(tmp_path, leanres, name):
+    example = ("--plugin", ROOT / "examples" / "timm_networks.py")
+    run, words = tmp_path / "run", (*WORDS, "--set", "optimizer=adamw")
+    network = f"timm_networks:{name}"
+    done = leanres("train", "digits", *example, "--model", network, *words, "--out", run)
+    assert done.code == 0, done.err
+    assert leanres("evaluate", run, *example).code == 0
+    assert leanres("report", run, *example).code == 0
+    assert leanres("export", run, tmp_path / "x.onnx", *example).code == 0
 
 
 # --- from Python ----------------------------------------------------------------------------------
