@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from leanres.data.arrays import as_rgb, images_of, in_channels, labels_of
+from leanres.data.arrays import as_rgb, images_of, in_channels, labels_of, room_for
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 
@@ -133,3 +135,41 @@ def test_arrays_of_a_data_set_keep_their_channels_until_others_are_asked_for():
     assert torch.equal(rgba.in_channels(1).train.images, data.train.images)
     assert rgba.notes[-1] == "images are converted from grey to RGBA"
     assert data.in_channels(None) is data.in_channels(1) is data
+
+
+# --- room for images ------------------------------------------------------------------------------
+
+
+def test_large_arrays_lie_in_a_nameless_file_and_small_ones_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("leanres.data.arrays.IN_MEMORY", 1000)
+    small, large = room_for((10, 3, 4, 4)), room_for((100, 3, 4, 4))
+    assert (type(small), type(large)) == (np.ndarray, np.memmap)
+    assert not list((tmp_path / "cache").iterdir())
+    large[:] = 7
+    assert torch.from_numpy(large).sum() == 7 * 4800
+
+
+def test_without_room_on_the_disk_it_is_memory(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("leanres.data.arrays.IN_MEMORY", 1000)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert type(room_for((100, 3, 4, 4))) is np.ndarray
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("leanres.data.arrays.IN_MEMORY", 1000)
+    assert type(room_for((100, 3, 4, 4))) is np.ndarray
+
+
+def test_images_that_are_held_out_are_the_same_in_memory_and_not(tmp_path, monkeypatch, digits):
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "cache"))
+    plain = digits.with_val(0.2)
+    monkeypatch.setattr("leanres.data.arrays.IN_MEMORY", 1000)
+    mapped = digits.with_val(0.2)
+    for name, split in plain.splits.items():
+        assert torch.equal(split.images, mapped.splits[name].images)
+        assert split.fingerprint == mapped.splits[name].fingerprint

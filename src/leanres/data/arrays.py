@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +17,27 @@ from torch import Tensor
 
 from leanres.data.image_files import natural_key, square
 from leanres.errors import UserError, printable
+from leanres.io import MIB, cache_folder
 
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}  # of images
 MAX_CLASSES = 1000
+IN_MEMORY = 64 * MIB  # most bytes of an array that `room_for` has in memory
+
+
+def room_for(shape: Sequence[int]) -> NDArray[np.uint8]:
+    """An array for images, its content undefined. A large one lies in a file without a name.
+
+    The file is in the cache folder, and gone with the array: the system may write its pages out,
+    so a data set that is decoded, or of which images are held out, needs no memory of its size.
+    """
+    size = math.prod(shape)
+    if size > IN_MEMORY and hasattr(os, "posix_fallocate"):
+        with contextlib.suppress(OSError):  # as where the disk is full
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache_folder()) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a hole could not be filled later
+                return np.memmap(file, np.uint8, "r+", shape=tuple(shape))
+    return np.empty(shape, np.uint8)
 
 
 def images_of(x: Any, what: str = "images", size: int | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leanres.data.arrays import CHANNELS, images_of, in_channels, labels_of
+from leanres.data.arrays import CHANNELS, images_of, in_channels, labels_of, room_for
 from leanres.errors import UserError, printable
 from leanres.registry import check_class_names
 
@@ -82,11 +82,18 @@ class Split:
             moved.__dict__["digests"] = self.digests
         return moved
 
+    def _images(self, chosen: Tensor) -> Tensor:
+        """The images at `chosen` (M,), copied; many of them not into memory."""
+        if self.images.device.type != "cpu":
+            return self.images[chosen]
+        room = torch.from_numpy(room_for((len(chosen), *self.images.shape[1:])))
+        return torch.index_select(self.images, 0, chosen, out=room)
+
     def subset(self, indices: Tensor | Sequence[int]) -> Split:
         """A new split of the images at `indices` (M,), in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
         files = tuple(self.files[i] for i in chosen.tolist()) if self.files else ()
-        part = Split(self.images[chosen], self.labels[chosen], self.classes, files)
+        part = Split(self._images(chosen), self.labels[chosen], self.classes, files)
         if "digests" in self.__dict__:  # computed once: 0.3 s for the images of CIFAR-10
             part.__dict__["digests"] = self.digests[chosen.cpu().numpy()]
         return part

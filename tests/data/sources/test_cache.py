@@ -228,3 +228,20 @@ def test_a_cached_set_is_mapped_and_takes_no_memory_of_its_own(bulky):
     words = [sys.executable, "-c", CHILD, str(bulky / "large"), str(bulky / "small")]
     grown = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
     assert grown < 20_000  # KiB, of 200,000
+
+
+HELD_OUT = CHILD.replace("int(data.train", "int(data.with_val(0.5).train")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the memory")
+def test_holding_images_out_takes_no_memory_of_their_size(bulky, monkeypatch):
+    monkeypatch.setenv("LEANRES_CACHE", str(bulky / "rooms"))
+    count, rng = 65_000, np.random.default_rng(0)
+    for name, n in (("large", count), ("small", 100)):
+        images = torch.from_numpy(rng.integers(256, size=(n, 3, 32, 32), dtype=np.uint8))
+        split = Split(images, torch.arange(n) % 2, ("a", "b"))
+        write_cache_file(bulky / name, Dataset(name, split, None, split.subset(range(10))))
+    words = [sys.executable, "-c", HELD_OUT, str(bulky / "large"), str(bulky / "small")]
+    grown = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+    assert grown < 60_000  # KiB, of 200,000: digests, labels, and what sorting them takes
+    assert not list((bulky / "rooms").iterdir())  # the files have no names

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from leanres.data.split import Dataset, Split
-from leanres.errors import UserError, first_line
+from leanres.errors import first_line
 from leanres.io import MIB, open_file, parse_json, written
 
 _FORMAT = 6  # of the cache files: raise it when decoding changes, and all files are rebuilt
@@ -65,7 +65,8 @@ def cached(
         write_cache_file(file, dataset)
         for outdated in {*cache.glob(f"{prefix}*.safetensors")} - {file}:
             outdated.unlink(missing_ok=True)
-    except (OSError, UserError, SafetensorError) as error:
+        dataset = replace(read_cache_file(file), notes=dataset.notes)  # mapped, not in memory
+    except READ_ERRORS as error:
         notes.append(f"the decoded images could not be cached in {cache} ({first_line(error)})")
     return replace(dataset, notes=(*dataset.notes, *notes))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from leanres.data.arrays import room_for
 from leanres.data.greys import GreyCounts, Greys
 from leanres.data.image_files import Decoded, ImageItem, decode_or_reason
 from leanres.data.sources.source import LoadOptions
@@ -81,7 +82,7 @@ def decode_dataset(
 def _decode(listing: Listing, options: LoadOptions) -> _Decoding:
     counts = Counter(row.split for row in listing.rows)
     shape = (options.channels, options.size, options.size)
-    images = {name: np.empty((n, *shape), np.uint8) for name, n in counts.items()}
+    images = {name: room_for((n, *shape)) for name, n in counts.items()}
     found, total = _Decoding(images, {name: [] for name in counts}), len(listing.rows)
     outcomes = decode_or_reason(listing.items(), options.size, options.channels, options.whites)
     for i, (row, outcome) in enumerate(zip(listing.rows, outcomes, strict=True)):
