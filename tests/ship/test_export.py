@@ -123,3 +123,33 @@ def test_every_file_in_the_repository_is_as_good_as_its_card_says(real, file):
     found = load_predictor(file).evaluate(few, "none")["accuracy"]
     share = accuracy_on_card(file)
     assert found == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 1000))
+
+
+def test_of_many_classes_a_file_that_changes_the_answers_is_not_kept(tmp_path, images, monkeypatch):
+    """Every probability is about 0.001: none can change by 0.02."""
+    torch.manual_seed(0)
+    names, config = tuple(map(str, range(1000))), SpeedNetConfig((8, 16), num_classes=1000)
+    network, preprocess = config.build(), Preprocess(32, (0.5,) * 3, (0.2,) * 3, names)
+    with torch.no_grad():
+        network.head.weight.mul_(0.1)
+    save_weights(tmp_path / "net.safetensors", network, config, preprocess)
+    out, plain = tmp_path / "out.safetensors", TARGETS[".safetensors"]
+    assert export(tmp_path / "net.safetensors", out, images[:100]).agreement >= 0.98  # rounded
+    precious = out.read_bytes()
+
+    def second_best(probs):
+        best = probs.topk(2).indices
+        return probs.scatter(1, best.flip(1), probs.gather(1, best))
+
+    for change, words in (
+        (lambda p: p.flip(1), r"a probability by [\d.]+ % of the image's largest, and at most 5 %"),
+        (second_best, r"0.0 % of \d+ images would keep their class, and at least 98 % have to"),
+    ):
+
+        def changed(path, images, change=change):
+            return change(plain.probabilities(path, images))
+
+        monkeypatch.setitem(TARGETS, ".safetensors", replace(plain, probabilities=changed))
+        with pytest.raises(DriftError, match=words):
+            export(tmp_path / "net.safetensors", out, images[:100])
+    assert out.read_bytes() == precious
