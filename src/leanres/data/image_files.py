@@ -121,10 +121,15 @@ def _image_paths(
                 skipped["link{s} to another class"] += 1
             else:
                 yield from _image_paths(path, skipped, above | {real}, others)
-        elif path.suffix.lower() not in _extensions():
+        elif not is_image_name(path.name):
             skipped["non-image file{s}"] += 1
         else:
             yield path
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return os.path.splitext(name)[1].lower() in _extensions()
 
 
 @cache

@@ -102,16 +102,60 @@ def test_files_that_are_missing_or_outside_are_named_and_counted(tmp_path):
         ("file,file\n1,2", "two columns have the same name"),
         ("file,label\n0,a\n0,b\n", "0 is labelled a and b"),
         ("file,label,split\n0,a,dev\n1,b,holdout", "row 3: split 'holdout': give train, val or"),
-        ("", "which column is the file"),
+        ("", "it has no head: give a line of column names"),
+        ("a/0.png,cat\na/1.png,dog", r"its first line is a row \(a/0.png, cat\): put column names"),
+        ("file,cat,dog\n0,1,0\n1,0,1", r"columns of 0 and 1 \(cat, dog\): give one column, label"),
+        ('file,label\n0,"a\n1,b\n', "unexpected end of data: is a quote not closed"),
+        ('"file,label\n0,a\n1,b\n', "unexpected end of data: is a quote not closed"),
         ("file,label\n\xff\x00", "one of its|cells"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path, text, words):
     folder = layouts.write_table(tmp_path / "set", text)
-    with pytest.raises(UserError, match=words) as caught:
-        load_data(folder / "labels.csv")
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for path in (folder / "labels.csv", folder):  # the table's reason, in its folder too
+        with pytest.raises(UserError, match=words) as caught:
+            load_data(path)
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "list.csv", "labels.tsv"])
+def test_text_of_another_encoding_is_read_where_that_is_certain_and_else_refused(tmp_path, name):
+    folder = layouts.write_table(tmp_path / "set")
+    text = (folder / "labels.csv").read_text().replace("cat", "c\u00e4t")
+    (folder / "labels.csv").unlink()
+    text = text.replace(",", "\t") if name.endswith("tsv") else text
+    for encoding in ("utf-16", "utf-8-sig", "utf-8"):
+        (folder / name).write_text(text, encoding)
+        assert load_data(folder).train.classes == ("c\u00e4t", "dog")
+    for encoding in ("latin-1", "cp1252", "utf-16-be"):
+        (folder / name).write_text(text, encoding)
+        with pytest.raises(
+            UserError, match=f"{name} is no UTF-8 text: save it|{name}.*no head|col"
+        ):
+            load_data(folder)
+
+
+def test_a_table_beside_class_folders_counts_if_it_names_their_images(tmp_path, write_images):
+    root = write_images(tmp_path / "images")
+    (root / "notes.csv").write_text("id,name,class\n1,ann,a\n2,bob,b\n")
+    assert load_data(root).name == "folder"  # its classes were those of the notes
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    rows = "".join(f"{file},{'even' if i % 2 else 'odd'}\n" for i, file in enumerate(files))
+    (root / "notes.csv").write_text(f"file,label\n{rows}")
+    data = load_data(root)
+    assert (data.name, data.train.classes) == ("table", ("even", "odd"))
+    assert f"its folders are not taken as classes: folder:{root} reads them" in data.notes
+    assert load_data(f"folder:{root}").name == "folder"
+    (root / "notes.csv").write_bytes("file,label\n\xe4.png,a\n".encode("latin-1"))
+    assert load_data(root).name == "folder"
+
+
+def test_a_table_beside_split_folders_counts_if_it_names_their_images(tmp_path, write_images):
+    for part in ("train", "test"):
+        write_images(tmp_path / "set" / part)
+    (tmp_path / "set" / "labels.csv").write_text("id,name,class\n1,ann,a\n2,bob,b\n")
+    assert load_data(tmp_path / "set").name == "folder"
 
 
 def test_a_table_of_other_things_beside_class_folders_is_left_alone(tmp_path, write_images):

@@ -9,7 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from leanres.data.arrays import MAX_CLASSES
-from leanres.data.image_files import image_files, natural_key
+from leanres.data.image_files import image_files, image_paths, natural_key
 from leanres.data.sources.cache import cached
 from leanres.data.sources.decode import Listing, Row, counted, decode_dataset
 from leanres.data.sources.source import SPLIT_NAMES, LoadOptions
@@ -116,6 +116,16 @@ def _subfolders(folder: Path) -> list[Path]:
     """The folders in `folder` that are not hidden, in natural order."""
     inside = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     return sorted(inside, key=lambda path: natural_key(path.name))
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether two folders, or two of a split's, have images: one may hold all of a table's."""
+    inside = _subfolders(root)
+    splits = [path for path in inside if path.name.lower() in SPLIT_NAMES]
+    return any(
+        sum(path not in splits and any(image_paths(path)) for path in folders) > 1
+        for folders in (inside, *map(_subfolders, splits))
+    )
 
 
 def _class_files(folders: list[Path], listing: FolderListing) -> Classes:

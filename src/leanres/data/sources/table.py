@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from leanres.data.image_files import is_image_name
 from leanres.data.sources.cache import cached
 from leanres.data.sources.columns import FILE, LABEL, SPLIT, column, no_column, numbered, split_of
 from leanres.data.sources.decode import Listing, Row, decode_dataset
+from leanres.data.sources.folder import has_class_folders
 from leanres.data.sources.source import LoadOptions
 from leanres.data.sources.table_files import ImageIndex
 from leanres.data.split import Dataset
@@ -24,15 +27,30 @@ SETTINGS = ("file", "label", "split")  # columns that a user may name
 SUFFIXES = (".csv", ".tsv", ".parquet")
 MAX_BYTES = 512 * MIB
 _MAX_FIELD = 100_000  # characters
+_LOOKED_AT = 100  # rows of a table beside class folders, to see whether it is of their images
+
+_BITS = {"0", "1", "0.0", "1.0", "False", "True"}
 
 Cells = dict[str, list[str]]  # column -> its cells
 
 
 def find_table(path: Path) -> Path | None:
-    """The table at a path: itself, or the one in a folder with files and labels; else None."""
+    """The table at a path: itself, or the one in a folder; else None.
+
+    A folder of class folders is none, unless the table has files and labels, and names its images.
+    """
     if path.is_file():
         return path if path.suffix.lower() in SUFFIXES else None
-    return next((table for table in _candidates(path) if _fits(table)), None)
+    tables = _candidates(path)
+    best = _best(tables)
+    if best is not None and has_class_folders(path):
+        return best if _fits(best) and _names_images(best) else None
+    return best
+
+
+def _best(tables: Sequence[Path]) -> Path | None:
+    """The first table with files and labels, else the first: reading it says what is wrong."""
+    return next((table for table in tables if _fits(table)), next(iter(tables), None))
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -46,10 +64,20 @@ def _candidates(folder: Path) -> list[Path]:
 
 def _fits(table: Path) -> bool:
     try:
-        names = list(_cells(table, head=True))
+        names = list(_cells(table, most=1))
         return bool(column("file", names, FILE, {}, "") and column("label", names, LABEL, {}, ""))
     except UserError:
         return False
+
+
+def _names_images(table: Path) -> bool:
+    """Whether any of the first files in a table that fits is an image of its folder."""
+    try:
+        cells = _cells(table, most=_LOOKED_AT)
+    except UserError:
+        return True  # reading it says what is wrong
+    file, index = column("file", list(cells), FILE, {}, ""), ImageIndex(table.parent)
+    return file is not None and any(isinstance(index.find(name), Path) for name in cells[file])
 
 
 def load_table(options: LoadOptions) -> Dataset:
@@ -61,19 +89,22 @@ def load_table(options: LoadOptions) -> Dataset:
     path = options.path
     if path is None:
         raise UserError(f"a table needs its path, as table:PATH; give {LAYOUT}")
-    table = find_table(path) or next(iter(_candidates(path)), None)
+    table = path if path.is_file() else _best(_candidates(path))
     if table is None:
         raise UserError(f"{path} has no table; give {LAYOUT}")
     index = ImageIndex(table.parent)
     paths = sorted({path for paths in index.known.values() for path in paths})
     settings = [options.size, options.channels, options.strict, sorted(options.settings.items())]
-    decode = partial(_read, table, index, options)
+    told = []
+    if path.is_dir() and has_class_folders(path):
+        told = [f"its folders are not taken as classes: folder:{printable(path)} reads them"]
+    decode = partial(_read, table, index, options, told)
     return cached(
         "table", table.parent, [table, *paths], settings, options.cache, decode, options.whites
     )
 
 
-def _read(table: Path, index: ImageIndex, options: LoadOptions) -> Dataset:
+def _read(table: Path, index: ImageIndex, options: LoadOptions, told: Sequence[str]) -> Dataset:
     with named(table):
         names, values, splits = _columns(table, options)
         labels, classes = numbered(values, None)
@@ -81,7 +112,7 @@ def _read(table: Path, index: ImageIndex, options: LoadOptions) -> Dataset:
     rows = [Row(names[i], splits[i], labels[i]) for i in unique]
     items = [index.find(names[i]) for i in unique]
     listing = Listing(rows, classes, lambda: items, table.parent)
-    notes = _notes(table, len(names) - len(unique), index.count_others(items))
+    notes = [*told, *_notes(table, len(names) - len(unique), index.count_others(items))]
     return decode_dataset("table", listing, options, notes, table)
 
 
@@ -96,9 +127,16 @@ def _columns(table: Path, options: LoadOptions) -> tuple[list[str], list[str], l
     cells = _cells(table)
     names, given = list(cells), options.settings
     file = column("file", names, FILE, given, "table")
+    if file is None and any(is_image_name(name) for name in names):
+        row = printable(", ".join(names))[:80]
+        raise UserError(f"its first line is a row ({row}): put column names above it, file,label")
     if file is None:
         raise no_column("file", names, FILE, "table")
     label = column("label", [n for n in names if n != file], LABEL, given, "table")
+    one_hot = [name for name in names if name != file and {*cells[name]} <= _BITS]
+    if label is None and len(one_hot) > 1:
+        shown = printable(", ".join(one_hot))[:80]
+        raise UserError(f"columns of 0 and 1 ({shown}): give one column, label, with the class")
     if label is None:
         raise no_column("label", names, LABEL, "table")
     split = column("split", names, SPLIT, given, "table")
@@ -119,8 +157,8 @@ def _unique(names: Sequence[str], labels: Sequence[int], classes: Sequence[str])
     return list(first.values())
 
 
-def _cells(table: Path, head: bool = False) -> Cells:
-    """Every cell as text, without blanks around it; with `head` maybe those of few rows.
+def _cells(table: Path, most: int | None = None) -> Cells:
+    """Every cell as text, without blanks around it, of `most` rows at least.
 
     UserError, naming the table, where it is damaged.
     """
@@ -134,11 +172,16 @@ def _cells(table: Path, head: bool = False) -> Cells:
                 if not any(isinstance(value, bytes | dict | list) for value in values[:1])
             }
         with open_data(table, MAX_BYTES) as raw:
-            text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
-            return _parsed(text, table, most=1 if head else None)
+            is_utf16 = raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            text = io.TextIOWrapper(raw, "utf-16" if is_utf16 else "utf-8-sig", newline="")
+            return _parsed(text, table, most)
     except UserError:
         raise
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{table} is no UTF-8 text: save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{table}: {error}: is a quote not closed?") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{table} cannot be read: {first_line(error)}") from None
 
 
@@ -148,14 +191,14 @@ def _parsed(text: io.TextIOWrapper, table: Path, most: int | None) -> Cells:
     text.seek(0)
     between = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
     csv.field_size_limit(_MAX_FIELD)
-    reader = csv.reader(text, delimiter=between)
+    reader = csv.reader(text, delimiter=between, strict=True)
     names = [name.strip() for name in next(reader, [])]
+    if not any(names):
+        raise ValueError("it has no head: give a line of column names, then a row per image")
     if len(set(names)) < len(names):
         raise ValueError("two columns have the same name")
     cells: Cells = {name: [] for name in names}
-    for row in reader:
-        if not row:
-            continue
+    for row in filter(None, reader):
         if len(row) != len(names):
             raise ValueError(f"line {reader.line_num} has {len(row)} cells, not {len(names)}")
         for name, cell in zip(names, row, strict=True):
