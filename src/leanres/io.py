@@ -25,7 +25,8 @@ from leanres.errors import UserError, first_line
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from pyarrow import Table
+    from pyarrow import ChunkedArray, Table
+    from pyarrow.parquet import ParquetFile
 
 LOCK = ".lock"  # the file in a folder that `Lock` holds
 PARTIAL = ".partial"  # ends the name of a file that is not whole yet
@@ -208,14 +209,40 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not TOML: {first_line(error)}") from None
 
 
+def parquet_file(file: BufferedReader) -> ParquetFile:
+    """An open parquet file whose columns of text are read as dictionaries.
+
+    So they are in the file: 2 KB can hold a text of 20 MB that every row refers to.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(file)
+    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
+    texts = [field.name for field in schema if any(is_(field.type) for is_ in is_text)]
+    return pq.ParquetFile(file, read_dictionary=texts)
+
+
+def column_values(column: ChunkedArray) -> list[Any]:
+    """The values of a column, where equal texts are one object."""
+    import pyarrow as pa
+
+    values = list[Any]()
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            known = chunk.dictionary.to_pylist()
+            values += [None if i is None else known[i] for i in chunk.indices.to_pylist()]
+        else:
+            values += chunk.to_pylist()
+    return values
+
+
 def read_parquet(path: Path, max_bytes: int, columns: list[str] | None = None) -> Table:
     """The table of a parquet file, which takes at most `max_bytes` in the file and in memory.
 
     UserError for a larger one; OSError or ArrowException for a damaged one.
     """
-    import pyarrow.parquet as pq
-
-    with open_data(path, max_bytes) as file, pq.ParquetFile(file) as opened:
+    with open_data(path, max_bytes) as file, parquet_file(file) as opened:
         about = opened.metadata
         groups = [about.row_group(i).total_byte_size for i in range(about.num_row_groups)]
         if sum(groups) > max_bytes or about.num_rows * about.num_columns > max_bytes:

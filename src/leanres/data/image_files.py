@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
@@ -33,6 +32,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's mode
 _one_at_a_time = Lock()  # decoding an image of 25 megapixels takes some hundred MB
 _SMALL = 4_000_000  # pixels of an image that is decoded beside others
 _AHEAD = 256  # images that are decoded before they are asked for
+_AHEAD_BYTES = 64 * MIB  # of the contents of these
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,23 @@ def decode_or_reason(
     Decodes on up to 8 threads (Pillow releases the interpreter lock), some hundred images ahead.
     """
     options = {"size": size, "channels": channels, "whites": whites}
-    decode, items = partial(_decoded_or_reason, options=options), iter(items)
+    decode = partial(_decoded_or_reason, options=options)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         warnings.simplefilter("ignore")  # about huge images and odd metadata: handled below
-        while chunk := list(islice(items, _AHEAD)):
+        for chunk in _chunks(items):
             yield from pool.map(decode, chunk)
+
+
+def _chunks(items: Iterable[ImageItem]) -> Iterator[list[ImageItem]]:
+    """Items that are decoded together: some hundred, fewer where their contents are large."""
+    chunk, size = list[ImageItem](), 0
+    for item in items:
+        chunk.append(item)
+        size += len(item) if isinstance(item, bytes) else 0
+        if len(chunk) == _AHEAD or size >= _AHEAD_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk
 
 
 def _decoded_or_reason(item: ImageItem, options: dict[str, Any]) -> Decoded | str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import layouts
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from layouts import channels_last, labels, pixels, png
 
 from leanres.data.sources import load_data, locate
@@ -283,3 +287,70 @@ def test_a_class_that_is_in_test_alone_is_refused_whatever_the_source(tmp_path):
     (folder / "labels.csv").write_text(rows)
     with pytest.raises(UserError, match=r"set.*class 'cat' has test images and no train images"):
         load_data(folder)
+
+
+# --- files of 2 KB that unpack to gigabytes: each row refers to one value of a dictionary ------
+
+MEASURED = """
+import contextlib, resource, sys
+from leanres.data.sources import load_data
+from leanres.errors import UserError
+import pyarrow.parquet, PIL.Image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    load_data(sys.argv[1])
+except UserError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "words"),
+    [
+        (
+            "a",
+            {"image": [bytes(10_000_000)] * 120, "label": [0, 1] * 60},
+            "can be read: a.parquet row 0",
+        ),
+        ("b", {"image": [{"bytes": bytes(10_000_000)}] * 120, "label": [0, 1] * 60}, "can be read"),
+        (
+            "c",
+            {"image": [b"x"] * 200, "label": ["x" * 5_000_000] * 200},
+            "has 5,000,000 characters",
+        ),
+        ("labels", {"file": ["x"] * 200, "label": ["x" * 5_000_000] * 200}, "5,000,000 characters"),
+        ("d", {"image": [b"x"] * 9, "label": [["x" * 10**6] * 9] * 9}, "neither numbers nor text"),
+    ],
+)
+def test_a_small_parquet_takes_little_memory(tmp_path, name, columns, words):
+    file = tmp_path / f"{name}.parquet"
+    whole = {"compression": "zstd", "dictionary_pagesize_limit": 10**9}
+    pq.write_table(pa.table(columns), file, **whole)
+    assert file.stat().st_size < 20_000
+    command = [sys.executable, "-c", MEASURED, str(file)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    problem, grown = told.stdout.splitlines()
+    assert words in problem
+    assert int(grown) < 900  # MiB
+
+
+def test_a_row_group_that_unpacks_to_many_times_its_file_is_refused(tmp_path):
+    table = pa.table({"image": [bytes(10_000_000)] * 40, "label": [0, 1] * 20})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(UserError, match=r"a.parquet unpacks to [\d,]+ times its size"):
+        load_data(tmp_path / "a.parquet")
+
+
+def test_rows_are_read_one_by_one_where_they_may_be_large(tmp_path, monkeypatch):
+    """The same images come out, in order, of row groups of any size."""
+    images = [png(image) for image in pixels(0)]
+    table = pa.table({"image": images, "label": labels(20)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    whole = load_data(tmp_path / "a.parquet", cache=tmp_path / "one")
+    monkeypatch.setattr("leanres.data.sources.parquet.BATCH_BYTES", 10)
+
+    monkeypatch.setattr("leanres.data.image_files._AHEAD_BYTES", 1)
+    again = load_data(tmp_path / "a.parquet", cache=tmp_path / "two")
+    assert torch.equal(whole.train.images, again.train.images)
+    assert again.train.files == whole.train.files

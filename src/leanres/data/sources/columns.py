@@ -7,8 +7,9 @@ from typing import Any
 
 from leanres.data.arrays import labels_of
 from leanres.data.sources.source import SPLIT_NAMES
-from leanres.errors import UserError, printable
+from leanres.errors import UserError, printable, shortened
 
+MAX_NAME = 255  # characters of a class: numpy's arrays of text are as wide as the longest
 # In this order, where a table has several.
 IMAGE = ("image", "img", "picture", "png", "jpg", "jpeg", "photo", "bytes", "pixels")
 FILE = ("file", "filename", "file_name", "path", "filepath", "file_path", "image_path", "image",
@@ -58,5 +59,9 @@ def numbered(
     values: Iterable[Any], classes: Sequence[str] | None
 ) -> tuple[list[int], tuple[str, ...]]:
     """Labels as numbers from 0, and the class names; with `classes` they are its positions."""
-    (labels,), names = labels_of([list(values)], classes)
+    values = list(values)
+    if long := next((v for v in values if isinstance(v, str) and len(v) > MAX_NAME), None):
+        shown = printable(shortened(long, 60))
+        raise UserError(f"label {shown} has {len(long):,} characters: give at most {MAX_NAME}")
+    (labels,), names = labels_of([values], classes)
     return labels.tolist(), names

@@ -21,13 +21,15 @@ from leanres.data.sources.source import SPLIT_NAMES, LoadOptions
 from leanres.data.sources.table_files import inside
 from leanres.data.split import Dataset
 from leanres.errors import UserError, first_line, named, printable, undamaged
-from leanres.io import MIB, open_data, parse_json
+from leanres.io import MIB, column_values, open_data, parquet_file, parse_json
 
 LAYOUT = "parquet files of images and labels"
 SETTINGS = ("image", "label", "split")  # columns that a user may name
 MAX_BYTES = 16_384 * MIB  # of a file
 MAX_GROUP = 2048 * MIB  # of a row group in memory
-_BATCH = 256  # rows that are in memory at a time
+_BATCH = 256  # rows that are in memory at a time, fewer where they may be large
+BATCH_BYTES = 256 * MIB  # that these may have
+_MOST_PACKED = 100  # times its size: images are packed already
 _SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.parquet", re.IGNORECASE)
 _ERRORS = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError)
 
@@ -109,7 +111,8 @@ def _image_columns(schema: pa.Schema) -> list[str]:
 
     def is_image(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
-            return bool(kind.get_field_index("bytes") >= 0)
+            place = kind.get_field_index("bytes")
+            return place >= 0 and is_image(kind.field(place).type)
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     return [field.name for field in schema if is_image(field.type)]
@@ -171,12 +174,14 @@ def _rows(root: Path, path: Path, columns: _Columns) -> list[tuple[str, str, Any
     """Name, split and label of each row of a file, from its small columns alone."""
     wanted = [name for name in (columns.label, columns.split) if name]
     with undamaged(path, _ERRORS):
-        with open_data(path, MAX_BYTES) as file, pq.ParquetFile(file) as opened:
+        with open_data(path, MAX_BYTES) as file, parquet_file(file) as opened:
             _check_size(path, opened)
-            table = opened.read(wanted)
-        labels = table[columns.label].to_pylist()
-        splits = table[columns.split].to_pylist() if columns.split else []
-    if any(isinstance(label, bool | list | dict) for label in labels):
+            types = [opened.schema_arrow.field(name).type for name in wanted]
+            is_nested = any(map(pa.types.is_nested, types))
+            table = None if is_nested else opened.read(wanted)
+        labels = column_values(table[columns.label]) if table else []
+        splits = column_values(table[columns.split]) if table and columns.split else []
+    if is_nested or any(isinstance(label, bool) for label in labels):
         raise UserError(f"{path}: labels in column {columns.label!r} are neither numbers nor text")
     name = str(path.relative_to(root))
     of_file = _split_of_file(path, root)
@@ -194,7 +199,10 @@ def _check_size(path: Path, opened: pq.ParquetFile) -> None:
     rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
     if max(groups, default=0) > MAX_GROUP:
         raise UserError(f"{path} has a row group of {max(groups):,} bytes: write smaller ones")
-    if rows > path.stat().st_size:
+    packed = path.stat().st_size
+    if max(groups, default=0) > max(BATCH_BYTES, _MOST_PACKED * packed):
+        raise UserError(f"{path} unpacks to {max(groups) // packed:,} times its size: give another")
+    if rows > packed:
         raise UserError(f"{path} says it has {rows:,} rows, more than it has bytes: give another")
 
 
@@ -212,14 +220,28 @@ def _items(root: Path, chosen: dict[Path, list[bool]], image: str) -> Iterator[I
     for path, keep in chosen.items():
         try:
             with open_data(path, MAX_BYTES) as file, pq.ParquetFile(file) as opened:
-                row = 0
-                for batch in opened.iter_batches(_BATCH, columns=[image]):
-                    for value in batch.column(0).to_pylist():
-                        if keep[row]:
-                            yield _item(root, value)
-                        row += 1
+                for kept, value in zip(keep, _values(opened, image), strict=True):
+                    if kept:
+                        yield _item(root, value)
         except _ERRORS as error:
             raise UserError(f"{path} is truncated or corrupt: {first_line(error)}") from None
+
+
+def _values(opened: pq.ParquetFile, image: str) -> Iterator[Any]:
+    """The values of an image column, one by one.
+
+    A value may be as long as its whole row group, and each row may have it: as many rows are read
+    at a time as then fit.
+    """
+    is_struct = pa.types.is_struct(opened.schema_arrow.field(image).type)
+    leaves = [f"{image}.bytes", f"{image}.path"] if is_struct else [image]
+    for i in range(opened.num_row_groups):
+        group = opened.metadata.row_group(i)
+        chunks = [group.column(c) for c in range(group.num_columns)]
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in leaves)
+        rows = min(_BATCH, max(BATCH_BYTES // max(size, 1), 1))
+        for batch in opened.iter_batches(rows, row_groups=[i], columns=leaves):
+            yield from (value.as_py() for value in batch.column(0))
 
 
 def _item(root: Path, value: Any) -> ImageItem:

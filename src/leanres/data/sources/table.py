@@ -20,7 +20,7 @@ from leanres.data.sources.source import LoadOptions
 from leanres.data.sources.table_files import ImageIndex
 from leanres.data.split import Dataset
 from leanres.errors import UserError, first_line, named, printable
-from leanres.io import MIB, open_data, read_parquet
+from leanres.io import MIB, column_values, open_data, read_parquet
 
 LAYOUT = "a table of files and labels beside the images (labels.csv, .tsv or .parquet)"
 SETTINGS = ("file", "label", "split")  # columns that a user may name
@@ -165,7 +165,7 @@ def _cells(table: Path, most: int | None = None) -> Cells:
     try:
         if table.suffix.lower() == ".parquet":
             found = read_parquet(table, MAX_BYTES)
-            columns = {name: found[name].to_pylist() for name in found.column_names}
+            columns = {name: column_values(found[name]) for name in found.column_names}
             return {
                 name: ["" if v is None else str(v).strip() for v in values]
                 for name, values in columns.items()
