@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import pytest
+from PIL import Image
 
+from leanres.data.sources import load_data
 from leanres.errors import UserError
 from leanres.io import _temporary_cache, cache_folder, expanded
 
@@ -131,3 +134,18 @@ def test_a_user_without_a_home_folder_trains_and_is_told_once(tmp_path):
     assert "Matplotlib" not in made.stderr
     assert (tmp_path / "run" / "report.html").exists()
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(("kind", "words"), [("file", "is a file"), ("link", "a link to nothing")])
+def test_a_cache_that_is_no_folder_is_said_to_be_that(tmp_path, monkeypatch, kind, words):
+    place = tmp_path / "place"
+    place.touch() if kind == "file" else place.symlink_to(tmp_path / "gone")
+    for i in range(10):
+        (tmp_path / "photos" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / str(i % 2) / f"{i}.png")
+    monkeypatch.setenv("LEANRES_CACHE", str(place))
+    notes = load_data(tmp_path / "photos").notes
+    (note,) = (note for note in notes if note.startswith("the decoded images could not be cached"))
+    assert words in note
+    assert not any("Errno" in note or "damaged" in note for note in notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -223,12 +224,17 @@ def test_only_a_regular_file_of_the_stated_size_is_read(tmp_path):
         read_file(tmp_path / "pipe")
 
 
-@pytest.mark.parametrize("text", ["=cmd|x", "+a", "-a", "@a", "\ta", "\ra"])
+@pytest.mark.parametrize("text", ["=cmd|x", "+a", "-a", "@a"])
 def test_no_name_is_a_formula_of_a_spreadsheet(text):
     assert csv_text(text) == f"'{text}"
 
 
-@pytest.mark.parametrize("text", ["", "cat", "-1.5", "+3", "a=b"])
+@pytest.mark.parametrize("text", ["\ta", "\ra", "a\nb", "a\x1b[2Jb", "a\u202eb", "a\u2028b"])
+def test_a_name_in_a_csv_file_is_one_line_that_controls_no_terminal(text):
+    assert csv_text(text) == re.sub(r"[\t\r\n\x1b\u202e\u2028]", "?", text)
+
+
+@pytest.mark.parametrize("text", ["", "cat", "-1.5", "+3", "a=b", "caf\udce9", "猫"])
 def test_other_names_and_numbers_stay_as_they_are_in_a_csv_file(text):
     assert csv_text(text) == text
 

@@ -47,6 +47,7 @@ _MODULES = {  # public name -> its module, in the order in which one needs them
     "preprocess": "leanres.data.image_files",
     "write_report": "leanres.report.page",
     "export": "leanres.ship.export",
+    "UserError": "leanres.errors",
 }
 
 __all__ = ["__version__", *_MODULES]

@@ -38,10 +38,9 @@ def undamaged(place: object, raised: tuple[type[Exception], ...]) -> Iterator[No
     except UserError:
         raise
     except raised as error:
-        what, problem = "is truncated or corrupt", first_line(error)
-        if isinstance(error, OSError) and error.errno:  # the system's own, not of the content
-            what, problem = "cannot be read", error.strerror or problem
-        raise UserError(f"{printable(place)} {what}: {problem}") from None
+        of_system = isinstance(error, OSError) and error.errno  # not of the content
+        what = "cannot be read" if of_system else "is truncated or corrupt"
+        raise UserError(f"{printable(place)} {what}: {first_line(error)}") from None
 
 
 def first_line(error: Exception) -> str:
@@ -49,7 +48,8 @@ def first_line(error: Exception) -> str:
 
     What a library says of damaged bytes may quote them, hundreds at a time.
     """
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    text = (isinstance(error, OSError) and error.strerror) or str(error)  # without its number
+    line = next(iter(text.splitlines()), "") or type(error).__name__
     return (
         printable(line) if isinstance(error, UserError) else shortened(printable(line), MAX_PROBLEM)
     )

@@ -68,6 +68,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. UserError where something else is in its place."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        is_link = path.is_symlink() and not path.exists()
+        what = "a link to nothing" if is_link else "a file" if path.exists() else "within a file"
+        raise UserError(f"{path} is {what}: name a folder") from None
+
+
 def remove_partial(folder: Path) -> None:
     """Delete what killed writers left in a folder. Lock it first: a living one may be at work."""
     for path in folder.glob(f".*{PARTIAL}"):
@@ -250,9 +260,18 @@ def read_parquet(path: Path, max_bytes: int, columns: list[str] | None = None) -
         return opened.read(columns)
 
 
+def one_line(text: str) -> str:
+    """A name in which no character ends the line or controls a terminal; "?" stands for those.
+
+    Bytes of a name that is not UTF-8 (Python's lone surrogates) are kept, as `printable` does not.
+    """
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in text)
+
+
 def csv_text(text: str) -> str:
-    """A name as a cell of a CSV file, which no spreadsheet takes for a formula."""
-    is_formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(text)
+    """A name as a cell of a CSV file: one line, which no spreadsheet takes for a formula."""
+    text = one_line(text)
+    is_formula = text.startswith(("=", "+", "-", "@")) and not _is_number(text)
     return f"'{text}" if is_formula else text
 
 

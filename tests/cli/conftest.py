@@ -20,6 +20,12 @@ def tiny() -> tuple[str, ...]:
     return (*TINY, "--no-report")  # the page has its own tests
 
 
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables get 300 columns, though they are printed into a file."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder that `leanres train` wrote. Tests leave it as it is."""

@@ -13,7 +13,7 @@ from leanres.errors import UserError
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--measure", "train"], "'train' is not one of 'test', 'val'"),
+        (["--measure", "train"], "--measure train: give test or val"),
         (["--set", "val=0"], "measure val: the data has no such split"),
     ],
 )

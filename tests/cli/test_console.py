@@ -85,3 +85,14 @@ def test_one_of_a_thing_is_named_in_the_singular():
     assert console.counted(1, "training") == "1 training"
     assert console.counted(0, "epoch") == "0 epochs"
     assert console.counted(1234, "epoch") == "1,234 epochs"
+
+
+@pytest.mark.parametrize("words", [("models",), ("recipes",), ("summary", "resnet20")])
+def test_a_table_in_a_file_or_pipe_has_80_columns_or_as_many_as_columns_says(
+    leanres, monkeypatch, words
+):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    narrow = leanres(*words).out.splitlines()
+    assert max(len(line) for line in narrow if not line.startswith(("*", "source"))) <= 84
+    monkeypatch.setenv("COLUMNS", "250")
+    assert max(map(len, leanres(*words).out.splitlines())) > max(map(len, narrow[:5]))

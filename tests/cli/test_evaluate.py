@@ -126,7 +126,7 @@ def test_evaluating_on_data_with_other_classes_is_refused(leanres, mistake, run_
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--split", "all"], "not one of 'test', 'val', 'train'"),
+        (["--split", "all"], "--split all: give test or val or train"),
         (["--tta", "flop"], "did you mean 'flip'"),
     ],
 )

@@ -92,12 +92,12 @@ def test_help_names_the_defaults_of_the_library(leanres):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--lr-min", 2, "--lr-max", 1], "lr_min = 2, lr_max = 1: give lr_min < lr_max"),
+        (["--lr-min", 2, "--lr-max", 1], "lr_min = 2, lr_max = 1: give lr_min (--lr-min) below"),
         (["--mode", "log"], "no mode 'log'"),
         (["--steps", 3], "give a whole number from 16 to 100000"),
         (["--out", "lr.jpeg2"], "ends in .png"),
         (["--set", "lrr=1"], "did you mean 'lr'"),
-        (["--lr-min", 1e-12, "--lr-max", 1e-11], "raise lr_max"),
+        (["--lr-min", 1e-12, "--lr-max", 1e-11], "give a higher lr_max (--lr-max)"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(leanres, words, part):

@@ -9,6 +9,7 @@ import pytest
 WORDS = ("train", "digits", "--data", "digits", "--epochs", 3, "--folds", 2)
 
 
+@pytest.mark.usefixtures("wide")
 def test_folds_print_a_table_the_pooled_accuracy_and_suspects(leanres, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = leanres(*WORDS, *tiny)

@@ -155,7 +155,7 @@ def test_the_version_is_printed(leanres):
         (["train", "--set", "lr"], ["give key=value"]),
         (["train", "--set", "lr=-1"], ["lr = -1"]),
         (["train", "--set", "model=resnet21"], ["did you mean 'resnet"]),
-        (["train", "--measure", "train"], ["--measure", "'train' is not one of 'test', 'val'"]),
+        (["train", "--measure", "train"], ["--measure train: give test or val"]),
         (["train", "--tta", "flop"], ["did you mean 'flip'"]),
         (["train", "--device", "gpu"], ["'gpu' is not usable here"]),
         (["train", "--data", "imagenet"], ["no data source 'imagenet'"]),
@@ -174,7 +174,7 @@ def test_the_version_is_printed(leanres):
         (["train", "--threads", "1000000"], ["--threads", "less than or equal to 1024"]),
         (["campaign", "plan.toml", "--threads", "1000000"], ["--threads", "1024"]),
         (["data", "nowhere/at/all"], ["nowhere/at/all", "give a folder"]),
-        (["summary"], ["NAME"]),
+        (["summary"], ["NETWORK"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(leanres, mistake, words, parts):
@@ -289,3 +289,9 @@ def test_other_errors_of_torch_are_our_own(monkeypatch):
     monkeypatch.setattr("leanres.data.sources.load_data", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         main(["data", "digits"])
+
+
+def test_an_unknown_command_is_answered_with_the_nearest_or_all(leanres, mistake):
+    mistake(leanres("trian"), "no command 'trian'; did you mean 'train'? there are: bench, ")
+    mistake(leanres("nocmd"), "no command 'nocmd'; there are: bench, campaign, compare, data")
+    mistake(leanres("bench", "stp"), "no command 'stp'; did you mean 'step'?")

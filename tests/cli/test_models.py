@@ -20,6 +20,7 @@ def test_models_as_json_gives_an_object_per_model(leanres):
     assert (speed["reported"], speed["measured"]["n"]) == (None, 10)
 
 
+@pytest.mark.usefixtures("wide")
 def test_models_are_listed_with_costs_fields_and_accuracies(leanres):
     lines = [line.split() for line in leanres("models").out.splitlines()]
     assert " ".join(lines[0]) == (
@@ -31,6 +32,7 @@ def test_models_are_listed_with_costs_fields_and_accuracies(leanres):
     assert " ".join(row) == shown
 
 
+@pytest.mark.usefixtures("wide")
 def test_summary_says_what_each_layer_and_the_whole_network_cost(leanres):
     out = leanres("summary", "resnet26-97").out
     assert "resnet26-97: 4,978,810 params, " in out

@@ -139,3 +139,22 @@ def test_grey_values_that_are_clipped_are_counted_in_one_note(leanres, run_folde
         "note: 2 32-bit grey images have values from 70000 to 100000: 0 is read as black, 65535 as"
         " white, and what is outside is clipped, in 2 of them",
     ]
+
+
+def test_a_name_with_control_characters_is_one_line_everywhere(
+    leanres, run_folder, pictures, tmp_path
+):
+    odd = tmp_path / "two\nlines\x1b[2J.png"
+    shutil.copy(pictures / "img3.png", odd)
+    plain = str(tmp_path / "two?lines?[2J.png")
+    assert leanres("predict", run_folder, odd, "--csv", tmp_path / "odd.csv").code == 0
+    _, row = (tmp_path / "odd.csv").read_text().splitlines()
+    assert row.startswith(f"{plain},")
+    found = json.loads(leanres("predict", run_folder, odd, "--json").out)
+    assert (found["id"], found["path"]) == (plain, plain)
+
+
+def test_a_wrong_choice_is_one_line_and_the_help_shows_the_choices(leanres, mistake, run_folder):
+    wrong = leanres("predict", run_folder, "x.png", "--id", "foo")
+    mistake(wrong, "leanres: --id foo: give path or stem")
+    assert "--id path|stem " in leanres("predict", "--help").out

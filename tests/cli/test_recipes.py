@@ -11,6 +11,7 @@ from leanres.training.recipe import Recipe
 from leanres.training.recipes import RECIPES, load_recipe
 
 
+@pytest.mark.usefixtures("wide")
 def test_recipes_are_listed_and_parse(leanres):
     rows = [json.loads(line) for line in leanres("recipes", "--json").out.splitlines()]
     assert rows[0]["name"] == "speed"

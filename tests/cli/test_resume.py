@@ -46,7 +46,7 @@ def test_resuming_with_other_kernels_says_so(leanres, run, keep_threads, monkeyp
 
 def test_a_finished_run_is_refused_unless_there_is_more_to_do(leanres, mistake, run):
     mistake(leanres("resume", run), "is finished (6 epochs, measured on test)", "--epochs N")
-    mistake(leanres("resume", run, "--measure", "train"), "'train' is not one of 'test', 'val'")
+    mistake(leanres("resume", run, "--measure", "train"), "--measure train: give test or val")
 
 
 def test_a_run_that_ended_early_says_so_and_is_trained_on_by_more_epochs(

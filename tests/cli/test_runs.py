@@ -97,3 +97,18 @@ def test_listing_imports_no_torch(places):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "claim" in done.stdout
+
+
+def test_a_difference_has_six_digits_or_as_many_as_tell_it_apart(leanres, copied):
+    first, second, third = copied("a"), copied("b"), copied("a", "c")
+    change_result(first, nll=1 / 3)
+    change_result(second, nll=2 / 3)
+    change_result(third, nll=1 / 3 + 1e-9)
+    assert "  nll: 0.333333 -> 0.666667" in leanres("runs", "diff", first, second).out
+    assert f"  nll: {1 / 3!r} -> {1 / 3 + 1e-9!r}" in leanres("runs", "diff", first, third).out
+
+
+def change_result(folder, **values) -> None:
+    info = json.loads((folder / "run.json").read_text())
+    info["result"] |= values
+    (folder / "run.json").write_text(json.dumps(info))

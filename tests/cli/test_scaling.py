@@ -7,6 +7,7 @@ import json
 import pytest
 
 
+@pytest.mark.usefixtures("wide")
 def test_every_curve_is_printed_with_its_line_written_and_drawn(leanres, tmp_path):
     words = ["bench", "scaling", "--data", "digits", "--steps", 1, "--params", "0.02,0.04"]
     words += ["--batches", "20,100", "--shares", "0.1,0.2", "--set", "batch_size=50"]

@@ -173,3 +173,18 @@ def test_images_that_are_held_out_are_the_same_in_memory_and_not(tmp_path, monke
     for name, split in plain.splits.items():
         assert torch.equal(split.images, mapped.splits[name].images)
         assert split.fingerprint == mapped.splits[name].fingerprint
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn, torch.float16])
+def test_floats_that_numpy_lacks_are_taken(kind):
+    images = torch.rand((6, 4, 4), generator=torch.Generator().manual_seed(0)).to(kind)
+    as_float = images_of(images.float())
+    assert torch.equal(images_of(images), as_float)
+    numbers = torch.arange(6).to(kind)
+    assert labels_of([numbers])[0][0].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("wrong", [[[1, 2], [3]], torch.rand(6, 4, 4).to_sparse()])
+def test_what_is_no_array_is_refused(wrong):
+    with pytest.raises(UserError, match="is no array"):
+        images_of(wrong)

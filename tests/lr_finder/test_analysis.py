@@ -26,6 +26,8 @@ from leanres.lr_finder.analysis import (
 from leanres.lr_finder.plot import ASCII, chart, figure, rule_label
 from leanres.training.recipe import Recipe
 
+LOWER = "give a lower lr_min (--lr-min)"
+
 
 @pytest.mark.parametrize(("low", "high", "n"), [(1e-6, 10.0, 100), (0.01, 0.5, 16)])
 def test_the_grids_are_exact(low, high, n):
@@ -126,12 +128,24 @@ def test_the_result_says_where_and_why_the_test_stopped():
     ("losses", "parts"),
     [
         ([math.nan] * 20, ["nan before the first update", "float32"]),
-        ([2.0, 2.0, math.inf, *[2.0] * 17], ["was inf", "step 3 of 20", "lower lr_min"]),
-        ([2.0, 900.0, *[1e9] * 8], ["exceeded 4 times", "step 2 of 20", "lower lr_min"]),
-        ([2.0] * 20, ["stays at 2", "raise lr_max"]),
-        ([2.3 + 0.01 * (-1) ** i for i in range(20)], ["stays at 2.3", "raise lr_max"]),
-        ([2.0 + 0.1 * i for i in range(20)], ["never falls below", "lower lr_min"]),
-        ([2.0, 1.0, 1.1, *[3.0] * 17], ["lowest at lr", "lower lr_min"]),
+        (
+            [2.0, 2.0, math.inf, *[2.0] * 17],
+            ["was inf", "step 3 of 20", LOWER],
+        ),
+        (
+            [2.0, 900.0, *[1e9] * 8],
+            ["exceeded 4 times", "step 2 of 20", LOWER],
+        ),
+        ([2.0] * 20, ["stays at 2", "lr_max (--lr-max)"]),
+        (
+            [2.3 + 0.01 * (-1) ** i for i in range(20)],
+            ["stays at 2.3", "lr_max (--lr-max)"],
+        ),
+        (
+            [2.0 + 0.1 * i for i in range(20)],
+            ["never falls below", LOWER],
+        ),
+        ([2.0, 1.0, 1.1, *[3.0] * 17], ["lowest at lr", LOWER]),
     ],
     ids=["not-finite", "soon-inf", "diverges-at-once", "flat", "noise", "rises", "turns-at-once"],
 )

@@ -368,7 +368,10 @@ def test_a_custom_network_and_optimizer_can_be_tested(digits, device):
     ("settings", "part"),
     [
         ({"lr_min": 0}, "lr_min = 0: give a number from 1e-12 to 1000"),
-        ({"lr_min": 1, "lr_max": 1}, "lr_min = 1, lr_max = 1: give lr_min < lr_max"),
+        (
+            {"lr_min": 1, "lr_max": 1},
+            r"lr_min = 1, lr_max = 1: give lr_min \(--lr-min\) below",
+        ),
         ({"lr_max": math.inf}, "lr_max = inf: give a number from 1e-12 to 1000"),
         ({"lr_min": math.nan}, "lr_min = nan: give a number from 1e-12 to 1000"),
         ({"steps": 5}, "steps = 5: give a whole number from 16 to 100000"),

@@ -12,6 +12,7 @@ import torch
 
 from leanres.data.sources import load_data
 from leanres.errors import UserError
+from leanres.io import CheckpointError
 from leanres.metrics.classification import percent
 from leanres.models.davidnet import BranchNetConfig, DavidNetConfig
 from leanres.models.preprocess import Preprocess
@@ -153,3 +154,13 @@ def test_of_many_classes_a_file_that_changes_the_answers_is_not_kept(tmp_path, i
         with pytest.raises(DriftError, match=words):
             export(tmp_path / "net.safetensors", out, images[:100])
     assert out.read_bytes() == precious
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(run, tmp_path, images, monkeypatch):
+    def full(path: Path, *_: object) -> None:
+        raise CheckpointError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setitem(TARGETS, ".onnx", replace(TARGETS[".onnx"], write=full, packages=()))
+    with pytest.raises(CheckpointError) as caught:
+        export(run, tmp_path / "x.onnx", images)
+    assert str(caught.value) == f"cannot write {tmp_path / 'x.onnx'}: No space left on device"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ from leanres.version import __version__
 CLOSED_PIPE = 141  # the exit code of a program that SIGPIPE ended
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "out of memory", "bad_alloc")  # who says which
+WRONG_CHOICE = re.compile(
+    r"Invalid value for '(.+?)': (?:Value error, )?'(.*)' is not one of (.*)\."
+)
 MAX_MESSAGE = 2000  # characters: a file may name things of any length
 
 
@@ -132,8 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = getattr(error, "format_message", None)  # of the parser's own errors
         if message is None:
             raise
-        _fail(message(), getattr(error, "exit_code", 2))
+        _fail(_in_our_words(message()), getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_our_words(message: str) -> str:
+    """The parser's message; that on a wrong choice as "--id foo: give path or stem"."""
+    match = WRONG_CHOICE.fullmatch(message)
+    if match is None:
+        return message
+    option, given, choices = match.groups()
+    return f"{option} {given}: give {choices.replace(chr(39), '').replace(', ', ' or ')}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

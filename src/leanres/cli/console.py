@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PICTURES = (".png", ".svg", ".pdf")
+PIPED = 80  # columns of a file or pipe, for tables
 GAP = 2  # spaces between the columns of a table
 
 
@@ -41,11 +42,12 @@ def drop_output() -> None:
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that prints names as they are, and wraps nothing in a file or pipe."""
+    """A console that prints names as they are; in a file or pipe of $COLUMNS or `PIPED` columns."""
     from rich.console import Console  # a sixth of the time of --help
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else 10_000
+    given = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() else int(given) if given.isdecimal() else PIPED
     return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
@@ -69,8 +71,8 @@ def print_table(
 ) -> None:
     """Print rows under bold heads: the first column and those in `left` left-aligned.
 
-    On a terminal narrower than the table the heads take two lines. Where that is not enough, the
-    columns in `drop` are left out, in that order, and a last line names them.
+    Where the table is wider than the console the heads take two lines. Where that is not enough,
+    the columns in `drop` are left out, in that order, and a last line names them.
     """
     from rich.cells import cell_len
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from leanres.errors import UserError
+from leanres.registry import unknown
+
 NAME_WIDTH = 20  # the explanations of one page start in one column
 
 # What a type of typer's is called on a help page: "--steps <int range>" -> "--steps N".
@@ -40,6 +43,14 @@ class HelpGroup(TyperGroup):
         bare = not args and not self.invoke_without_command
         return super().parse_args(ctx, ["--help"] if bare else args)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is named. UserError for an unknown one, which names the nearest."""
+        name = args[0]
+        is_known = self.get_command(ctx, name) or name.startswith("-")
+        if not is_known and not ctx.resilient_parsing:  # a shell's completion goes on
+            raise UserError(unknown("command", name, self.list_commands(ctx)))
+        return super().resolve_command(ctx, args)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the commands with their first sentences, then the options."""
         names = self.list_commands(ctx)
@@ -61,9 +72,15 @@ def _option_sections(command: Any, ctx: Any) -> Sections:
             name, heading = parameter.metavar or parameter.name.upper(), "Arguments"
         elif heading == "Arguments" or parameter.rich_help_panel:
             heading = parameter.rich_help_panel or "Options"
-        name = TYPE.sub(lambda match: TYPES.get(match[1].lower(), match[0][1:-1]), name)
+        name = TYPE.sub(_type, name)
         sections.setdefault(heading, []).append((name, explanation))
     return sections
+
+
+def _type(match: re.Match[str]) -> str:
+    """A type as a help page shows it; the words of a choice, as path|stem, stay."""
+    is_choice = "|" in match[0]
+    return match[0][1:-1] if is_choice else TYPES.get(match[1].lower(), match[0][1:-1])
 
 
 def _write(sections: Sections, formatter: Any, width: int) -> None:

@@ -53,7 +53,7 @@ RECIPE = typer.Argument(
 )
 TARGET = typer.Argument(metavar="RUN|WEIGHTS", help="A run folder or a .safetensors file.")
 TARGETS = typer.Argument(
-    metavar="RUN|WEIGHTS...",
+    metavar="RUN|WEIGHTS",
     help="A run folder or a .safetensors file; of several, their average is measured too.",
 )
 

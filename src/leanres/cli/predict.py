@@ -16,7 +16,7 @@ import typer
 from leanres.cli import options
 from leanres.cli.console import print_table, say
 from leanres.errors import UserError
-from leanres.io import csv_text
+from leanres.io import csv_text, one_line
 
 if TYPE_CHECKING:
     from leanres.data.greys import GreyCounts
@@ -138,7 +138,8 @@ def _write_csv(path: Path, predictions: Iterable[Prediction], top: int) -> int:
 def _print_json(predictions: Iterable[Prediction]) -> None:
     for p in predictions:
         ranked = [{"class": c, "prob": x} for c, x in zip(p.classes, p.probs, strict=True)]
-        say(json.dumps({"id": p.id, "path": str(p.path), "top": ranked}))
+        names = {"id": one_line(p.id), "path": one_line(str(p.path))}
+        say(json.dumps(names | {"top": ranked}))
 
 
 def _print_tables(predictions: Iterator[Prediction]) -> None:

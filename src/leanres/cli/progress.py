@@ -73,7 +73,7 @@ class Live:
     def row(self, row: dict[str, Any]) -> None:
         """Print an epoch's row, the first one under the heads."""
         if not self.has_heads:
-            self.console.print(" " * self.width + HEADS, style="bold")
+            self.console.print(" " * self.width + HEADS, style="bold", soft_wrap=True)
             self.has_heads = True
         val = " " * 17
         if "val_accuracy" in row:
@@ -81,7 +81,8 @@ class Live:
         self.console.print(
             f"epoch {row['epoch']:>3}/{self.run.setup.recipe.epochs}".ljust(self.width)
             + f"{100 * row['train_accuracy']:>9.2f}{row['train_loss']:>8.4f}{val}"
-            + f"{row['lr']:>10.3g}{row['images_per_s']:>10,.0f}{row['seconds']:>8.1f}"
+            + f"{row['lr']:>10.3g}{row['images_per_s']:>10,.0f}{row['seconds']:>8.1f}",
+            soft_wrap=True,
         )
 
 

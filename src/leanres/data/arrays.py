@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from leanres.data.image_files import natural_key, square
-from leanres.errors import UserError, printable
+from leanres.errors import UserError, first_line, printable
 from leanres.io import MIB, cache_folder
 
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}  # of images
@@ -95,7 +95,17 @@ def _channels_last(pixels: NDArray[Any], what: str) -> NDArray[Any]:
 
 
 def _array(x: Any) -> NDArray[Any]:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    """As numpy; of a tensor, floats of 8 and 16 bits as float32. UserError for what is no array."""
+    try:
+        if not isinstance(x, Tensor):
+            return np.asarray(x)
+        own = x.detach().cpu()
+        if own.is_floating_point() and own.dtype != torch.float64:
+            own = own.float()
+        return own.numpy()
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors
+        kind = f"a tensor of {x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(f"{kind} is no array ({first_line(error)}): give one of numbers") from None
 
 
 def _bytes(pixels: NDArray[Any], what: str) -> NDArray[np.uint8]:

@@ -138,13 +138,15 @@ class Dataset:
         """A data set that may grow, of the splits given: train, val, test, or "all"; or test alone.
 
         A fifth of "all" is held out as test by `content_split`, and a note says so. UserError
-        where that is impossible, and where splits differ in classes or size.
+        where that is impossible, for a single class, and where splits differ in classes or size.
         """
+        for split in splits.values():
+            if len(split.classes) == 1:
+                raise UserError(f"one class, {split.classes[0]!r}: give at least two classes")
         if "all" in splits:
             train, test = content_split(splits["all"], TEST_SHARE, "test")
-            told = f"no test split: {len(test):,} of {len(splits['all']):,} images are held out"
+            notes = (*notes, _held_out_note(len(test), len(splits["all"])))
             splits = {**splits, "train": train, "test": test}
-            notes = (*notes, told)
             del splits["all"]
         first = splits.get("train") or next(iter(splits.values())).subset([])
         for other, split in splits.items():
@@ -245,6 +247,14 @@ def _lacking_notes(splits: Mapping[str, Split]) -> list[str]:
         for name, lost in lacking.items()
         if lost
     ]
+
+
+def _held_out_note(count: int, total: int) -> str:
+    """How many images are held out as test, and why they are more than usual where they are."""
+    why = ""
+    if count > 1.25 * TEST_SHARE * total:
+        why = " (more than a fifth: pixels decide, and each class gives one at least)"
+    return f"no test split: {count:,} of {total:,} images are held out{why}"
 
 
 def splits_of(

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from leanres.errors import UserError
+from leanres.errors import UserError, first_line
 from leanres.io import cache_folder
 
 SOURCES = tuple(
@@ -60,13 +60,16 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         path = _cached_library(compiler)
     except BuildError as error:
-        return None, f"{compiler} could not build them ({error})"
+        return None, f"{compiler} could not build them ({first_line(error)})"
     except (OSError, UserError) as error:
-        return None, f"cache not writable ({error}), set LEANRES_CACHE to another folder"
+        return (
+            None,
+            f"cache not writable ({first_line(error)}), set LEANRES_CACHE to another folder",
+        )
     try:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
-        return None, f"cannot load them ({error}), set LEANRES_CACHE to another folder"
+        return None, f"cannot load them ({first_line(error)}), set LEANRES_CACHE to another folder"
     return (lib, "") if lib.has_fma() else (None, "this CPU has no AVX2")
 
 

@@ -36,6 +36,7 @@ ONSET_SLOPE = 0.2  # share of the steepest slope at which the loss begins to fal
 # on quadratics of SGD, lr_max is 1 to 4 times 2 / L without noise (100 steps; what diverges first
 # had vanished), and 0.01 to 0.2 times with noise, less with momentum.
 LATE = 2
+LOWER, HIGHER = "give a lower lr_min (--lr-min)", "give a higher lr_max (--lr-max)"
 MIN_SPAN = 10  # lr_max / lr_min at least: a cycle that ends at lr_min has to settle
 
 # (lowest lr, highest lr, number) -> as many lrs, rising.
@@ -65,7 +66,7 @@ class LRSweep:
         check_fields(self)
         if self.lr_min >= self.lr_max:
             given = f"lr_min = {self.lr_min:g}, lr_max = {self.lr_max:g}"
-            raise UserError(f"{given}: give lr_min < lr_max")
+            raise UserError(f"{given}: give lr_min (--lr-min) below lr_max (--lr-max)")
 
     @property
     def lrs(self) -> Sequence[float]:
@@ -254,7 +255,7 @@ def _cut(losses: Sequence[float], sweep: LRSweep) -> tuple[list[float], str]:
     finite = math.isfinite(losses[last])
     event = f"exceeded {sweep.diverge_at:g} times its best" if finite else f"was {losses[last]}"
     if last < MIN_POINTS:
-        raise UserError(f"the loss {event} {where}: too early for a curve, lower lr_min")
+        raise UserError(f"the loss {event} {where}: too early for a curve; {LOWER}")
     return list(losses[:last]), f"the loss {event} {where}"
 
 
@@ -289,15 +290,15 @@ def _check_fall(smoothed: Sequence[float], low: int, least: float, lrs: Sequence
     if first - smoothed[low] > least:
         if low < MIN_POINTS // 2:
             raise UserError(
-                f"the loss is lowest at lr {lrs[low]:.2g} already, step {low + 1}: lower lr_min"
+                f"the loss is lowest at lr {lrs[low]:.2g} already, step {low + 1}: {LOWER}"
             )
         return
     if max(smoothed) - first > least:
         raise UserError(
             f"the loss never falls below its start, {first:.3g}, and rises to {max(smoothed):.3g}"
-            f" {over}: lower lr_min, or give more steps"
+            f" {over}: {LOWER}, or more steps"
         )
-    raise UserError(f"the loss stays at {first:.3g} {over}: raise lr_max, or give more steps")
+    raise UserError(f"the loss stays at {first:.3g} {over}: {HIGHER}, or more steps")
 
 
 def _reasons(curve: LossCurve, found: dict[str, float], rises_again: bool) -> dict[str, str]:

@@ -228,13 +228,16 @@ def shown(value: Any) -> str:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
-    """The keys whose values differ, with both values as text; "-" for a missing one."""
-    keys = dict.fromkeys((*first, *second))
-    return [
-        (key, shown(first.get(key)), shown(second.get(key)))
-        for key in keys
-        if first.get(key) != second.get(key)
-    ]
+    """The keys whose values differ, with both as text of six digits; "-" for a missing one."""
+    found: list[Difference] = []
+    for key in dict.fromkeys((*first, *second)):
+        pair = first.get(key), second.get(key)
+        if pair[0] != pair[1]:
+            short = [f"{value:.6g}" if isinstance(value, float) else shown(value) for value in pair]
+            if short[0] == short[1]:  # they differ beyond the sixth digit
+                short = [shown(value) for value in pair]
+            found.append((key, short[0], short[1]))
+    return found
 
 
 def diff_rows(first: LedgerRow, second: LedgerRow) -> tuple[list[Difference], list[Difference]]:

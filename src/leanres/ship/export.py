@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from leanres.errors import UserError
+from leanres.io import make_folder
 from leanres.models.preprocess import ImageClassifier, check_fit
 from leanres.registry import Table
 from leanres.runs.weights import load_classifier, weights_file
@@ -103,7 +104,7 @@ def export(target: Path | str, out: Path | str, images: Tensor, full: bool = Fal
     classifier, config = load_classifier(weights_file(target))
     check_fit(images, classifier.preprocess)
     expected = safetensors.classify(classifier, images)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     unchecked = out.with_name(f".{secrets.token_hex(8)}.{out.name}")
     try:
         kind.write(unchecked, classifier, config, full)
@@ -114,6 +115,8 @@ def export(target: Path | str, out: Path | str, images: Tensor, full: bool = Fal
         unchecked.replace(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    except UserError as error:  # of the file beside it, whose name says nothing to the user
+        raise type(error)(str(error).replace(str(unchecked), str(out))) from None
     finally:
         unchecked.unlink(missing_ok=True)
     drift = float((answer - expected).abs().max())

@@ -272,3 +272,36 @@ def test_the_digits_are_the_scanned_ones_enlarged():
     for one, enlarged in zip(small[:50], large[:50], strict=True):
         oracle = Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)
         assert np.abs(np.asarray(oracle) - enlarged).max() <= 1  # each is rounded once
+
+
+@pytest.mark.parametrize("source", ["npz", "idx", "parquet", "table", "folder"])
+def test_a_single_class_is_refused_by_every_source(tmp_path, monkeypatch, source):
+    path = tmp_path / ("x.npz" if source == "npz" else "x")
+    if source == "table":
+        layouts.write_table(path, "file,label\n" + "\n".join(f"{i},cat" for i in range(20)))
+    elif source == "parquet":
+        layouts.write_shard(path / "a.parquet", layouts.pixels(0), {"label": ["cat"] * 20})
+    elif source == "folder":
+        (path / "cat").mkdir(parents=True)
+        (path / "cat" / "0.png").write_bytes(layouts.png(layouts.pixels(0)[0]))
+    else:
+        monkeypatch.setattr(layouts, "labels", lambda n=20, k=10: np.zeros(n, np.int64))
+        layouts.write_npz(path) if source == "npz" else layouts.write_idx(path)
+    with pytest.raises(UserError, match=r"one class.*give at least two classes") as caught:
+        load_data(f"{source}:{path}")
+    assert str(path) in str(caught.value)
+
+
+def test_a_single_class_of_arrays_is_refused():
+    with pytest.raises(UserError, match="one class, 'cat': give at least two classes"):
+        Dataset.from_arrays(layouts.pixels(0), ["cat"] * 20)
+
+
+def test_the_note_on_a_held_out_test_says_why_it_is_more_than_a_fifth():
+    x = layouts.pixels(0, 40)
+    tiny = Dataset.from_arrays(x, np.arange(40) % 20)
+    count = len(tiny.test)
+    assert count == 20  # one of the two of each class
+    assert f"{count} of 40 images are held out (more than a fifth: pixels decide" in tiny.notes[0]
+    usual = Dataset.from_arrays(layouts.pixels(0, 400, (8, 8, 3)), np.arange(400) % 2)
+    assert usual.notes == (f"no test split: {len(usual.test)} of 400 images are held out",)

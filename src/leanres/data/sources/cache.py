@@ -25,7 +25,7 @@ from torch import Tensor
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import first_line
-from leanres.io import MIB, open_file, parse_json, written
+from leanres.io import MIB, make_folder, open_file, parse_json, written
 
 _FORMAT = 6  # of the cache files: raise it when decoding changes, and all files are rebuilt
 _MAX_BYTES = 65_536 * MIB
@@ -56,8 +56,8 @@ def cached(
     file, notes = cache / f"{prefix}{_sha256(key.encode())[:24]}.safetensors", []
     try:
         return read_cache_file(file)
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # writing it says what is in the folder's place
     except READ_ERRORS as error:
         notes.append(f"the cache file {file} was damaged ({first_line(error)}) and is rebuilt")
     dataset = decode()
@@ -67,7 +67,9 @@ def cached(
             outdated.unlink(missing_ok=True)
         dataset = replace(read_cache_file(file), notes=dataset.notes)  # mapped, not in memory
     except READ_ERRORS as error:
-        notes.append(f"the decoded images could not be cached in {cache} ({first_line(error)})")
+        problem = first_line(error)
+        where = "" if str(cache) in problem else f" in {cache}"
+        notes.append(f"the decoded images could not be cached{where} ({problem})")
     return replace(dataset, notes=(*dataset.notes, *notes))
 
 
@@ -145,7 +147,7 @@ def write_cache_file(file: Path, dataset: Dataset) -> None:
         name: getattr(dataset, name) for name in ("name", "source", "notes", "grows", "whites")
     }
     about = json.dumps(fields | {"classes": dataset.train.classes, "splits": [*dataset.splits]})
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     with written(file) as opened:
         for piece in _pieces(tensors, {"about": about, "crc": _checksum(about, tensors)}):
             opened.write(piece)

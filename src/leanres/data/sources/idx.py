@@ -22,7 +22,7 @@ from leanres.data.sources.cache import cached
 from leanres.data.sources.published import Published, in_subfolders, load_published
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
-from leanres.errors import UserError, undamaged
+from leanres.errors import UserError, named, undamaged
 from leanres.io import MIB, Readable, open_data, read_exactly
 
 LAYOUT = "IDX files (train-images-idx3-ubyte, also .gz)"
@@ -52,7 +52,8 @@ def load_idx(options: LoadOptions) -> Dataset:
         raise UserError(f"{options.path or 'idx'} has no IDX files; give a folder with {LAYOUT}")
 
     def decode() -> Dataset:
-        return Dataset.of("idx", _read(files, options), source=str(files.root))
+        with named(files.root):
+            return Dataset.of("idx", _read(files, options), source=str(files.root))
 
     return cached("idx", files.root, files.paths, [options.own_size], options.cache, decode)
 
