@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,22 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from leanres import plugins
+from leanres.augment.mix import MIXES
+from leanres.augment.registry import AUGMENTS
 from leanres.cli import main
 from leanres.data.sources import load_data
 from leanres.data.split import Dataset
+from leanres.metrics.classification import METRICS
+from leanres.models.config import FACTORIES
 from leanres.models.speednet import SpeedNetConfig
+from leanres.models.zoo import MODELS
 from leanres.runs.fit import fit
 from leanres.training.device import CPU, Device
+from leanres.training.losses import LOSSES
+from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe
+from leanres.training.schedules import SCHEDULES
 
 PLAN = """
 [quick]
@@ -157,3 +167,19 @@ def leanres(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(int(end.value.code or 0), *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def plugins_forgotten() -> Iterator[None]:
+    """After the test no plugin is loaded, and the tables are as before."""
+    tables = (MODELS, FACTORIES, AUGMENTS, MIXES, LOSSES, OPTIMIZERS, SCHEDULES, METRICS)
+    before, modules = [dict(table) for table in tables], set(sys.modules)
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        for name in table.keys() - entries.keys():
+            del table[name]
+    plugins.LOADED.clear()
+    plugins._MODULES.clear()
+    for name in set(sys.modules) - modules:
+        if name.startswith(plugins._PREFIX):
+            del sys.modules[name]

@@ -142,6 +142,7 @@ def examples() -> dict[str, str]:
     return {text.partition("\n")[0]: FENCE.findall(text)[0][1] for text in sections[1:]}
 
 
+@pytest.mark.usefixtures("plugins_forgotten")
 def test_a_network_an_augmentation_and_a_loss_from_one_file(tmp_path, monkeypatch, leanres):
     """The file and the commands are those of docs/extending.md, its first section."""
     monkeypatch.chdir(tmp_path)

@@ -15,19 +15,14 @@ import torch
 from torch import nn
 
 import leanres as package
-from leanres import plugins
-from leanres.augment.registry import AUGMENTS
 from leanres.errors import UserError
 from leanres.models.config import FactoryConfig
 from leanres.models.cost import summarize
 from leanres.models.zoo import MODELS, config_from_dict, config_to_dict
-from leanres.plugins import LOADED, load_plugin
+from leanres.plugins import load_plugin
 from leanres.runs.fit import fit
 from leanres.runs.predictor import load_predictor
-from leanres.training.losses import LOSSES
-from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe
-from leanres.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
 MINE = """
@@ -66,23 +61,8 @@ def not_a_net(num_classes, in_channels):
 leanres.MODELS["mine"] = Net
 leanres.AUGMENTS["darker"] = darker
 """
-TABLES = (MODELS, AUGMENTS, LOSSES, OPTIMIZERS, SCHEDULES)
+pytestmark = pytest.mark.usefixtures("plugins_forgotten")
 WORDS = ("--data", "digits", "--epochs", 1, "--set", "batch_size=300", "--set", "accumulate=1")
-
-
-@pytest.fixture(autouse=True)
-def _forgotten():
-    """After each test no plugin is loaded, and the tables are as before."""
-    before, modules = [dict(table) for table in TABLES], set(sys.modules)
-    yield
-    for table, entries in zip(TABLES, before, strict=True):
-        for name in table.keys() - entries.keys():
-            del table[name]
-    LOADED.clear()
-    plugins._MODULES.clear()
-    for name in set(sys.modules) - modules:
-        if name.startswith(plugins._PREFIX):
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_no_page_card_or_figure_is_made_of_a_changed_file_in_silence():
 def test_a_change_without_effect_on_the_sums_would_be_found(monkeypatch):
     """The harness itself: a reader that checks nothing is caught."""
     monkeypatch.setattr(mutations, "edited", lambda folder: [])
-    found = mutations.main(330)
+    found = mutations.main(1320)  # most changes break run.json; one in twenty is read in silence
     silent = [line for line in found["wrong"] if "silent" in line]
     assert silent
 

@@ -85,7 +85,7 @@ def test_its_accuracy_is_the_same_with_kernels(without, leanres):
 def test_it_exports_to_every_target_that_is_installed(without):
     assert len(without.exported) == 1 + ONNX
     for done in without.exported:
-        assert done["agreement"] > 0.99  # weights are rounded to float16
+        assert done["agreement"] >= 0.98  # what `export` demands of rounded weights
         assert Path(done["path"]).stat().st_size == done["bytes"]
 
 

@@ -15,6 +15,7 @@ from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.models.config import ModelConfig
 from leanres.models.cost import count_params, summarize
+from leanres.models.zoo import network_name
 from leanres.runs import run as runs
 from leanres.training.device import Device
 from leanres.training.recipe import Recipe
@@ -123,6 +124,9 @@ def widened(config: ModelConfig, budget: int) -> ModelConfig:
 
     `budget` is a number of parameters. UserError where even the narrowest network has more.
     """
+    if not config.widths:
+        name = network_name(config)
+        raise UserError(f"{name} has no stages that are known: it cannot be widened")
     best = None
     for candidate in _widths(config.widths):
         fitted: ModelConfig = replace(config, widths=candidate)
