@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,8 +14,9 @@ import torch
 from torch import nn
 
 import leanres as package
+from leanres import plugins
 from leanres.errors import UserError
-from leanres.models.config import FactoryConfig
+from leanres.models.config import FACTORIES, FactoryConfig
 from leanres.models.cost import summarize
 from leanres.models.zoo import MODELS, config_from_dict, config_to_dict
 from leanres.plugins import load_plugin
@@ -181,28 +181,21 @@ def test_a_plugins_network_goes_all_the_way(mine, tmp_path, leanres):
     assert "within the budget: memory" in out
 
 
-def test_nothing_is_imported_unless_it_is_named(mine, tmp_path):
+def test_nothing_is_imported_unless_it_is_named(mine, tmp_path, leanres):
     load_plugin(mine)
     data = package.load_data("digits")
     small = Recipe(model="mine:Net", epochs=1, batch_size=300, accumulate=1, augment=())
     fit(tmp_path / "run", small, data)
+    plugins.LOADED.clear()
+    plugins._MODULES.clear()
+    for table in (MODELS, FACTORIES):
+        table.pop("mine:Net", None)
     mine.write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n")
-    code = "import sys; from leanres.cli import main; main(sys.argv[1:])"
-    refused = []
-    for command in ("evaluate", "resume", "report", "runs", "summary"):
-        words = [command, *(["run"] if command != "runs" else ["--runs", "."])]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        if done.returncode:
-            assert "'mine:Net' is in the plugin mine, which is not loaded: give" in done.stderr
-            refused.append(command)
-    assert refused == ["evaluate", "resume", "report", "summary"]
+    for command in ("evaluate", "resume", "report", "summary"):
+        done = leanres(command, tmp_path / "run")
+        assert done.code == 2
+        assert "'mine:Net' is in the plugin mine, which is not loaded: give" in done.err
+    assert leanres("runs", "--runs", tmp_path).code == 0
     assert not (tmp_path / "imported").exists()
 
 

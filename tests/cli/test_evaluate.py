@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from safetensors.torch import save_file
 
 from leanres.cli.evaluate import _print_evaluation
+from leanres.errors import shortened
 
 
 def test_evaluate_reproduces_the_runs_figures(leanres, run_folder):
@@ -160,6 +161,7 @@ def test_val_images_that_chose_the_epoch_are_named_and_test_images_are_not(leanr
     assert "chosen" not in leanres("evaluate", tmp_path / "run").out
 
 
+@pytest.mark.usefixtures("wide")
 def test_several_networks_are_a_table_their_ensemble_and_its_gain(leanres, three_runs, mistake):
     a, b = three_runs / "a", three_runs / "b"
     figures = json.loads(leanres("evaluate", a, b, "--json").out)
@@ -170,7 +172,8 @@ def test_several_networks_are_a_table_their_ensemble_and_its_gain(leanres, three
     assert lines[0].split() == ["network", "accuracy", "NLL", "ECE", "macro", "F1"]
     rows = [*members, figures["mean"], whole]
     for name, line, row in zip((a, b, "mean", "ensemble"), lines[1:5], rows, strict=True):
-        assert line.split()[:3] == [str(name), f"{100 * row['accuracy']:.2f}", "%"]
+        shown = [shortened(str(name), 30), f"{100 * row['accuracy']:.2f}", "%"]
+        assert line.split()[:3] == shown
     share = f"test accuracy of the ensemble {100 * whole['accuracy']:.2f} % of 360 images (95 % "
     assert lines[5].startswith(share)
     assert f"; 2 networks, {figures['params']:,} params in all; float32 on cpu" in lines[6]

@@ -106,7 +106,8 @@ def _print_ensemble(result: dict[str, Any]) -> None:
         del shown["accuracy_tta"]
     named = [(row["target"], row) for row in result["members"]]
     for name, row in [*named, ("mean", result["mean"]), ("ensemble", whole)]:
-        rows.append([name, *(metric.text(row[key]) for key, metric in shown.items())])
+        cells = (metric.text(row[key]) for key, metric in shown.items())
+        rows.append([shortened(name, MAX_NAME), *cells])
     print_table(["network", *(metric.label for metric in shown.values())], rows)
     rounded = ", weights alone rounded to int8" if result["int8_weights"] else ""
     say(
