@@ -55,3 +55,20 @@ def test_a_budget_is_met_up_to_the_last_parameter(leanres, budget, within):
     assert verdict in leanres("summary", "resnet20", "--budget", budget).out
     found = json.loads(leanres("summary", "resnet20", "--budget", budget, "--json").out)
     assert found["within_budget"] == within
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        (".", ". holds no network: give a run folder"),
+        ("no/such/run", "no/such/run does not exist: give a run folder, a weights file or"),
+        ("gone.safetensors", "gone.safetensors does not exist"),
+        ("resnet21", "no model 'resnet21'; did you mean 'resnet"),
+    ],
+)
+def test_what_is_no_network_is_named(leanres, tmp_path, monkeypatch, target, problem):
+    monkeypatch.chdir(tmp_path)
+    for words in (("summary", target), ("train", "--data", "digits", "--set", f"init={target}")):
+        done = leanres(*words)
+        assert done.code == 2
+        assert problem in done.err

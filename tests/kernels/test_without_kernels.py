@@ -16,7 +16,7 @@ import pytest
 import leanres as package
 
 NETWORK = "model={family='speednet', widths=[8, 16]}"
-TRAIN = ["train", "digits", "--data", "digits", "--epochs", "1", "--set", NETWORK]
+TRAIN = ["train", "digits", "--data", "digits", "--epochs", "2", "--set", NETWORK]
 MISSING = "PyTorch's: leanres.kernels is not installed"
 GUESSING = 0.1  # the accuracy of a network that has learned nothing of ten classes
 ONNX = find_spec("onnx") is not None and find_spec("onnxruntime") is not None
@@ -85,13 +85,13 @@ def test_its_accuracy_is_the_same_with_kernels(without, leanres):
 def test_it_exports_to_every_target_that_is_installed(without):
     assert len(without.exported) == 1 + ONNX
     for done in without.exported:
-        assert done["agreement"] >= 0.98  # what `export` demands of rounded weights
+        assert done["agreement"] > 0.99  # weights are rounded to float16
         assert Path(done["path"]).stat().st_size == done["bytes"]
 
 
 def test_continuing_with_kernels_says_that_it_is_not_bit_for_bit(without, leanres, tmp_path):
     folder = shutil.copytree(without.folder, tmp_path / "copy")
-    done = leanres("resume", folder, "--epochs", 2, "--no-report")
+    done = leanres("resume", folder, "--epochs", 3, "--no-report")
     assert done.code == 0, done.err
     said = " ".join((done.out + done.err).split())  # unwrapped
     assert "not be bit-identical" in said

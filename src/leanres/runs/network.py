@@ -50,6 +50,9 @@ def find_network(target: str) -> FoundNetwork:
     if path.is_file():
         classifier, config = load_classifier(path)
         return _trained(config, classifier.preprocess, target)
+    if target not in MODELS and (path.exists() or len(path.parts) > 1 or path.suffix):
+        problem = "holds no network" if path.exists() else "does not exist"
+        raise UserError(f"{target} {problem}: give a run folder, a weights file or a recipe's TOML")
     entry = MODELS[target]
     about = "; ".join(filter(None, (entry.source, entry.note)))
     return FoundNetwork(entry.config, target, about, is_named=True)
