@@ -20,7 +20,7 @@ from leanres.augment.mix import MIXES
 from leanres.augment.registry import AUGMENTS
 from leanres.cli import main
 from leanres.data.sources import load_data
-from leanres.data.split import Dataset
+from leanres.data.split import Dataset, Split
 from leanres.metrics.classification import METRICS
 from leanres.models.config import FACTORIES
 from leanres.models.speednet import SpeedNetConfig
@@ -94,6 +94,28 @@ def small() -> Recipe:
         mix=(("mixup", {}), ("cutmix", {})),
         ema=0.8,
         val=200,
+    )
+
+
+@pytest.fixture(scope="session")
+def noisy(digits: Dataset) -> Dataset:
+    """300 digits to train on; val labels are shuffled, so that no accuracy rises for long."""
+    train, val = digits.train.subset(range(300)), digits.train.subset(range(300, 500))
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    return replace(digits, train=train, val=Split(val.images, val.labels[order], val.classes))
+
+
+@pytest.fixture(scope="session")
+def stopping() -> Recipe:
+    """Ends early on `noisy`, and keeps the best epoch."""
+    return Recipe(
+        model=SpeedNetConfig((8,)),
+        epochs=40,
+        batch_size=100,
+        augment=(),
+        ema=0.8,
+        stop_after=2,
+        keep_best=True,
     )
 
 

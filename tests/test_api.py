@@ -83,6 +83,19 @@ def test_resume_extends_a_finished_run(digits, tmp_path):
     assert [row["epoch"] for row in rows] == [3]
 
 
+@pytest.mark.parametrize("hold_out_val", [True, False])
+def test_data_without_test_and_val_images_gives_up_a_tenth(digits, tmp_path, capsys, hold_out_val):
+    data, recipe = replace(digits, test=None), replace(SMALL, val=0, epochs=1)
+    more = {"hold_out_val": hold_out_val}
+    result = leanres.fit(tmp_path / "a", recipe, data, DEVICE, **more)
+    held_out = len(data.with_val(0.1).val)
+    assert result.get("n") == (held_out if hold_out_val else None)
+    told = f"no test and no val images: {held_out} of 1,437 are held out as val (val = 0.1;"
+    assert (told in capsys.readouterr().out) == hold_out_val
+    again = leanres.fit(tmp_path / "a", recipe, data, DEVICE, exist_ok=True, **more)
+    assert again == result
+
+
 # --- predict --------------------------------------------------------------------------------------
 
 

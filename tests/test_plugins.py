@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -195,6 +196,7 @@ def test_nothing_is_imported_unless_it_is_named(mine, tmp_path, leanres):
         done = leanres(command, tmp_path / "run")
         assert done.code == 2
         assert "'mine:Net' is in the plugin mine, which is not loaded: give" in done.err
+        assert "does not fit" not in done.err  # the file is as it should be
     assert leanres("runs", "--runs", tmp_path).code == 0
     assert not (tmp_path / "imported").exists()
 
@@ -224,6 +226,52 @@ def test_processes_of_a_campaign_import_the_plugin_too(mine, tmp_path, leanres):
     done = leanres("campaign", plan, "--plugin", mine, "--data", "digits", "--at-once", 2, *folders)
     assert done.code == 0, done.out + done.err
     assert len(json.loads((tmp_path / "results" / "digits.json").read_text())["runs"]) == 2
+
+
+def test_other_processes_load_the_same_plugins(mine, tmp_path, monkeypatch):
+    (tmp_path / "mine_package.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugin(mine)
+    load_plugin("mine_package")
+    Recipe(model=Tiny)
+    assert plugins.to_load() == [str(mine), "mine_package", __name__]
+
+
+def test_a_comparison_and_folds_train_a_plugins_network(mine, tmp_path, leanres):
+    words = ("--data", "digits", "--plugin", mine, "--devices", "cpu", "--epochs", 1)
+    parts = ("model=mine:Net", "batch_size=300", 'augment=["mine:darker"]', "loss=mine:squared")
+    words += tuple(word for part in parts for word in ("--set", part))
+    done = leanres("compare", "schedules", *words, "--seeds", 0, "--out", tmp_path / "c", "--json")
+    assert done.code == 0, done.err
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "c").glob("*/run.json")]
+    assert [run["network"]["factory"] for run in runs] == ["mine:Net"] * 2
+    assert len(json.loads(done.out)["rows"]) == 2
+    done = leanres("train", "digits", *words, "--folds", 2, "--out", tmp_path / "f", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["recipe"]["loss"] == ["mine:squared", {}]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "problem"),
+    [
+        ("class Net:\n    def __init__(self, k, c):\n        1 / 0\n", (), "line 3: ZeroDivision"),
+        (
+            "def part(logits, targets):\n    return logits[99]\n",
+            ("loss=mine:part",),
+            "line 2: Index",
+        ),
+    ],
+)
+def test_a_function_that_fails_is_named_with_its_line(tmp_path, leanres, text, words, problem):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    model = "mine:Net" if "Net" in text else "{family='speednet', widths=[8]}"
+    settings = [word for setting in words for word in ("--set", setting)]
+    words = ("--plugin", path, "--model", model, *WORDS, *settings, "--out", tmp_path / "run")
+    done = leanres("train", "digits", *words)
+    assert (done.code, len(done.err.splitlines())) == (2, 2)  # one note on the digits
+    assert f"leanres: plugin {path}, {problem}" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(find_spec("timm") is None, reason="timm, which the example needs, is not here")
@@ -299,6 +347,109 @@ def test_a_network_that_does_not_fit_the_classes_is_refused_before_a_folder_is_m
     with pytest.raises(UserError, match=r"does not fit 10 classes: its output has shape \(N, 5\)"):
         fit(tmp_path / "run", Recipe(model="five", epochs=1), digits, device)
     assert not (tmp_path / "run").exists()
+
+
+def make(width):
+    def net(num_classes, in_channels):
+        return nn.Conv2d(in_channels, width, 3)
+
+    return net
+
+
+@pytest.mark.parametrize("thing", [make(4), lambda k, c: Tiny(k, c), functools.partial(Tiny)])
+def test_what_has_no_name_of_its_own_is_entered_under_one(thing):
+    """Two of a function's inner functions have one name: the second would replace the first."""
+    with pytest.raises(UserError, match=r"cannot be found by its name: give .*MODELS\['mine'\]"):
+        Recipe(model=thing)
+    package.MODELS["named"] = thing
+    assert Recipe(model="named").model == "named"
+
+
+def nothing(*_):
+    return None
+
+
+def first_half(images, *rest):
+    return (images[:, :, 1:], *rest) if rest[1:] else images[:, :, 1:]
+
+
+def as_floats(images, draw):
+    return images / 255
+
+
+def without_gradient(logits, targets):
+    return logits.detach().sum(1)
+
+
+def needs_more(one, two, three, four):
+    return one
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (
+            {"augment": [nothing]},
+            r"nothing returned a NoneType: return \(2, 3, 32, 32\) torch.uint8",
+        ),
+        ({"augment": [first_half]}, r"first_half returned \(2, 3, 31, 32\) torch.uint8: return"),
+        ({"augment": [as_floats]}, r"returned \(2, .* torch.float32: return .*uint8, as it was"),
+        ({"augment": [needs_more]}, r"needs_more takes \(one, .*: let it take \(images, draw\)"),
+        ({"mix": [nothing]}, r"nothing returned a NoneType: return \(images, targets\)"),
+        ({"loss": nothing}, "nothing returned a NoneType: return one loss per image"),
+        (
+            {"loss": without_gradient},
+            "without_gradient has no gradient: compute it from the logits",
+        ),
+        ({"loss": needs_more}, r"let it take \(logits, targets\)"),
+        ({"schedule": nothing}, "nothing returned None at step 0: return a number of 0 or"),
+        ({"optimizer": nothing}, r"nothing returned NoneType: return a list of torch.optim"),
+        ({"model": needs_more}, r"let it take \(num_classes, in_channels\)"),
+        ({"model": nothing}, "nothing made a NoneType: return a torch.nn.Module"),
+    ],
+)
+def test_a_function_that_does_not_do_its_part_is_refused_before_a_folder_is_made(
+    tmp_path, digits, device, setting, problem
+):
+    with pytest.raises(UserError, match=problem):
+        fit(tmp_path / "run", Recipe(**{"model": Tiny, "epochs": 1} | setting), digits, device)
+    assert not (tmp_path / "run").exists()
+
+
+class Pair(Tiny):
+    def forward(self, images):
+        return super().forward(images), 1
+
+
+class Constant(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("network", "problem"),
+    [
+        (Pair, r"the network returns a tuple: return logits \(N, K\)"),
+        (Constant, "the network has no parameters to train"),
+    ],
+)
+def test_a_network_without_logits_or_weights_is_refused(tmp_path, digits, device, network, problem):
+    with pytest.raises(UserError, match=problem):
+        fit(tmp_path / "run", Recipe(model=network, epochs=1), digits, device)
+
+
+class Perceptron(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.head = nn.Linear(in_channels * 32 * 32, num_classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+
+def test_a_network_without_convolutions_trains_with_the_default_optimizer(tmp_path, digits, device):
+    recipe = Recipe(model=Perceptron, epochs=1, batch_size=300, accumulate=1, augment=())
+    assert fit(tmp_path / "run", recipe, digits, device)["accuracy"] > 0.2
 
 
 def test_a_loss_of_another_shape_is_refused(tmp_path, digits, device):

@@ -17,7 +17,7 @@ from leanres.data.split import Dataset
 from leanres.data.unlabelled import Images
 from leanres.errors import UserError
 from leanres.report.page import write_report
-from leanres.runs.fit import complete
+from leanres.runs.fit import complete, with_val
 from leanres.runs.layout import load_data_of
 from leanres.runs.predictor import Prediction, load_predictor
 from leanres.runs.run import Run, create, device_of, reopen
@@ -36,6 +36,7 @@ def fit(
     device: Device | None = None,
     *,
     exist_ok: bool = False,
+    hold_out_val: bool = True,
     progress: bool = True,
     report: bool = False,
     on_epoch: OnEpoch | None = None,
@@ -43,11 +44,15 @@ def fit(
     """Train `recipe` on `data` into a run folder, measure it once; the result, as run.json has it.
 
     exist_ok: a run of the same recipe that is there already is continued, or its result returned.
-    progress: print a line per epoch. report: write report.html into the folder. on_epoch: called
-    with each epoch's row of metrics, as for a live curve. Ctrl-C saves and raises Stopped, a
-    KeyboardInterrupt; `resume(folder)` continues. UserError where something does not fit.
+    hold_out_val: of data with neither test nor val images a tenth is held out as val and measured;
+    False trains on all and measures nothing. progress: print a line per epoch. report: write
+    report.html into the folder. on_epoch: called with each epoch's row of metrics, as for a live
+    curve. Ctrl-C saves and raises Stopped, a KeyboardInterrupt; `resume(folder)` continues.
+    UserError where something does not fit.
     """
-    folder = Path(folder)
+    folder, notes = Path(folder), list[str]()
+    if hold_out_val:
+        recipe, notes = with_val(recipe, data, "hold_out_val=False")
     if exist_ok and (folder / INFO).exists():
         if not matches_run(read_info(folder, queued=True), recipe):
             raise UserError(f"{folder} holds a run of another recipe: name another folder")
@@ -56,7 +61,9 @@ def fit(
         )
     device = device or detect("auto", recipe.precision, recipe.compiled)
     device.tune()
-    return _train(create(folder, recipe, data, device), progress, report, on_epoch)
+    run = create(folder, recipe, data, device)
+    run.notes = notes + run.notes
+    return _train(run, progress, report, on_epoch)
 
 
 def resume(

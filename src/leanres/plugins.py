@@ -11,8 +11,8 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ class Plugin:
     name: str
     path: str
     sha256: str
+
+
+class NotLoadedError(UserError):
+    """A name like "mine:Net" whose plugin was not named: nothing imports it by itself."""
 
 
 LOADED: dict[str, Plugin] = {}
@@ -89,15 +93,33 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _failed(plugin: str, error: BaseException) -> UserError:
-    """What went wrong in a plugin, and on which of its lines."""
-    frames, line = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else [], ""
-    own = [frame.lineno for frame in frames if Path(frame.filename).name == Path(plugin).name]
+    """What went wrong while a plugin was imported, and on which of its lines."""
+    lines = [line for file, line in _places(error) if Path(file).name == Path(plugin).name]
     if isinstance(error, SyntaxError) and error.lineno:
-        own = [error.lineno]
-    if own:
-        line = f", line {own[-1]}"
+        lines = [error.lineno]
+    return UserError(_told(plugin, lines, error))
+
+
+def failure(error: BaseException) -> str:
+    """What went wrong in a plugin's function, and on which of its lines; "" if in none of them."""
+    for file, line in reversed(_places(error)):
+        for plugin in LOADED.values():
+            if plugin.path == str(Path(file).resolve()):
+                return _told(plugin.path, [line], error)
+    return ""
+
+
+def _places(error: BaseException) -> list[tuple[str, int]]:
+    """File and line of each call on the way to an exception, the last one where it was raised."""
+    return [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+
+
+def _told(plugin: str, lines: list[int], error: BaseException) -> str:
+    line = f", line {lines[-1]}" if lines else ""
     reason = first_line(error) if isinstance(error, Exception) else "it ends the program"
-    return UserError(f"plugin {plugin}{line}: {type(error).__name__}: {reason}")
+    return f"plugin {plugin}{line}: {type(error).__name__}: {reason}"
 
 
 def _remember(name: str, module: ModuleType) -> Plugin:
@@ -122,7 +144,7 @@ def find(kind: str, name: str) -> Any:
     """The thing that "mine:Net" means. UserError where its plugin is not loaded, or lacks it."""
     module, _, thing = name.partition(":")
     if module not in _MODULES:
-        raise UserError(
+        raise NotLoadedError(
             f"{kind} {name!r} is in the plugin {module}, which is not loaded: give --plugin, or"
             " call leanres.load_plugin"
         )
@@ -140,17 +162,39 @@ def _is_own(value: object, module: str) -> bool:
 
 
 def reference(thing: Any) -> str:
-    """The name of a function or class that came from Python: "mine:Net". Its file is remembered."""
+    """The name of a function or class that came from Python: "mine:Net". Its file is remembered.
+
+    UserError for one that its module does not have under its name, such as a lambda: two of them
+    could not be told apart, and a run that is resumed would not find it.
+    """
+    own = getattr(thing, "__qualname__", "")
+    if not own or getattr(sys.modules.get(thing.__module__), own, None) is not thing:
+        raise UserError(
+            f"{own or f'a {type(thing).__name__}'} cannot be found by its name: give the function"
+            " or class at the top of a module, or enter this one, as leanres.MODELS['mine'] = ...,"
+            " and give 'mine'"
+        )
+    return f"{remember_module_of(thing)}:{own}"
+
+
+def remember_module_of(thing: Any) -> str:
+    """The short name of the module that a function or class comes from, a plugin from now on."""
     module = getattr(thing, "__module__", None) or "__main__"
     name = module.removeprefix(_PREFIX)
     if name not in LOADED and module in sys.modules:
         _remember(name, sys.modules[module])
-    return f"{name}:{getattr(thing, '__qualname__', type(thing).__name__)}"
+    return name
 
 
 def used() -> list[dict[str, str]]:
     """Name, path and sha256 of the plugins of this process, for run.json."""
     return [asdict(plugin) for plugin in LOADED.values()]
+
+
+def to_load() -> list[str]:
+    """What `load_plugin` takes in another process to have this one's plugins."""
+    is_file = {name: _MODULES[name].__name__.startswith(_PREFIX) for name in LOADED}
+    return [plugin.path if is_file[name] else name for name, plugin in LOADED.items()]
 
 
 def changes(recorded: list[Mapping[str, Any]]) -> list[str]:

@@ -29,16 +29,23 @@ class Table(dict[str, V]):
 
     `kind` says in error messages what the table holds. An unknown name is a `UserError` that
     suggests the nearest one; "mine:thing" is looked up in the plugin mine. `entry(name, value)`
-    makes an entry of what is put in, such as a plain function.
+    makes an entry of what is put in, such as a plain function. A function that is put in has to
+    take `takes` by position; parameters beyond them have defaults.
     """
 
     def __init__(
-        self, kind: str, entries: dict[str, V], entry: Callable[[str, Any], V] | None = None
+        self,
+        kind: str,
+        entries: dict[str, V],
+        entry: Callable[[str, Any], V] | None = None,
+        takes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(entries)
-        self.kind, self.entry = kind, entry
+        self.kind, self.entry, self.takes = kind, entry, takes
 
     def __setitem__(self, name: str, value: Any) -> None:
+        if self.takes:
+            _check_takes(f"{self.kind} {name}", value, self.takes)
         super().__setitem__(name, self.entry(name, value) if self.entry else value)
 
     def __missing__(self, name: str) -> V:
@@ -54,6 +61,22 @@ class Table(dict[str, V]):
         name = plugins.reference(thing)
         self[name] = thing
         return name
+
+
+def _check_takes(label: str, function: Any, takes: tuple[str, ...]) -> None:
+    """UserError for what cannot be called with these arguments."""
+    if not callable(function):
+        raise UserError(f"{label} is a {type(function).__name__}: give a function")
+    try:
+        shape = inspect.signature(function)
+    except (TypeError, ValueError):  # one of C tells no parameters
+        return
+    try:
+        shape.bind(*takes)
+    except TypeError:
+        raise UserError(
+            f"{label} takes {shape}: let it take ({', '.join(takes)}), and others by default"
+        ) from None
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:

@@ -31,7 +31,7 @@ def test_folds_print_a_table_the_pooled_accuracy_and_suspects(leanres, tiny, tmp
     assert lines[8].startswith(f"{summary['label_errors']['count']} likely label error")
     assert [line.split()[0] for line in lines[10:15]] == [row["file"] for row in first[:5]]
     assert "finished runs/digits-2-folds/fold-1: " in done.err
-    again = leanres(*WORDS, *tiny, "--json")
+    again = leanres(*WORDS, *tiny, "--json", "--at-once", 2, "--devices", "cpu")
     assert json.loads(again.out) == summary
     assert "started" not in again.err
 
@@ -42,10 +42,17 @@ def test_folds_print_a_table_the_pooled_accuracy_and_suspects(leanres, tiny, tmp
         (("--measure", "val"), "leave out --measure val"),
         (("--track", "tensorboard"), "--track follows a single training"),
         (("--lr-max", "auto"), "give --lr-max a number"),
-        (("--folds", "1"), "greater than or equal to 2"),
+        (("--devices", "cpu,gpu"), "'gpu' is not usable here"),
+        (("--folds", "1"), "--folds 1: give a whole number from 2 to 1000"),
         (("--set", "stop_after=1", "--set", "val=0"), "--set val=0.1"),
     ],
 )
 def test_what_does_not_fit_folds_is_one_line(leanres, mistake, tiny, tmp_path, words, part):
     mistake(leanres(*WORDS, *tiny, "--out", tmp_path / "out", *words), part)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [("--at-once", 2), ("--devices", "cpu")])
+def test_options_of_many_trainings_are_refused_for_one(leanres, mistake, tmp_path, words):
+    done = leanres("train", "digits", "--data", "digits", "--out", tmp_path / "out", *words)
+    mistake(done, f"{words[0]} is for many trainings: give --folds too, or leave it out")

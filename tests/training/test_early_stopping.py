@@ -8,10 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.metrics.inference import predict_logits
-from leanres.models.speednet import SpeedNetConfig
 from leanres.runs import run as runs
 from leanres.training.early_stopping import best_epoch, stopped_early
 from leanres.training.loop import restart_, train_epochs
@@ -47,29 +45,8 @@ def test_without_stop_after_nothing_stops():
     assert not stopped_early(history([0.9, *[0.1] * 50]), 0)
 
 
-@pytest.fixture(scope="module")
-def noisy(digits: Dataset) -> Dataset:
-    """300 digits to train on; val labels are shuffled, so that no accuracy rises for long."""
-    train, val = digits.train.subset(range(300)), digits.train.subset(range(300, 500))
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    return replace(digits, train=train, val=Split(val.images, val.labels[order], val.classes))
-
-
-@pytest.fixture
-def recipe() -> Recipe:
-    return Recipe(
-        model=SpeedNetConfig((8,)),
-        epochs=40,
-        batch_size=100,
-        augment=(),
-        ema=0.8,
-        stop_after=2,
-        keep_best=True,
-    )
-
-
-def test_the_kept_network_is_the_average_of_the_best_epoch(noisy, recipe, device):
-    run = runs.prepare(recipe, noisy, device)
+def test_the_kept_network_is_the_average_of_the_best_epoch(noisy, stopping, device):
+    run = runs.prepare(stopping, noisy, device)
     rows, seen = [], []
     for row in train_epochs(run.state, run.setup, run.val):
         rows.append(row)
@@ -89,8 +66,8 @@ def test_the_kept_network_is_the_average_of_the_best_epoch(noisy, recipe, device
     assert list(train_epochs(run.state, run.setup, run.val)) == []  # it has ended
 
 
-def test_a_state_that_is_restarted_forgets_its_best_epoch(noisy, recipe, device):
-    run = runs.prepare(replace(recipe, epochs=1), noisy, device)
+def test_a_state_that_is_restarted_forgets_its_best_epoch(noisy, stopping, device):
+    run = runs.prepare(replace(stopping, epochs=1), noisy, device)
     list(train_epochs(run.state, run.setup, run.val))
     assert best_epoch(run.state.history) == 1
     assert run.state.best

@@ -21,6 +21,7 @@ from leanres.models.speednet import SpeedNetConfig
 from leanres.report.record import read_record
 from leanres.runs.fit import resume
 from leanres.runs.layout import PREDICTIONS, read_history
+from leanres.runs.ledger import read_ledger, read_row
 from leanres.runs.predictor import load_predictor
 from leanres.runs.run_json import read_info
 from leanres.training.device import CPU
@@ -103,6 +104,19 @@ def test_the_summary_is_what_scikit_learn_and_numpy_compute(done):
         assert summary["spread"][key]["mean"] == pytest.approx(np.mean(values))
         assert summary["spread"][key]["sd"] == pytest.approx(np.std(values, ddof=1))
     assert json.loads((folder / SUMMARY).read_text()) == summary
+
+
+def test_a_cross_validation_is_one_row_of_the_ledger(done):
+    folder, summary, _ = done
+    (row,), notes = read_ledger(folder.parent, folder / "none")
+    assert notes == []
+    assert (row["name"], row["status"], row["split"]) == ("out", "measured", "folds")
+    assert (row["accuracy"], row["n"]) == (summary["pooled"]["accuracy"], 500)
+    assert row["params"] == read_info(folder / "fold-1")["result"]["params"]
+    seconds = [read_info(folder / f"fold-{k}")["result"]["train_seconds"] for k in (1, 2, 3)]
+    assert row["train_seconds"] == pytest.approx(sum(seconds))
+    assert row["started"] == read_info(folder / "fold-1")["started"]
+    assert read_row(folder) == row
 
 
 def test_wrong_labels_lead_the_list_and_names_are_no_formulas(done, data):

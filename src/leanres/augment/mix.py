@@ -98,5 +98,7 @@ def _patches(
 
 
 MIXES: Table[Callable[..., tuple[Tensor, Tensor]]] = Table(
-    "mix", {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}
+    "mix",
+    {"mixup": mixup, "cutmix": cutmix, "ricap": ricap},
+    takes=("images", "targets", "draw"),
 )

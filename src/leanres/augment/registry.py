@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leanres.augment import color, erase, geometry, policies
 from leanres.augment.rng import Draw
+from leanres.errors import UserError
 from leanres.registry import Spec, Table
 
 AUGMENTS: Table[Callable[..., Tensor]] = Table(
@@ -34,6 +35,7 @@ AUGMENTS: Table[Callable[..., Tensor]] = Table(
         "rand_augment": policies.rand_augment,
         "trivial_augment": policies.trivial_augment,
     },
+    takes=("images", "draw"),
 )
 
 FLIPS = ("flip", "alternating_flip")  # they mirror images left to right; no policy does
@@ -48,7 +50,22 @@ OF_PIXEL_VALUES = (
 
 
 def augment(images: Tensor, steps: Sequence[Spec], draw: Draw) -> Tensor:
-    """Apply the named augmentations in order, with one generator. (N, C, H, W) -> same."""
+    """Apply the named augmentations in order, with one generator. (N, C, H, W) -> same.
+
+    UserError for one that returns anything else than images of the same shape and type.
+    """
     for name, settings in steps:
-        images = AUGMENTS[name](images, draw, **settings)
+        augmented = AUGMENTS[name](images, draw, **settings)
+        check_like(f"augmentation {name}", augmented, images)
+        images = augmented
     return images
+
+
+def check_like(label: str, returned: object, given: Tensor) -> None:
+    """UserError where a function did not return a tensor of the shape and type of `given`."""
+    wanted = f"{tuple(given.shape)} {given.dtype}"
+    if not isinstance(returned, Tensor):
+        raise UserError(f"{label} returned a {type(returned).__name__}: return {wanted}")
+    came = f"{tuple(returned.shape)} {returned.dtype}"
+    if came != wanted:
+        raise UserError(f"{label} returned {came}: return {wanted}, as it was given")

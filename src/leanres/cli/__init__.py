@@ -33,6 +33,7 @@ from leanres.cli.console import say
 from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.cli.plugins import with_plugins
 from leanres.errors import UserError, printable
+from leanres.plugins import failure
 from leanres.runs.stop import terminable
 from leanres.version import __version__
 
@@ -42,6 +43,7 @@ OUT_OF_MEMORY = ("MemoryError", "allocate memory", "out of memory", "bad_alloc")
 WRONG_CHOICE = re.compile(
     r"Invalid value for '(.+?)': (?:Value error, )?'(.*)' is not one of (.*)\."
 )
+NUMBERS = {int: "a whole number", float: "a number"}
 MAX_MESSAGE = 2000  # characters: a file may name things of any length
 
 
@@ -133,20 +135,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _fail("out of memory: give a smaller network, smaller batches or fewer images", 2)
         if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.home's
             _fail("no home folder is known here: set HOME to one", 2)
-        message = getattr(error, "format_message", None)  # of the parser's own errors
-        if message is None:
+        if told := failure(error):  # a user's own function raised it
+            _fail(told, 2)
+        if not hasattr(error, "format_message"):  # the parser's own errors have it
             raise
-        _fail(_in_our_words(message()), getattr(error, "exit_code", 2))
+        _fail(_in_our_words(error), getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _in_our_words(message: str) -> str:
-    """The parser's message; that on a wrong choice as "--id foo: give path or stem"."""
+def _in_our_words(error: Any) -> str:
+    """The parser's message; that on a wrong choice as "--id foo: give path or stem".
+
+    That on a number out of its range, or on text instead of one, is built alike.
+    """
+    message: str = error.format_message()
+    wanted = _number(getattr(error, "param", None))
+    if wanted and hasattr(error.__cause__, "errors"):  # pydantic's, which knows what was given
+        given = error.__cause__.errors()[0]["input"]
+        return f"{error.param.opts[-1]} {given}: give {wanted}"
     match = WRONG_CHOICE.fullmatch(message)
     if match is None:
         return message
     option, given, choices = match.groups()
     return f"{option} {given}: give {choices.replace(chr(39), '').replace(', ', ' or ')}"
+
+
+def _number(parameter: Any) -> str:
+    """What an option for a number takes: "a whole number from 0 to 1024"; "" for other options."""
+    kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    if kind not in (int, float):
+        return ""
+    low, high = parameter.min, parameter.max
+    bounds = f" of {low} or more" if high is None else f" from {low} to {high}"
+    return NUMBERS[kind] + (bounds if low is not None else "")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -66,33 +66,17 @@ def evaluate(
     images, notes = ensemble.common_images(targets, dataset, split)
     options.print_notes(notes)
     facts = {
-        "split": split,
         "int8_weights": int8,
         "device": predictor.device.name,
         "precision": predictor.device.precision,
     }
-    if len(targets) > 1:
-        result = ensemble.measure_ensemble(predictors, images, tta) | facts
-        say(json.dumps(result)) if as_json else _print_ensemble(result)
-        return
-    result = predictor.evaluate(images, tta) | facts
-    if split == "val" and data is None:
-        result |= _choice(first)
+    result = ensemble.measured(predictors, images, split, tta) | facts
     if as_json:
         say(json.dumps(result))
+    elif len(targets) > 1:
+        _print_ensemble(result)
     else:
         _print_evaluation(result, images.classes)
-
-
-def _choice(target: Path) -> dict[str, Any]:
-    """What run.json says of the epoch that these val images chose; empty for a weights file."""
-    from leanres.metrics.classification import CHOICE
-    from leanres.runs.run_json import INFO, read_info
-
-    if not (target / INFO).exists():
-        return {}
-    result = read_info(target).get("result", {})
-    return {key: result[key] for key in CHOICE if key in result}
 
 
 def _print_ensemble(result: dict[str, Any]) -> None:

@@ -12,15 +12,27 @@ from leanres.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
-    from leanres.training.device import Device
     from leanres.training.recipe import Recipe
+    from leanres.trials.jobs import Executor
 
 SHOWN = 5  # likely label errors
 MAX_NAME = 24  # characters of a file's or class's name
 
 
-def check(measure: str, track: str, lr_max: str | None) -> None:
-    """UserError for an option that is for a single training."""
+def check(
+    folds: int | None,
+    measure: str,
+    track: str,
+    lr_max: str | None,
+    at_once: int,
+    devices: str | None,
+) -> None:
+    """UserError for an option that is for a single training alone, or for folds alone."""
+    if folds is None:
+        if at_once or devices:
+            name = "--at-once" if at_once else "--devices"
+            raise UserError(f"{name} is for many trainings: give --folds too, or leave it out")
+        return
     if measure == "val":
         raise UserError(
             "--folds: each image is measured by the network that has not seen it: leave out"
@@ -36,13 +48,12 @@ def train_folds(
     folds: int,
     recipe: Recipe,
     dataset: Dataset,
-    device: Device,
+    executor: Executor,
     folder: Path,
     origin: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Train the folds one after the other and print what came of them."""
-    from leanres.trials.executors import InProcess
+    """Train the folds and print what came of them."""
     from leanres.trials.folds import cross_validate
 
     say(f"{folds} folds of {dataset.name} -> {folder}", err=as_json)
@@ -51,7 +62,7 @@ def train_folds(
         recipe,
         dataset,
         folds,
-        executor=InProcess(dataset, device),
+        executor=executor,
         origin=origin,
         watch=lambda event: say(options.event_line(event), err=True),
     )

@@ -133,6 +133,15 @@ THREADS_EACH = machine_option(
     0, min=0, max=1024, help="CPU threads of each training; 0: its share of the cores."
 )
 
+FOLD_DEVICES = machine_option(
+    None,
+    "--devices",
+    help="Of --folds: comma-separated devices to spread the trainings over: cuda:0,cuda:1.",
+)
+FOLDS_AT_ONCE = machine_option(
+    0, "--at-once", min=0, help="Of --folds: number of trainings at a time; 0: one per device."
+)
+
 NO_REPORT = output_option(False, "--no-report", help="Write no report.html at the end.")
 TRACK = output_option(
     "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from leanres.training.step_counts import StepCounts
 
 FEW_STEPS = 10  # an epoch: with fewer the batch is too large for the data
-VAL_SHARE = 0.1  # is held out where there is nothing else to measure on
 
 
 def train(
@@ -50,6 +48,8 @@ def train(
     ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
+    at_once: int = options.FOLDS_AT_ONCE,
+    devices: str | None = options.FOLD_DEVICES,
     out: Path | None = options.output_option(
         None, help="The run folder. Default: runs/RECIPE-1, -2 and so on."
     ),
@@ -62,15 +62,16 @@ def train(
     Example: leanres train digits --data digits --out runs/first
     """
     from leanres.data.sources import locate
+    from leanres.runs.fit import with_val
     from leanres.runs.layout import check_free
     from leanres.runs.run import create
     from leanres.training.recipes import load_recipe
+    from leanres.trials.executors import local_executor
 
     options.check_tta(tta)  # refuses a mistake before the training
     trackers = check_trackers(track)
     changed = options.changes(settings, epochs=epochs, seed=seed, model=model, lr=_given_lr(lr_max))
-    if folds is not None:
-        fold_training.check(measure, track, lr_max)
+    fold_training.check(folds, measure, track, lr_max, at_once, devices)
     if lr_max == "auto" and "lr" in changed:
         raise UserError(f"lr = {changed['lr']} and --lr-max auto were both given: give one of them")
     chosen = load_recipe(recipe, changed)
@@ -79,14 +80,18 @@ def train(
     dataset, data, recipe = options.load_data_or_digits(data, size, strict, channels, recipe)
     chosen = load_recipe(recipe, changed)
     if "val" not in changed and folds is None:
-        chosen = _with_val(chosen, dataset)
+        chosen, notes = with_val(chosen, dataset, "--set val=0")
+        options.print_notes(notes)
     options.check_val(measure, bool(chosen.val or dataset.val))
     say(f"data ready in {time.perf_counter() - clock:.1f} s", err=as_json)
     where = locate(data, size=size, channels=channels)
     origin = {"command": options.current_command(), "measure": measure, "tta": tta} | where
     if folds is not None:
         place = out or Path("runs", f"{Path(recipe).stem}-{folds}-folds")
-        fold_training.train_folds(folds, chosen, dataset, device, place, origin, as_json)
+        executor = local_executor(
+            dataset, chosen, (devices or device_name).split(","), at_once, threads
+        )
+        fold_training.train_folds(folds, chosen, dataset, executor, place, origin, as_json)
         return
     if out:
         check_free(out)
@@ -108,24 +113,6 @@ def train(
         raise
     options.print_notes([*run.notes, *_few_steps(run.setup.counts)])
     train_and_print(run, as_json, trackers, not no_report)
-
-
-def _with_val(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with a share of train held out as val, where nothing else could be measured."""
-    if recipe.val or dataset.val or dataset.test or not dataset.train:
-        return recipe
-    try:
-        count = len(dataset.with_val(VAL_SHARE).val or ())
-    except UserError as error:
-        options.print_notes([f"no test and no val images, so nothing is measured ({error})"])
-        return recipe
-    options.print_notes(
-        [
-            f"no test and no val images: {count:,} of {len(dataset.train):,} are held out as val"
-            f" (val = {VAL_SHARE:g}; --set val=0 trains on all and measures nothing)"
-        ]
-    )
-    return replace(recipe, val=VAL_SHARE)
 
 
 def _few_steps(counts: StepCounts) -> list[str]:

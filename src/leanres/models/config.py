@@ -55,7 +55,7 @@ class FactoryConfig:
         return network
 
 
-FACTORIES: Table[Factory] = Table("network", {})
+FACTORIES: Table[Factory] = Table("network", {}, takes=("num_classes", "in_channels"))
 
 
 class ModelConfig(Protocol):

@@ -99,7 +99,7 @@ def _entry(name: str, value: Any) -> NamedModel:
             f"model {name!r} is a {came}: give the function or class that makes a network from"
             " (num_classes, in_channels)"
         )
-    plugins.reference(value)
+    plugins.remember_module_of(value)
     FACTORIES[name] = value
     return NamedModel(FactoryConfig(name), None, PLUGIN, None)
 

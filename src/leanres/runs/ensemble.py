@@ -8,16 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from leanres.data.split import Dataset, Split
 from leanres.errors import UserError
 from leanres.metrics.calibration import log_probs
-from leanres.metrics.classification import METRICS
+from leanres.metrics.classification import CHOICE, METRICS
 from leanres.metrics.statistics import PairedDifference, format_p, gain_over_mean, mcnemar
 from leanres.models.cost import count_params
 from leanres.models.preprocess import Preprocess
-from leanres.runs.images import unseen, unseen_too
+from leanres.runs.images import keys_of, read_images, unseen, unseen_too
 from leanres.runs.layout import load_data_of
 from leanres.runs.predictor import Predictor, figures, load_predictor
 from leanres.runs.run_json import INFO, read_info
@@ -38,7 +39,8 @@ def evaluate(
 
     One gives what `Predictor.evaluate` does, several what `measure_ensemble` does. `data` is by
     default what the first run was trained on; images that a run was trained on are left out, and
-    `notes` say so. UserError for networks that do not take the same images, or no such split.
+    `notes` say so. `chosen_by` marks figures on the val images that chose the network's epoch,
+    which are optimistic. UserError for networks that do not take the same images, or no such split.
     """
     paths = [Path(targets)] if isinstance(targets, Path | str) else list(map(Path, targets))
     check_targets(paths)
@@ -53,11 +55,36 @@ def evaluate(
     if info is not None:
         dataset, notes = unseen(first, info, dataset)
     images, more = common_images(paths, dataset, split)
-    if len(paths) == 1:
-        result = predictors[str(first)].evaluate(images, tta) | {"split": split}
+    return measured(predictors, images, split, tta) | {"notes": notes + more}
+
+
+def measured(
+    predictors: Mapping[str, Predictor], images: Split, split: str, tta: str
+) -> dict[str, Any]:
+    """The figures of one network, or of several and their ensemble; with `split`.
+
+    A network whose epoch was chosen on these val images has the keys of CHOICE.
+    """
+    targets = list(predictors)
+    if len(targets) == 1:
+        result = predictors[targets[0]].evaluate(images, tta) | _choice(targets[0], images, split)
     else:
-        result = measure_ensemble(predictors, images, tta) | {"split": split}
-    return result | {"notes": notes + more}
+        result = measure_ensemble(predictors, images, tta)
+        for row in result["members"]:
+            row |= _choice(row["target"], images, split)
+    return result | {"split": split}
+
+
+def _choice(target: str, images: Split, split: str) -> dict[str, Any]:
+    """What run.json says of the epoch that these val images chose, where they did; else empty."""
+    folder = Path(target)
+    if split != "val" or not (folder / INFO).exists():
+        return {}
+    result = read_info(folder).get("result", {})
+    chosen = {key: result[key] for key in CHOICE if key in result}
+    if chosen and np.isin(keys_of(images), read_images(folder).of("val")).any():
+        return chosen
+    return {}
 
 
 def check_targets(targets: Sequence[Path]) -> None:
@@ -157,7 +184,7 @@ def measure_ensemble(
 
 
 def gain_lines(result: Mapping[str, Any]) -> list[str]:
-    """What the ensemble is better by than its networks, in two lines."""
+    """What the ensemble is better by than its networks, in two lines; a third where val chose."""
     names = {"gain_over_mean": "the mean network", "gain_over_best": f"{result['best']}, the best"}
     lines = []
     for key, name in names.items():
@@ -169,4 +196,6 @@ def gain_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"gain over {name}: {100 * gain.difference:+.2f} points{interval}: {gain.verdict}"
         )
+    if count := sum("chosen_by" in row for row in result["members"]):
+        lines.append(f"optimistic: these images chose the epoch of {count} of the networks")
     return lines

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from leanres.training.recipe import Recipe
 from leanres.training.timing import matrix_rate
 
 SAVE_SHARE = 20  # times a save's seconds, between saves
+VAL_SHARE = 0.1  # is held out where there is nothing else to measure on
 LONG_S = 60  # a run of this length is a timing, and states the machine's rate beside it
 
 
@@ -155,6 +157,24 @@ def complete(
         return finish(run)
     finally:  # a notebook keeps the frame of what was interrupted, and the lock with it
         run.release()
+
+
+def with_val(recipe: Recipe, dataset: Dataset, otherwise: str) -> tuple[Recipe, list[str]]:
+    """The recipe with a share of train held out as val where nothing else could be measured.
+
+    And a note that says so; `otherwise` is what one gives to train on all images.
+    """
+    if recipe.val or dataset.val or dataset.test or not dataset.train:
+        return recipe, []
+    try:
+        count = len(dataset.with_val(VAL_SHARE).val or ())
+    except UserError as error:
+        return recipe, [f"no test and no val images, so nothing is measured ({error})"]
+    note = (
+        f"no test and no val images: {count:,} of {len(dataset.train):,} are held out as val"
+        f" (val = {VAL_SHARE:g}; {otherwise} trains on all and measures nothing)"
+    )
+    return replace(recipe, val=VAL_SHARE), [note]
 
 
 def finish(run: Run) -> dict[str, Any]:

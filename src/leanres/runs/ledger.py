@@ -24,6 +24,7 @@ from leanres.runs.manifest import edited
 LedgerRow = dict[str, Any]
 Difference = tuple[str, str, str]  # key, first value, second value
 SHOWN = ("name", "status", "model", "params", "epochs", "seed", "split", *HEADLINE)  # in a listing
+FOLDS = "folds.json"  # of a cross-validation
 _ORIGIN = ("train_seconds", "data", "started", "commit", "device", "path")
 _SIGNS: Table[Callable[[Any, Any], bool]] = Table(
     "sign",
@@ -42,15 +43,18 @@ def read_ledger(runs: Path, results: Path) -> tuple[list[LedgerRow], list[str]]:
     """The rows of `runs`/*/run.json and `results`/*.json, oldest first, and a note per bad file.
 
     A row holds the outcome, every setting of the recipe, and its origin. A committed result of a
-    run whose folder exists too is not a row of its own: the folder's row stands for both.
+    run whose folder exists too is not a row of its own: the folder's row stands for both. A
+    cross-validation, `runs`/*/folds.json, is one row: the figures of all its images.
     """
     rows: dict[str, LedgerRow] = {}
     notes = []
-    for path in (*sorted(runs.glob("*/run.json")), *sorted(results.glob("*.json"))):
+    found = (runs.glob("*/run.json"), runs.glob(f"*/{FOLDS}"), results.glob("*.json"))
+    for path in (path for paths in found for path in sorted(paths)):
         try:
             for row in _read_rows(path):
                 rows.setdefault(_identity(row), row)
-            notes += edited(path.parent) if path.name == "run.json" else edited_entry(path)
+            if path.name != FOLDS:  # it has no checksum: the runs of the folds have
+                notes += edited(path.parent) if path.name == "run.json" else edited_entry(path)
         except UserError as error:
             notes.append(str(error))
     return sorted(rows.values(), key=lambda row: str(row["started"])), notes
@@ -85,7 +89,7 @@ def read_row(path: Path) -> LedgerRow:
 
     UserError where `path` is none of these.
     """
-    file = path / "run.json" if path.is_dir() else path
+    file = path / (FOLDS if (path / FOLDS).exists() else "run.json") if path.is_dir() else path
     if not file.exists():
         raise UserError(f"{path} is neither a run folder nor a results file")
     return _read_rows(file)[0]
@@ -96,7 +100,7 @@ def _read_rows(path: Path) -> list[LedgerRow]:
 
     UserError where it holds none.
     """
-    name = path.resolve().parent.name if path.name == "run.json" else path.stem
+    name = path.resolve().parent.name if path.name in ("run.json", FOLDS) else path.stem
     try:
         info = parse_json(read_file(path))
         if "runs" not in info:
@@ -114,7 +118,7 @@ def _read_rows(path: Path) -> list[LedgerRow]:
 def _to_row(path: Path, name: str, info: Mapping[str, Any]) -> LedgerRow:
     recipe = dict(info["recipe"])
     result = _result(info)
-    is_run = path.name == "run.json"
+    is_run = path.name in ("run.json", FOLDS)
     about: LedgerRow = {
         "name": name,
         "path": str(path.parent if is_run else path),
@@ -143,6 +147,10 @@ def _result(info: Mapping[str, Any]) -> LedgerRow:
     """The measurement: a run's `result`, or the `test` (else `val`) of a committed result."""
     if isinstance(info.get("result"), dict):
         return dict(info["result"])
+    if isinstance(info.get("pooled"), dict):
+        seconds = sum(fold["train_seconds"] for fold in info["folds"])
+        whole = {"params": info.get("params"), "train_seconds": round(seconds, 1)}
+        return {"split": "folds", **whole, **info["pooled"]}
     if "accuracy" in info:
         return {"split": "test", **info}
     for split in ("test", "val"):

@@ -25,6 +25,7 @@ from leanres.io import MIB, CheckpointError, open_data, parse_json, write_bytes
 from leanres.models.config import FactoryConfig
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
+from leanres.plugins import NotLoadedError
 from leanres.training.device import PRECISIONS, Device
 from leanres.training.finetune import Pretrained
 from leanres.version import __version__
@@ -139,6 +140,8 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
             raise CheckpointError(f"{path} is damaged: its content is not what its sha256 says")
         _check_finite(tensors)
         return _rebuild(about, tensors)
+    except NotLoadedError as error:
+        raise NotLoadedError(f"{path}: {error}") from None
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = first_line(error)
         raise CheckpointError(f"{path} does not fit the model it names: {reason}") from None

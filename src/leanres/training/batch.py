@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanres.augment.mix import MIXES
-from leanres.augment.registry import augment
+from leanres.augment.registry import augment, check_like
 from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split
+from leanres.errors import UserError
 from leanres.metrics.inference import memory_format
 from leanres.training.recipe import Recipe
 from leanres.training.step_counts import StepCounts
@@ -118,7 +119,19 @@ def _mixed(
     rng = generator(recipe.seed, epoch, step + 1, 2)
     name, settings = recipe.mix[int(torch.randint(len(recipe.mix), (), generator=rng))]
     draw = Draw(generator(recipe.seed, epoch, step + 1, 3, device=images.device))
-    return MIXES[name](images, F.one_hot(labels, classes).float(), draw, **settings)
+    return mixed(name, settings, images, F.one_hot(labels, classes).float(), draw)
+
+
+def mixed(
+    name: str, settings: Mapping[str, Any], images: Tensor, targets: Tensor, draw: Draw
+) -> tuple[Tensor, Tensor]:
+    """One of MIXES applied. UserError where it does not return images and targets like these."""
+    pair = MIXES[name](images, targets, draw, **settings)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise UserError(f"mix {name} returned a {type(pair).__name__}: return (images, targets)")
+    for returned, given in zip(pair, (images, targets), strict=True):
+        check_like(f"mix {name}", returned, given)
+    return pair
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:

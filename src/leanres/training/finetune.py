@@ -91,6 +91,8 @@ def frozen_layers(model: nn.Module, freeze: str | float) -> list[str]:
 
 def freeze_layers_(model: nn.Module, freeze: str | float) -> None:
     """Stop training these layers. UserError where nothing is left to train."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("the network has no parameters to train: give it layers with weights")
     for name in frozen_layers(model, freeze):
         model.get_submodule(name).requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):

@@ -38,7 +38,12 @@ from leanres.training.finetune import (
 )
 from leanres.training.hard_examples import select_hardest_
 from leanres.training.loss import Mark, backward, ignore
-from leanres.training.optim import OPTIMIZERS, classifier_parameters, set_lr_, set_momentum_
+from leanres.training.optim import (
+    classifier_parameters,
+    optimizers_of,
+    set_lr_,
+    set_momentum_,
+)
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
 from leanres.training.setup import Setup
@@ -139,13 +144,13 @@ def start(
     recipe = setup.recipe
     model = initial_network(recipe.model, setup, pretrained)
     freeze_layers_(model, recipe.freeze)
-    optimizers = OPTIMIZERS[recipe.optimizer](model, recipe)
+    optimizers = optimizers_of(model, recipe)
     if recipe.layer_lr_decay < 1:
         scale_lr_by_depth_(optimizers, model, recipe.layer_lr_decay)
     selector = None
     if recipe.selector:
         selector = initial_network(recipe.selector, setup)
-        optimizers += OPTIMIZERS[recipe.optimizer](selector, recipe)
+        optimizers += optimizers_of(selector, recipe)
     setup.normalize.to(setup.device.name)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
     return TrainState(model, optimizers, ema, teacher, pretrained, selector)

@@ -73,6 +73,15 @@ def loss_of(
     return (1 - weight) * loss + weight * t**2 * divergence
 
 
+def _check_losses(name: str, losses: object, logits: Tensor) -> None:
+    """UserError where a loss, which may be the user's own, is not (N,) with gradients."""
+    if not isinstance(losses, Tensor) or losses.shape != logits.shape[:1]:
+        came = tuple(losses.shape) if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+        raise UserError(f"loss {name} returned {came}: return one loss per image, (N,)")
+    if logits.requires_grad and not losses.requires_grad:
+        raise UserError(f"loss {name} has no gradient: compute it from the logits, in PyTorch")
+
+
 def _of_targets(
     logits: Tensor,
     targets: Tensor,
@@ -88,10 +97,7 @@ def _of_targets(
     shares = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1]).to(logits.dtype)
     smoothed = shares * (1 - smoothing) + smoothing / logits.shape[1]
     losses = LOSSES[name](logits, smoothed, **settings)
-    if losses.shape != logits.shape[:1]:
-        raise UserError(
-            f"loss {name} returned {tuple(losses.shape)}: return one loss per image, (N,)"
-        )
+    _check_losses(name, losses, logits)
     if weights is None:
         return losses.mean()
     return (losses * (shares @ weights)).mean() / mean_weight

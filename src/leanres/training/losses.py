@@ -18,4 +18,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.log_softmax(1)).sum(1)
 
 
-LOSSES: Table[Callable[..., Tensor]] = Table("loss", {"cross-entropy": cross_entropy})
+LOSSES: Table[Callable[..., Tensor]] = Table(
+    "loss", {"cross-entropy": cross_entropy}, takes=("logits", "targets")
+)

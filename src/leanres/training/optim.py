@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from leanres.errors import UserError
 from leanres.registry import Table
 from leanres.training.device import DEVICES
 from leanres.training.muon import Muon
@@ -105,16 +106,30 @@ def _muon(model: nn.Module, s: Recipe) -> list[Optimizer]:
         ),
     ]
     betas = s.betas or MUON_ADAMW_BETAS
-    others = torch.optim.AdamW(
-        [g for g in groups if g["params"]], betas=betas, **_fused_options(model)
-    )
-    return [Muon(parts["filters"], s.lr, s.momentum), others]
+    made: list[Optimizer] = []
+    if parts["filters"]:
+        made.append(Muon(parts["filters"], s.lr, s.momentum))
+    if groups := [g for g in groups if g["params"]]:
+        made.append(torch.optim.AdamW(groups, betas=betas, **_fused_options(model)))
+    return made
 
 
 OPTIMIZERS: Table[Callable[[nn.Module, Recipe], list[Optimizer]]] = Table(
     "optimizer",
     {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "adadelta": _adadelta, "muon": _muon},
+    takes=("model", "recipe"),
 )
+
+
+def optimizers_of(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
+    """The recipe's optimizers. UserError where its function, perhaps the user's, gives none."""
+    made: object = OPTIMIZERS[recipe.optimizer](model, recipe)
+    if not isinstance(made, list) or not made or not all(isinstance(o, Optimizer) for o in made):
+        raise UserError(
+            f"optimizer {recipe.optimizer} returned {type(made).__name__}: return a list of"
+            " torch.optim optimizers"
+        )
+    return made
 
 
 def set_lr_(optimizers: list[Optimizer], factor: float) -> None:

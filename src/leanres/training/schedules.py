@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, SupportsFloat
 
 from leanres.errors import UserError
 from leanres.registry import Range, Spec, Table
@@ -106,6 +106,7 @@ SCHEDULES: Table[Callable[..., float]] = Table(
         "step": _steps,
         "one-cycle": _one_cycle,
     },
+    takes=("point",),
 )
 
 
@@ -118,7 +119,13 @@ def lr_factor(schedule: Spec, point: SchedulePoint, warmup: int = 0) -> float:
         return (point.step + 1) / warmup
     name, settings = schedule
     late = point._replace(step=point.step - warmup, total=point.total - warmup)
-    return SCHEDULES[name](late, **settings)
+    factor = SCHEDULES[name](late, **settings)
+    if not isinstance(factor, SupportsFloat) or not 0 <= float(factor) < math.inf:
+        raise UserError(
+            f"schedule {name} returned {factor!r} at step {point.step}: return a number of 0 or"
+            " more, the share of the peak learning rate"
+        )
+    return float(factor)
 
 
 def momentum_at(schedule: Spec, point: SchedulePoint) -> float | None:

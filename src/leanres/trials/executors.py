@@ -91,7 +91,7 @@ class LocalProcesses:
         options = {
             "origin": origin,
             "until_epoch": job.until_epoch,
-            "plugins": [plugin["path"] for plugin in plugins.used()],
+            "plugins": plugins.to_load(),
         }
         command = [sys.executable, "-m", "leanres.trials.worker", str(job.folder)]
         with log_file(job).open("ab") as log:

@@ -26,6 +26,7 @@ from leanres.metrics.mistakes import label_suspects
 from leanres.metrics.statistics import mean_sd
 from leanres.runs.images import keys_of, read_images
 from leanres.runs.layout import PREDICTIONS
+from leanres.runs.ledger import FOLDS
 from leanres.runs.predictions import predictions_table, read_predictions
 from leanres.runs.run_json import INFO, read_info
 from leanres.training.early_stopping import check_val
@@ -34,7 +35,7 @@ from leanres.trials.executors import local_executor
 from leanres.trials.jobs import Event, Executor, Job, is_finished, run_jobs
 from leanres.version import __version__
 
-SUMMARY, OUT_OF_FOLD, LABEL_ERRORS = "folds.json", "out_of_fold.parquet", "label_errors.csv"
+SUMMARY, OUT_OF_FOLD, LABEL_ERRORS = FOLDS, "out_of_fold.parquet", "label_errors.csv"
 FIRST = 10  # likely label errors in the summary
 
 
@@ -104,8 +105,12 @@ def _write(folder: Path, jobs: list[Job], images: Split, numbers: Tensor) -> dic
     pooled = measure(log_probs(probs), images.labels) | {"tta": "none"}
     runs = [_figures(fold, job.folder) for fold, job in enumerate(jobs, 1)]
     spread = {key: mean_sd([run[key] for run in runs]) for key in (*METRICS, "train_seconds")}
+    first = read_info(jobs[0].folder)
     summary = {
         "leanres": __version__,
+        **{key: first[key] for key in ("started", "commit", "hardware")},
+        "data": {key: first["data"][key] for key in ("name", "source")},
+        "params": first["result"]["params"],
         "recipe": jobs[0].recipe.to_dict(),
         "images": len(images),
         "fingerprint": images.fingerprint,

@@ -1,6 +1,6 @@
 """`python -m leanres.trials.worker FOLDER OPTIONS`: run one job, for LocalProcesses.
 
-OPTIONS is JSON: `origin` and `until_epoch` of the Job, and the paths of `plugins`. stdin is a pipe
+OPTIONS is JSON: `origin` and `until_epoch` of the Job, and the `plugins` to load. stdin is a pipe
 that its parent holds open: the process stops when that has ended. Exit codes: those of EXIT_CODES,
 and 130 and 143 stopped and saved.
 """
@@ -22,7 +22,7 @@ import torch
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import LOCK_WAIT_S, InUseError
-from leanres.plugins import load_plugin
+from leanres.plugins import failure, load_plugin
 from leanres.runs.fit import DivergedError, complete
 from leanres.runs.layout import load_data_of
 from leanres.runs.run import device_of, reopen
@@ -75,6 +75,10 @@ def train(
         return Event("diverged", job, str(error))
     except UserError as error:
         return Event("failed", job, str(error))
+    except Exception as error:
+        if told := failure(error):  # a user's own function raised it
+            return Event("failed", job, told)
+        raise
     return Event("finished", job)
 
 
