@@ -16,7 +16,7 @@ train: .venv/.ready ## train the default recipe on CIFAR-10 (ARGS="--epochs 2" a
 	@exec .venv/bin/leanres train --data auto $(ARGS)
 
 test: .venv/.ready ## run the tests (ARGS="tests/models -x" adds options)
-	@OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 $(ARGS)
+	@OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/.ready ## check style, format and types
 	@.venv/bin/ruff check .

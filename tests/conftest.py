@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from leanres import plugins
 from leanres.augment.mix import MIXES
 from leanres.augment.registry import AUGMENTS
 from leanres.cli import main
-from leanres.data.sources import load_data
+from leanres.data.sources import SOURCES, load_data
+from leanres.data.sources.source import LoadOptions
 from leanres.data.split import Dataset, Split
 from leanres.metrics.classification import METRICS
 from leanres.models.config import FACTORIES
@@ -31,6 +33,7 @@ from leanres.training.losses import LOSSES
 from leanres.training.optim import OPTIMIZERS
 from leanres.training.recipe import Recipe
 from leanres.training.schedules import SCHEDULES
+from leanres.training.timing import memory_rate
 
 PLAN = """
 [quick]
@@ -65,11 +68,24 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _small_product() -> Iterator[None]:
-    """The machine's rate is that of a small matrix product: the largest takes seconds."""
+def _small_rates() -> Iterator[None]:
+    """The machine's rates are those of a small product and copy: the largest take seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("leanres.training.timing.PRODUCT_S", 0.0)
+        patch.setattr(memory_rate, "__defaults__", (16,))  # MiB
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digits_once() -> None:
+    """Hundreds of tests load the digits: those of a size are enlarged once."""
+    source, real = SOURCES["digits"], SOURCES["digits"].load
+    once = cache(lambda size: real(LoadOptions(None, Path(), size)))
+
+    def load(options: LoadOptions) -> Dataset:
+        return once(options.size) if options.path is None else real(options)
+
+    SOURCES["digits"] = replace(source, load=load)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from leanres.cli import main
 from leanres.data.split import Dataset
+from leanres.models.config import FactoryConfig, ModelConfig
+from leanres.models.cost import Summary, summarize
 
 TINY = ("--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_size=100")
 
@@ -18,6 +21,20 @@ TINY = ("--set", "model={family='speednet', widths=[8, 16]}", "--set", "batch_si
 def tiny() -> tuple[str, ...]:
     """Options that make a training on the digits take a second or two."""
     return (*TINY, "--no-report")  # the page has its own tests
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _costs_once() -> Iterator[None]:
+    """The same networks are listed by several tests: each is counted once."""
+    once = cache(summarize)
+
+    def summary(network: ModelConfig, size: tuple[int, int, int] | None = None) -> Summary:
+        return (summarize if isinstance(network, FactoryConfig) else once)(network, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for room in ("models.cost", "training.recipes"):
+            patch.setattr(f"leanres.{room}.summarize", summary)
+        yield
 
 
 @pytest.fixture

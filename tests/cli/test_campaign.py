@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from forks import ForkedPopen
 
 from leanres.cli.campaign import _keep
 from leanres.data.sources import load_data
@@ -35,7 +35,8 @@ def places(folder):
     return [w for name in ("runs", "results", "weights") for w in (f"--{name}", folder / name)]
 
 
-def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanres):
+def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanres, monkeypatch):
+    monkeypatch.setattr("leanres.trials.executors.subprocess.Popen", ForkedPopen)
     words = ["campaign", plan, "--at-once", 2, *places(tmp_path), *OWN]
     done = leanres(*words)
     assert done.code == 0, done.err
@@ -86,9 +87,8 @@ def _mean_sd(runs):
 
 def test_ctrl_c_stops_them_all_and_is_passed_on(plan, tmp_path):
     words = ["campaign", plan, *OWN, "--runs", tmp_path / "runs"]
-    command = [sys.executable, "-m", "leanres", *map(str, words)]
-    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=unbuffered) as process:
+    command = [sys.executable, "-u", "-m", "leanres", *map(str, words)]
+    with ForkedPopen(command, stdout=subprocess.PIPE, text=True) as process:
         timer = threading.Timer(120, process.kill)
         timer.start()
         assert "0 of 3 finished" in process.stdout.readline()

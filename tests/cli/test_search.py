@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 import optuna
+from forks import ForkedPopen
 from optuna.storages.journal import JournalFileBackend
 
 from leanres.models.zoo import config_from_dict
@@ -30,18 +31,19 @@ def read_trials(folder):
 
 
 def test_two_processes_share_a_search_and_a_third_takes_over_what_a_killed_one_left(
-    tmp_path, leanres
+    tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("leanres.trials.executors.subprocess.Popen", ForkedPopen)
     folder = tmp_path / "s"
     command = [sys.executable, "-m", "leanres", *WORDS, "--trials", "3", "--out", str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    killed = subprocess.Popen([*command, "--at-once", "2"], **pipes)
+    killed = ForkedPopen([*command, "--at-once", "2"], **pipes)
     while not list(folder.glob("*/checkpoint/0*")):
         assert killed.poll() is None, killed.communicate()
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    both = [subprocess.Popen([*command, "--json"], **pipes) for _ in range(2)]
+    both = [ForkedPopen([*command, "--json"], **pipes) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     first, second = (json.loads(out) for out, _ in outputs)

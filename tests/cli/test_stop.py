@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from forks import ForkedPopen
 
-SHARED = ["--data", "digits", "--size", "8", "--set", "model={family='speednet', widths=[8]}"]
+DIGITS = ["--data", "digits", "--size", "8", "--threads", "1"]
+SHARED = [*DIGITS, "--set", "model={family='speednet', widths=[8]}"]
 LONG = [*SHARED, "--set", "epochs=100000", "--set", "val=200"]
-SEARCH = ["search", "--budget", "20k", "--multiple", "1", "--data", "digits", "--size", "8"]
+SEARCH = ["search", "--budget", "20k", "--multiple", "1", *DIGITS]
 COMMANDS = {
     "campaign": ["campaign", "plan.toml", *LONG],
     "search": [*SEARCH, "--set", "val=200", "--epochs", "100000"],
@@ -29,15 +30,12 @@ CASES = [(name, signal.SIGTERM) for name in COMMANDS] + [(name, signal.SIGINT) f
 def test_a_signal_ends_a_command_with_its_exit_code_and_says_so(name, number, tmp_path):
     (tmp_path / "plan.toml").write_text("[digits]\n")
     said = ""
-    process = subprocess.Popen(
+    process = ForkedPopen(
         [sys.executable, "-u", "-m", "leanres", *COMMANDS[name]],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # A shell ignores Ctrl-C for what it starts in the background, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if name == "race":  # which prints nothing before its first result
         while not any(tmp_path.glob("runs/*/run.json")):

@@ -1,10 +1,12 @@
-"""Run a function in a forked process, so that it may be killed, crash or hang."""
+"""Run a function or a command in a forked process, so that it may be killed, crash or hang."""
 
 from __future__ import annotations
 
 import os
 import resource
+import runpy
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
@@ -12,7 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import torch
 
 from leanres.errors import UserError
 
@@ -66,6 +71,68 @@ def _child(
     except BaseException:
         code = TRACEBACK
         os.write(out, traceback.format_exc().encode())
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+class ForkedPopen(subprocess.Popen):
+    """As `subprocess.Popen` of `python -m MODULE ...`, but a fork of this process.
+
+    What this process has imported, which takes seconds, is there. One CPU thread: the fork has no
+    others.
+    """
+
+    living: ClassVar[WeakSet[ForkedPopen]] = WeakSet()  # their pipes are no business of later forks
+
+    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more):
+        """The one method of Popen that makes the process; its arguments from 3.11 on."""
+        _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = more[:9]
+        start_new_session = more[14]
+        assert preexec_fn is None
+        with warnings.catch_warnings():  # of threads, from 3.12 on
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            for fd in (p2cwrite, c2pread, errread):
+                if fd != -1:
+                    os.close(fd)
+            if start_new_session:
+                os.setsid()
+            if cwd is not None:
+                os.chdir(cwd)
+            os.environ.update(env or {})
+            _run_module([*map(str, args)], [p2cread, c2pwrite, errwrite])
+        self._child_created = True
+        self.living.add(self)
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+
+
+def _run_module(command: list[str], fds: list[int]) -> None:
+    """Become `python [-u] -m MODULE ...` with these fds as its streams; -1: as they are."""
+    code: Any = 1
+    try:
+        for other in ForkedPopen.living:
+            for pipe in filter(None, (other.stdin, other.stdout, other.stderr)):
+                pipe.close()
+        for number, fd in enumerate(fds):
+            if fd != -1:
+                os.dup2(fd, number)
+        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, range(3), ("r", "w", "w"))
+        sys.stdout.reconfigure(line_buffering="-u" in command[:2])
+        sys.stderr.reconfigure(line_buffering=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)
+        module = command[command.index("-m") + 1]
+        sys.argv = command[command.index("-m") + 1 :]
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,17 +16,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
-
-from leanres.cli import main as command_line
 
 NETWORK = 'model={family="resnet", widths=[8], depths=[1]}'
 TINY = ["--set", NETWORK, "--set", "val=200", "--set", "precision=float32"]
@@ -94,11 +89,16 @@ COMMANDS = {
 OF_ONE_PROCESS = {name: COMMANDS[name] for name in ("train", "find-lr")}
 
 
-def run(words: list[str], folder: Path, kill_after: float | None = None) -> tuple[int, str, float]:
+def run(
+    words: list[str],
+    folder: Path,
+    kill_after: float | None = None,
+    start: type[subprocess.Popen[str]] = subprocess.Popen,
+) -> tuple[int, str, float]:
     """A command in processes of its own, all of which are killed."""
     began = time.monotonic()
     with (folder / "log.txt").open("w+") as log:
-        process = subprocess.Popen(
+        process = start(
             [sys.executable, "-m", "leanres", *words],
             cwd=folder,
             stdout=log,
@@ -112,30 +112,6 @@ def run(words: list[str], folder: Path, kill_after: float | None = None) -> tupl
             process.wait()
         log.seek(0)
         return process.returncode, log.read()[-1500:], time.monotonic() - began
-
-
-def run_forked(
-    words: list[str], folder: Path, kill_after: float | None = None
-) -> tuple[int, str, float]:
-    """As `run`, in a fork of this process: for commands without processes of their own."""
-    began, log = time.monotonic(), folder / "log.txt"
-    log.touch()
-    with warnings.catch_warnings():  # of threads, from 3.12 on: these children use none
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = multiprocessing.get_context("fork").Process(target=_command, args=(words, log))
-        process.start()
-    process.join(LIMIT_S if kill_after is None else kill_after)
-    process.kill()
-    process.join()
-    code = process.exitcode
-    assert code is not None
-    return code, log.read_text()[-1500:], time.monotonic() - began
-
-
-def _command(words: list[str], log: Path) -> None:
-    os.chdir(log.parent)
-    with log.open("w") as out, redirect_stdout(out), redirect_stderr(out):
-        command_line(words)
 
 
 def content(folder: Path, patterns: list[str]) -> dict[str, str]:

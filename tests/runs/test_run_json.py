@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 
@@ -39,10 +41,8 @@ def changed(info: dict, path: tuple[str, ...], value: object) -> dict:
     return new
 
 
-@pytest.fixture
-def run(copied):
+def made(folder: Path) -> Path:
     """A finished run that names its data, as `leanres train` writes it."""
-    folder = copied()
     info = json.loads((folder / INFO).read_text())
     info["origin"] = {"command": "leanres train", "data": "digits", "path": None, "size": 32}
     (folder / INFO).write_text(json.dumps(info))
@@ -50,38 +50,40 @@ def run(copied):
 
 
 @pytest.fixture
-def variants(run):
-    """(path, value, whether it is damage) for each field and wrong value; run.json is so then."""
-    good = json.loads((run / INFO).read_text())
-
-    def write():
-        for path in fields(good):
-            for value in WRONG:
-                (run / INFO).write_text(json.dumps(changed(good, path, value)))
-                try:
-                    read_info(run)
-                except CheckpointError as error:
-                    yield path, value, str(error)
-                else:
-                    yield path, value, ""
-
-    return write
+def run(copied):
+    return made(copied())
 
 
-def test_a_damaged_field_is_named_in_one_line(run, variants):
-    seen = 0
-    for path, _, error in variants():
-        if error:
-            seen += 1
-            assert error.startswith(f"{run / INFO} is damaged: "), path
-            # network and model are the network's own to check, but for its family
-            assert ".".join(path) in error or path[-1] in ("network", "recipe", "model"), error
-            assert "\n" not in error
-    assert seen > 400
+@pytest.fixture(scope="module")
+def variants(three_runs, tmp_path_factory):
+    """(path, value, what `read_info` says) for each field and wrong value; "" where it reads it."""
+    run = made(shutil.copytree(three_runs / "a", tmp_path_factory.mktemp("variants") / "a"))
+    good, found = json.loads((run / INFO).read_text()), []
+    for path in fields(good):
+        for value in WRONG:
+            (run / INFO).write_text(json.dumps(changed(good, path, value)))
+            try:
+                read_info(run)
+            except CheckpointError as error:
+                found.append((path, value, str(error)))
+            else:
+                found.append((path, value, ""))
+    return run, found
+
+
+def test_a_damaged_field_is_named_in_one_line(variants):
+    run, found = variants
+    damages = [(path, error) for path, _, error in found if error]
+    assert len(damages) > 400
+    for path, error in damages:
+        assert error.startswith(f"{run / INFO} is damaged: "), path
+        # network and model are the network's own to check, but for its family
+        assert ".".join(path) in error or path[-1] in ("network", "recipe", "model"), error
+        assert "\n" not in error
 
 
 def test_a_field_that_every_run_has_may_not_be_missing(variants):
-    for path, value, error in variants():
+    for path, value, error in variants[1]:
         if value is ABSENT:
             name = ".".join(path)
             of_network = name.startswith(("recipe.", "network.")) and path[-1] != "family"
@@ -91,7 +93,7 @@ def test_a_field_that_every_run_has_may_not_be_missing(variants):
 
 def test_a_value_of_a_wrong_type_is_damage(variants):
     """A number or text that another one could replace passes: "x" for a name, -1 for a float."""
-    for path, value, error in variants():
+    for path, value, error in variants[1]:
         if value is not ABSENT and type(value) in (list, dict) and path[0] in ("data", "hardware"):
             assert error, (path, value)
 
@@ -113,14 +115,15 @@ def test_every_reader_takes_or_refuses_such_a_run_in_one_line(
 ):
     """One variant of each field, and all of the result's; the networks' own checks have tests."""
     places = {"RUN": run, "OTHER": copied("a", "other"), "RUNS": run.parent}
-    done = set()
-    for path, value, error in variants():
+    good, done = json.loads((run / INFO).read_text()), set()
+    for path, value, error in variants[1]:
         refused = error and words[0] != "runs"  # by `read_info`, which the ledger does not call
         if refused or path[:-1] in (("recipe",), ("recipe", "model"), ("network",)):
             continue
         if path in done and path[0] != "result":
             continue
         done.add(path)
+        (run / INFO).write_text(json.dumps(changed(good, path, value)))
         code, _, err = leanres(*(places.get(word, word) for word in words))
         lines = [line for line in err.splitlines() if not line.startswith("note: ")]
         assert (code, len(lines)) in ((0, 0), (2, 1)), (path, value, err)

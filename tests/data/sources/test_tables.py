@@ -289,54 +289,62 @@ def test_a_class_that_is_in_test_alone_is_refused_whatever_the_source(tmp_path):
         load_data(folder)
 
 
-# --- files of 2 KB that unpack to gigabytes: each row refers to one value of a dictionary ------
+# --- files of 2 KB that unpack to 300 MB: each row refers to one value of a dictionary ------
 
 MEASURED = """
 import contextlib, resource, sys
 from leanres.data.sources import load_data
 from leanres.errors import UserError
 import pyarrow.parquet, PIL.Image
+from leanres.data import image_files
+from leanres.data.sources import parquet
+parquet.BATCH_BYTES //= 4  # as much less as the files have
+image_files._AHEAD_BYTES //= 4
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    load_data(sys.argv[1])
-except UserError as error:
-    print(error)
+for file in sys.argv[1:]:
+    try:
+        load_data(file)
+    except UserError as error:
+        print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "columns", "words"),
-    [
-        (
-            "a",
-            {"image": [bytes(10_000_000)] * 120, "label": [0, 1] * 60},
-            "can be read: a.parquet row 0",
+def repeated(value, count: int) -> pa.Array:
+    """A column of one value, which is there once: a list would copy it."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value]))
+
+
+def test_small_parquet_files_take_little_memory(tmp_path):
+    """One process reads them all, so that what one of them takes cannot hide."""
+    large, long = repeated(bytes(2_500_000), 120), repeated("x" * 1_250_000, 200)
+    in_structs = pa.StructArray.from_arrays([large], ["bytes"])
+    cases = {
+        "a": ({"image": large, "label": [0, 1] * 60}, "can be read: a.parquet row 0"),
+        "b": ({"image": in_structs, "label": [0, 1] * 60}, "can be read"),
+        "c": ({"image": [b"x"] * 200, "label": long}, "has 1,250,000 characters"),
+        "labels": ({"file": ["x"] * 200, "label": long}, "1,250,000 characters"),
+        "d": (
+            {"image": [b"x"] * 9, "label": [["x" * 250_000] * 9] * 9},
+            "neither numbers nor text",
         ),
-        ("b", {"image": [{"bytes": bytes(10_000_000)}] * 120, "label": [0, 1] * 60}, "can be read"),
-        (
-            "c",
-            {"image": [b"x"] * 200, "label": ["x" * 5_000_000] * 200},
-            "has 5,000,000 characters",
-        ),
-        ("labels", {"file": ["x"] * 200, "label": ["x" * 5_000_000] * 200}, "5,000,000 characters"),
-        ("d", {"image": [b"x"] * 9, "label": [["x" * 10**6] * 9] * 9}, "neither numbers nor text"),
-    ],
-)
-def test_a_small_parquet_takes_little_memory(tmp_path, name, columns, words):
-    file = tmp_path / f"{name}.parquet"
-    whole = {"compression": "zstd", "dictionary_pagesize_limit": 10**9}
-    pq.write_table(pa.table(columns), file, **whole)
-    assert file.stat().st_size < 20_000
-    command = [sys.executable, "-c", MEASURED, str(file)]
+    }
+    files = [tmp_path / f"{name}.parquet" for name in cases]
+    whole = {"compression": "zstd", "dictionary_pagesize_limit": 10**9, "store_schema": False}
+    for file, (columns, _) in zip(files, cases.values(), strict=True):
+        pq.write_table(pa.table(columns), file, **whole)
+        assert file.stat().st_size < 20_000
+    command = [sys.executable, "-c", MEASURED, *map(str, files)]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    problem, grown = told.stdout.splitlines()
-    assert words in problem
-    assert int(grown) < 900  # MiB
+    *problems, grown = told.stdout.splitlines()
+    for problem, (_, words) in zip(problems, cases.values(), strict=True):
+        assert words in problem
+    assert int(grown) < 225  # MiB
 
 
-def test_a_row_group_that_unpacks_to_many_times_its_file_is_refused(tmp_path):
-    table = pa.table({"image": [bytes(10_000_000)] * 40, "label": [0, 1] * 20})
+def test_a_row_group_that_unpacks_to_many_times_its_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("leanres.data.sources.parquet.BATCH_BYTES", 10**6)
+    table = pa.table({"image": [bytes(100_000)] * 40, "label": [0, 1] * 20})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     with pytest.raises(UserError, match=r"a.parquet unpacks to [\d,]+ times its size"):
         load_data(tmp_path / "a.parquet")

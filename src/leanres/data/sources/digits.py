@@ -30,7 +30,7 @@ def load_embedded_digits(options: LoadOptions) -> Dataset:
 
 
 def _enlarged(split: Split, size: int) -> Split:
-    """Levels 0..16 of (N, 3, 8, 8) -> pixels 0..255 of (N, 3, size, size)."""
-    large = F.interpolate(split.images.double(), size=(size, size), mode="bilinear")
+    """Levels 0..16 of (N, 3, 8, 8), all channels alike -> pixels 0..255 of (N, 3, size, size)."""
+    large = F.interpolate(split.images[:, :1].double(), size=(size, size), mode="bilinear")
     pixels = (large * (255 / 16)).round().to(torch.uint8)
-    return Split(pixels.contiguous(), split.labels, split.classes)
+    return Split(pixels.repeat(1, 3, 1, 1), split.labels, split.classes)
