@@ -64,7 +64,7 @@ def main(share: float = 1.0, seconds: float = 5, seed: int = 0) -> dict[str, Any
             *some(weights(folder, round(500 * share), rng), share, rng),
             *texts(folder, round(250 * share), rng),
             *jsons(folder, round(300 * share), rng),
-            *readers(folder, round(1000 * share), rng),
+            *readers(folder, max(12, round(1000 * share)), rng),
             *spread(odd_files(folder / "odd"), share),
             *some(options(round(1000 * share), rng), share, rng),
         ]
