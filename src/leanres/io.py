@@ -32,6 +32,7 @@ LOCK = ".lock"  # the file in a folder that `Lock` holds
 PARTIAL = ".partial"  # ends the name of a file that is not whole yet
 LOCK_WAIT_S = 30.0  # longer than what is locked usually takes
 MIB = 2**20
+MOST_DEFLATED = 1100  # bytes of one byte of zlib, and a few: it expands to at most 1,032
 MAX_TEXT = 64 * MIB  # a run's JSON files; a recipe's and a plan's TOML has less than `MAX_TOML`
 MAX_TOML, MAX_DOTS = MIB // 4, 200  # its parser takes memory by the square of a key's parts
 MAX_DEPTH = 100  # of JSON and TOML

@@ -7,17 +7,18 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
+import pyarrow
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from leanres.data.sources.archive import read_archive, read_files
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
+from leanres.data.sources.parquet import named_classes, schema_of
 from leanres.data.sources.source import DataFiles, Progress
 from leanres.data.split import Split
 from leanres.errors import UserError, first_line, undamaged
-from leanres.io import open_data, parse_json, read_parquet
+from leanres.io import read_parquet
 
 _ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 CLASSES = ("airplane", "automobile", *_ANIMALS, "ship", "truck")
@@ -171,24 +172,15 @@ def _decode_png(blob: bytes, path: Path, row: int) -> NDArray[np.uint8]:
 def holds_cifar10(shard: Path) -> bool:
     """Whether a parquet shard has CIFAR-10's columns and ten classes, or cannot be read."""
     try:
-        names = _schema(shard).names
-    except (OSError, ValueError):
+        names = schema_of(shard).names
+    except UserError:
         return True  # reading it will say what is wrong
     return set(names) == {"img", "label"} and len(_named_classes(shard) or CLASSES) == 10
 
 
-def _schema(path: Path) -> pyarrow.Schema:
-    with open_data(path, _MAX_ARCHIVE) as file:
-        return pyarrow.parquet.read_schema(file)
-
-
-def _named_classes(path: Path) -> tuple[str, ...]:
+def _named_classes(shard: Path) -> tuple[str, ...]:
     """Class names from the schema's `huggingface` entry; none without one."""
-    try:
-        features = parse_json(_schema(path).metadata[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()
+    return named_classes(schema_of(shard)).get("label", ())
 
 
 def _schema_classes(path: Path) -> tuple[str, ...]:

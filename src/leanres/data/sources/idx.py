@@ -23,14 +23,13 @@ from leanres.data.sources.published import Published, in_subfolders, load_publis
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
 from leanres.errors import UserError, named, undamaged
-from leanres.io import MIB, Readable, open_data, read_exactly
+from leanres.io import MIB, MOST_DEFLATED, Readable, open_data, read_exactly
 
 LAYOUT = "IDX files (train-images-idx3-ubyte, also .gz)"
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")  # fmt: skip
 DIGITS = tuple("0123456789")
 MAX_BYTES = 4096 * MIB
-_MOST_DEFLATED = 1100  # zlib expands a byte to at most 1,032
 _NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 _SPLITS = {"train": "train", "t10k": "test", "test": "test"}
 
@@ -98,7 +97,7 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
         if (zeros, kind, dims) != (0, 8, num_dims):
             raise ValueError(f"it is no IDX file of uint8 in {num_dims} dimensions")
         shape = struct.unpack(f">{dims}I", read_exactly(file, 4 * dims).tobytes())
-        if (size := math.prod(shape)) > _MOST_DEFLATED * path.stat().st_size:
+        if (size := math.prod(shape)) > MOST_DEFLATED * path.stat().st_size:
             raise ValueError(f"its header says {size:,} bytes")
         content = read_exactly(file, size)
         if file.read(1):

@@ -17,11 +17,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from leanres.errors import UserError, printable, undamaged
-from leanres.io import MIB, Readable, open_data, read_exactly
+from leanres.io import MIB, MOST_DEFLATED, Readable, open_data, read_exactly
 
 MAX_BYTES = 16_384 * MIB  # of a file, and of each array: MedMNIST of 224 pixels has 13 GB
 MAX_ARRAYS = 100
-_MOST_DEFLATED = 1100  # zlib expands a byte to at most 1,032
 _DAMAGED = (ValueError, KeyError, EOFError, OSError, RuntimeError, SyntaxError, RecursionError,
             NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
             TypeError, OverflowError)  # fmt: skip
@@ -81,7 +80,7 @@ def read_npz(
                         f"{path} ({printable(name)}) unpacks to {member.file_size:,} bytes: give"
                         f" one of at most {max_bytes // MIB:,} MiB"
                     )
-                if member.file_size > _MOST_DEFLATED * (member.compress_size + 1):
+                if member.file_size > MOST_DEFLATED * (member.compress_size + 1):
                     raise ValueError("it says that it is larger than it can be")
                 found[name] = _read_array(content, member.file_size)
     return found

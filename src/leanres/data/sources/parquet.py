@@ -48,7 +48,7 @@ def holds_images(path: Path) -> bool:
     """Whether a path is a parquet file of images, or a folder of such files."""
     try:
         first = next(iter(_paths(path)), None)
-        return first is not None and bool(_image_columns(_schema(first)))
+        return first is not None and bool(_image_columns(schema_of(first)))
     except UserError:
         return True  # reading it says what is wrong
 
@@ -101,7 +101,8 @@ def _check_shards(paths: list[Path]) -> None:
                     raise UserError(f"{other} is missing; put the file there")
 
 
-def _schema(path: Path) -> pa.Schema:
+def schema_of(path: Path) -> pa.Schema:
+    """The schema of a parquet file. UserError, naming it, where it is damaged."""
     with undamaged(path, _ERRORS), open_data(path, MAX_BYTES) as file:
         return pq.read_schema(file)
 
@@ -125,7 +126,7 @@ def _columns(schema: pa.Schema, options: LoadOptions) -> _Columns:
     if image is None:
         raise no_column("image", images or schema.names, IMAGE, "parquet")
     others = [name for name in schema.names if name != image]
-    named = _named_classes(schema)
+    named = named_classes(schema)
     label = column("label", others, LABEL, options.settings, "parquet")
     label = label or (next(iter(named)) if len(named) == 1 else None)
     if label is None:
@@ -134,7 +135,7 @@ def _columns(schema: pa.Schema, options: LoadOptions) -> _Columns:
     return _Columns(image, label, split, named.get(label))
 
 
-def _named_classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+def named_classes(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     """Column -> class names, from the `huggingface` entry of the schema."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -153,7 +154,7 @@ def _read(root: Path, paths: list[Path], options: LoadOptions) -> Dataset:
     chosen: dict[Path, list[bool]] = {}  # which rows of a file have a label
     skipped: Counter[str] = Counter()
     with named(root):
-        columns = _columns(_schema(paths[0]), options)
+        columns = _columns(schema_of(paths[0]), options)
         for path in paths:
             own = _rows(root, path, columns)
             chosen[path] = [label not in (None, -1) for _, _, label in own]

@@ -19,12 +19,11 @@ from leanres.data.sources.published import Published, in_subfolders, load_publis
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
 from leanres.errors import undamaged
-from leanres.io import MIB, open_data
+from leanres.io import MIB, MOST_DEFLATED, open_data
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 MAX_BYTES = 4096 * MIB
 _ERRORS = (OSError, ValueError, TypeError, EOFError, zlib.error)
-_MOST_DEFLATED = 1100  # zlib expands a byte to at most 1,032
 
 
 def load_svhn(options: LoadOptions) -> Dataset:
@@ -56,7 +55,7 @@ def _read(files: DataFiles, options: LoadOptions) -> dict[str, Split]:
 def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """X and y of a MATLAB file. UserError, naming it, where it is damaged or has others."""
     with undamaged(path, _ERRORS), open_data(path, MAX_BYTES) as file:
-        most = min(MAX_BYTES, _MOST_DEFLATED * path.stat().st_size)
+        most = min(MAX_BYTES, MOST_DEFLATED * path.stat().st_size)
         arrays = read_mat5(file, ("X", "y"), most)
         if arrays.keys() != {"X", "y"}:
             raise ValueError("it does not hold one X and one y")
