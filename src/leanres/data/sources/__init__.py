@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +25,19 @@ from leanres.data.sources import (
     svhn,
     table,
 )
+from leanres.data.sources.published import Published, load_published
 from leanres.data.sources.source import LoadOptions, Source
 from leanres.data.sources.source import Progress as Progress
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 from leanres.io import cache_folder, expanded, open_data
 from leanres.registry import Table, check_whites, unknown
+
+
+def _published(entry: Published) -> Source:
+    """A published set, recognised by its files."""
+    return Source(partial(load_published, entry), entry.find)
+
 
 KEPT = "arrays"  # copies in the cache, which runs alone name
 # Where a path is given in place of a name, later entries are asked first, so that a special layout
@@ -47,13 +55,13 @@ SOURCES: Table[Source] = Table(
         "npz": Source(npz.load_npz, npz.is_npz, npz.LAYOUT),
         "cifar10": Source(cifar10.load_cifar10, cifar10.find_files),
         "idx": Source(idx.load_idx, idx.find_idx, idx.LAYOUT),
-        "mnist": Source(idx.load_mnist, idx.MNIST.find),
-        "fashion-mnist": Source(idx.load_fashion_mnist, idx.FASHION_MNIST.find),
-        "svhn": Source(svhn.load_svhn, svhn.find_files),
-        "stl10": Source(stl10.load_stl10, stl10.find_files),
-        "cifar10.1": Source(cifar10_1.load_cifar10_1, cifar10_1.find_files),
-        "cifar100-coarse": Source(cifar100.load_coarse),
-        "cifar100": Source(cifar100.load_cifar100, cifar100.find_files),
+        "mnist": _published(idx.MNIST),
+        "fashion-mnist": _published(idx.FASHION_MNIST),
+        "svhn": _published(svhn.SVHN),
+        "stl10": _published(stl10.STL10),
+        "cifar10.1": _published(cifar10_1.CIFAR10_1),
+        "cifar100-coarse": Source(partial(load_published, cifar100.COARSE)),
+        "cifar100": _published(cifar100.CIFAR100),
     },
 )
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from leanres.data.sources.source import DataFiles
 from leanres.errors import UserError, undamaged
 from leanres.io import MIB, content_of, open_data, read_exactly
 
@@ -33,6 +34,15 @@ def read_archive(
         gzip.GzipFile(fileobj=file) as stream,
     ):
         return dict(_members(stream, names, max_file, max_bytes))
+
+
+def read_contents(
+    files: DataFiles, wanted: Iterable[str], max_file: int, max_archive: int
+) -> tuple[dict[str, bytes], Path]:
+    """The content of files, or of those wanted in their archive, by name; and where they are."""
+    if files.kind == "archive":
+        return read_archive(files.paths[0], wanted, max_file, max_archive), files.paths[0]
+    return read_files(files.paths, max_file), files.root
 
 
 def is_archive_of(path: Path, known: Iterable[str], wanted: Iterable[str]) -> bool:

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from leanres.data.arrays import images_of
-from leanres.data.sources.archive import is_archive_of, read_archive, read_files
+from leanres.data.sources.archive import is_archive_of, read_contents
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
-from leanres.data.sources.published import Published, in_subfolders, load_published
+from leanres.data.sources.published import Published, in_subfolders
 from leanres.data.sources.source import DataFiles, LoadOptions
-from leanres.data.split import Dataset, Split
+from leanres.data.split import Split
 from leanres.errors import UserError, first_line
 
 PYTHON_FILES = ("train", "test", "meta")
@@ -29,16 +29,6 @@ _PIXELS = 3072  # of an image; a binary record has two labels before them: coars
 _MAX_FILE, _MAX_ARCHIVE = 250_000_000, 500_000_000  # train has 155 MB, an archive 186 MB
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # (N, 3072), (N,)
-
-
-def load_cifar100(options: LoadOptions) -> Dataset:
-    """With the 100 fine classes."""
-    return load_published(CIFAR100, options)
-
-
-def load_coarse(options: LoadOptions) -> Dataset:
-    """With the 20 coarse classes."""
-    return load_published(COARSE, options)
 
 
 def find_files(path: Path) -> DataFiles | None:
@@ -59,13 +49,9 @@ def _files_directly_in(folder: Path) -> DataFiles | None:
 
 def _read(files: DataFiles, options: LoadOptions, kind: str) -> dict[str, Split]:
     """The splits with labels of a kind, fine or coarse. UserError naming a file that is damaged."""
-    if files.kind == "archive":
-        wanted = (*PYTHON_FILES, *BINARY_FILES)
-        contents = read_archive(files.paths[0], wanted, _MAX_FILE, _MAX_ARCHIVE)
-    else:
-        contents = read_files(files.paths, _MAX_FILE)
+    wanted = (*PYTHON_FILES, *BINARY_FILES)
+    contents, where = read_contents(files, wanted, _MAX_FILE, _MAX_ARCHIVE)
     is_python = "train" in contents
-    where = files.paths[0] if files.kind == "archive" else files.root
     if missing := {*(PYTHON_FILES if is_python else BINARY_FILES)} - contents.keys():
         raise UserError(f"{where / min(missing)} is missing; fetch CIFAR-100 again")
     parse = _parse_python if is_python else _parse_binary

@@ -9,18 +9,13 @@ from pathlib import Path
 
 from leanres.data.sources.cifar10_formats import CLASSES
 from leanres.data.sources.numpy_files import read_npy
-from leanres.data.sources.published import Published, in_subfolders, load_published
+from leanres.data.sources.published import Published, in_subfolders
 from leanres.data.sources.source import DataFiles, LoadOptions
-from leanres.data.split import Dataset, Split, splits_of
+from leanres.data.split import Split, splits_of
 from leanres.errors import UserError
 
 FILES = ("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy")
 _URL = "https://github.com/modestyachts/CIFAR-10.1/raw/master/datasets/"
-
-
-def load_cifar10_1(options: LoadOptions) -> Dataset:
-    """Its version 6, as test; train has no images."""
-    return load_published(CIFAR10_1, options)
 
 
 def find_files(path: Path) -> DataFiles | None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from leanres.data.sources.archive import read_archive, read_files
+from leanres.data.sources.archive import read_contents
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
 from leanres.data.sources.parquet import named_classes, schema_of
 from leanres.data.sources.source import DataFiles, Progress
@@ -44,8 +44,8 @@ def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, S
     """
     if files.kind == "parquet":
         return _read_parquet(files, progress)
-    where = files.paths[0] if files.kind == "archive" else files.root
-    contents = _contents(files)
+    wanted = (*PYTHON_FILES, *BINARY_FILES, "batches.meta", "batches.meta.txt")
+    contents, where = read_contents(files, wanted, _MAX_FILE, _MAX_ARCHIVE)
     is_python = not contents.keys() & set(BINARY_FILES)
     parse = parse_python_batch if is_python else parse_binary_batch
     batches: list[CifarBatch] = []
@@ -62,14 +62,6 @@ def read_cifar10(files: CifarFiles, progress: Progress = None) -> tuple[Split, S
 def _join(batches: list[CifarBatch], classes: tuple[str, ...]) -> Split:
     images, labels = map(np.concatenate, zip(*batches, strict=True))
     return Split(torch.from_numpy(images), torch.from_numpy(labels), classes)
-
-
-def _contents(files: CifarFiles) -> dict[str, bytes]:
-    """The content of each batch and meta file, by its name."""
-    wanted = {*PYTHON_FILES, *BINARY_FILES, "batches.meta", "batches.meta.txt"}
-    if files.kind == "archive":
-        return read_archive(files.paths[0], wanted, _MAX_FILE, _MAX_ARCHIVE)
-    return read_files(files.paths, _MAX_FILE)
 
 
 def _class_names(contents: dict[str, bytes], where: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanres.data.sources.cache import cached
-from leanres.data.sources.published import Published, in_subfolders, load_published
+from leanres.data.sources.published import Published, in_subfolders
 from leanres.data.sources.source import DataFiles, LoadOptions
 from leanres.data.split import Dataset, Split, splits_of
 from leanres.errors import UserError, named, undamaged
@@ -32,16 +32,6 @@ DIGITS = tuple("0123456789")
 MAX_BYTES = 4096 * MIB
 _NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 _SPLITS = {"train": "train", "t10k": "test", "test": "test"}
-
-
-def load_mnist(options: LoadOptions) -> Dataset:
-    """MNIST, as it is published."""
-    return load_published(MNIST, options)
-
-
-def load_fashion_mnist(options: LoadOptions) -> Dataset:
-    """Fashion-MNIST, as it is published."""
-    return load_published(FASHION_MNIST, options)
 
 
 def load_idx(options: LoadOptions) -> Dataset:

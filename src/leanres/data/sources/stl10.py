@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from leanres.data.sources.archive import is_archive_of, read_archive, read_files
-from leanres.data.sources.published import Published, in_subfolders, load_published
+from leanres.data.sources.archive import is_archive_of, read_contents
+from leanres.data.sources.published import Published, in_subfolders
 from leanres.data.sources.source import DataFiles, LoadOptions
-from leanres.data.split import Dataset, Split, splits_of
+from leanres.data.split import Split, splits_of
 from leanres.errors import UserError
 
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -20,11 +20,6 @@ FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
 ARCHIVE = "stl10_binary.tar.gz"
 _SIDE = 96
 _MAX_FILE, _MAX_ARCHIVE = 300_000_000, 4_000_000_000  # of 221 MB, and of 2.6 GB, 3.1 unpacked
-
-
-def load_stl10(options: LoadOptions) -> Dataset:
-    """At its 96 pixels, unless another size is asked for."""
-    return load_published(STL10, options)
 
 
 def find_files(path: Path) -> DataFiles | None:
@@ -43,11 +38,7 @@ def _files_directly_in(folder: Path) -> DataFiles | None:
 
 
 def _read(files: DataFiles, options: LoadOptions) -> dict[str, Split]:
-    if files.kind == "archive":
-        contents = read_archive(files.paths[0], FILES, _MAX_FILE, _MAX_ARCHIVE)
-    else:
-        contents = read_files(files.paths, _MAX_FILE)
-    where = files.paths[0] if files.kind == "archive" else files.root
+    contents, where = read_contents(files, FILES, _MAX_FILE, _MAX_ARCHIVE)
     pairs = {}
     for split in ("train", "test"):
         pixels, labels = f"{split}_X.bin", f"{split}_y.bin"

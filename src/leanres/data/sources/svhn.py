@@ -15,20 +15,15 @@ from numpy.typing import NDArray
 
 from leanres.data.sources.idx import DIGITS
 from leanres.data.sources.mat5 import read_mat5
-from leanres.data.sources.published import Published, in_subfolders, load_published
+from leanres.data.sources.published import Published, in_subfolders
 from leanres.data.sources.source import DataFiles, LoadOptions
-from leanres.data.split import Dataset, Split, splits_of
+from leanres.data.split import Split, splits_of
 from leanres.errors import undamaged
 from leanres.io import MIB, MOST_DEFLATED, open_data
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 MAX_BYTES = 4096 * MIB
 _ERRORS = (OSError, ValueError, TypeError, EOFError, zlib.error)
-
-
-def load_svhn(options: LoadOptions) -> Dataset:
-    """Its 73,257 train and 26,032 test images."""
-    return load_published(SVHN, options)
 
 
 def find_files(path: Path) -> DataFiles | None:
