@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+from forks import ForkedPopen
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -170,6 +173,13 @@ def plan(tmp_path: Path) -> Path:
     path = tmp_path / "plan.toml"
     path.write_text(PLAN)
     return path
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `LocalProcesses` starts are forks of this process; test_jobs.py starts real ones."""
+    forking = SimpleNamespace(**vars(subprocess) | {"Popen": ForkedPopen})
+    monkeypatch.setattr("leanres.trials.executors.subprocess", forking)
 
 
 @pytest.fixture

@@ -35,8 +35,7 @@ def places(folder):
     return [w for name in ("runs", "results", "weights") for w in (f"--{name}", folder / name)]
 
 
-def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanres, monkeypatch):
-    monkeypatch.setattr("leanres.trials.executors.subprocess.Popen", ForkedPopen)
+def test_a_plan_is_trained_into_ledger_entries_and_weights(plan, tmp_path, leanres, forked_workers):
     words = ["campaign", plan, "--at-once", 2, *places(tmp_path), *OWN]
     done = leanres(*words)
     assert done.code == 0, done.err

@@ -31,9 +31,8 @@ def read_trials(folder):
 
 
 def test_two_processes_share_a_search_and_a_third_takes_over_what_a_killed_one_left(
-    tmp_path, monkeypatch
+    tmp_path, forked_workers
 ):
-    monkeypatch.setattr("leanres.trials.executors.subprocess.Popen", ForkedPopen)
     folder = tmp_path / "s"
     command = [sys.executable, "-m", "leanres", *WORDS, "--trials", "3", "--out", str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -148,7 +148,9 @@ def test_a_comparison_trains_once_and_continues_where_it_stopped(tmp_path, digit
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(tmp_path, digest):
+def test_two_at_once_equal_one_after_the_other_even_if_a_process_is_killed(
+    tmp_path, digest, forked_workers
+):
     changes = CHANGES | {"epochs": 3}
     beside, after = tmp_path / "a" / "beside", tmp_path / "b" / "after"
     processes, begun = LocalProcesses(2, ["cpu", "cpu"], threads=1), []

@@ -161,7 +161,7 @@ def test_a_stopped_one_continues_and_ends_with_the_same_files(done, data, tmp_pa
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_processes_train_the_same_folds(data, tmp_path):
+def test_processes_train_the_same_folds(data, tmp_path, forked_workers):
     run(tmp_path / "here", data, replace(RECIPE, epochs=1), folds=2)
     executor = LocalProcesses(2, ["cpu"], threads=1)
     cross_validate(tmp_path / "there", replace(RECIPE, epochs=1), data, 2, executor=executor)

@@ -35,7 +35,9 @@ class Forbidden:
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_cold_and_warm_runs_of_a_seed_are_the_same_training(tmp_path, tiny, digits, device):
+def test_cold_and_warm_runs_of_a_seed_are_the_same_training(
+    tmp_path, tiny, digits, device, forked_workers
+):
     job = Job(replace(tiny, seed=1), tmp_path / "race-1", DIGITS)
     cold = cold_run(job, LocalProcesses(1, ["cpu"], threads=1), device)
     (warm,) = warm_runs(tiny, [1], digits, device)
