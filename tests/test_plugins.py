@@ -102,6 +102,31 @@ def test_a_setting_of_a_plugins_function_is_checked_as_others_are(mine):
         Recipe(augment=[["mine:darker", {"facter": 0.5}]])
 
 
+def test_a_plugin_that_is_edited_and_loaded_again_is_the_new_one(mine, digits, device, tmp_path):
+    """Also for a recipe and a config that were made before."""
+    load_plugin(mine)
+    recipe = Recipe(model="mine:Net", epochs=1, batch_size=300, accumulate=1, augment=())
+    before = summarize(MODELS["mine:Net"].config).params
+    mine.write_text(MINE.replace("32", "8"))
+    load_plugin(mine)
+    assert fit(tmp_path / "run", recipe, digits, device)["params"] < before
+    assert load_predictor(tmp_path / "run").config.build().conv.out_channels == 8
+
+
+def test_files_may_have_any_name_and_two_of_one_name_are_refused(mine, tmp_path, leanres, capsys):
+    for name in ("my-net.v2", "größe 3", "json"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(MINE + "print('loaded')\n")
+        done = leanres("summary", f"{name}:Net", "--plugin", path, "--json")
+        assert json.loads(done.out)["params"]  # what a plugin prints is no part of it
+        assert done.err == "loaded\n"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text(MINE)
+    load_plugin(mine)
+    with pytest.raises(UserError, match=r"two plugins have one name, .*: rename one of them"):
+        load_plugin(tmp_path / "other" / "mine.py")
+
+
 def test_an_installed_module_and_an_entry_point_are_plugins(tmp_path, monkeypatch):
     (tmp_path / "mine_installed.py").write_text(MINE)
     about = tmp_path / "mine-1.0.dist-info"
@@ -163,6 +188,7 @@ def test_a_plugins_network_goes_all_the_way(mine, tmp_path, leanres):
     words = (*WORDS, "--set", 'augment=["mine:darker"]', "--set", "loss=mine:squared")
     done = leanres("train", "digits", *given, "--model", "mine:Net", *words, "--out", run)
     assert done.code == 0, done.err
+    assert f"next: leanres evaluate {run} --plugin {mine}\n" in done.out
     info = json.loads((run / "run.json").read_text())
     digest = hashlib.sha256(MINE.encode()).hexdigest()
     assert info["plugins"] == [{"name": "mine", "path": str(mine.resolve()), "sha256": digest}]

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from leanres.errors import UserError, first_line
 
 GROUP = "leanres.plugins"  # of entry points
 _FITS = "give a .py file, or an installed module"
+_MODULE = re.compile(r"[\w.-][\w. -]*")  # a module's name, or that of a file without its .py
 _PREFIX = "leanres_plugin_"  # in sys.modules, so that mine.py hides no other module
 
 
@@ -62,7 +64,7 @@ def load_plugin(given: str | Path) -> Plugin:
     except UserError:
         raise
     except ModuleNotFoundError as error:
-        if error.name != text.partition(".")[0]:  # it is a module that the plugin wants
+        if not f"{text}.".startswith(f"{error.name}."):  # it is a module that the plugin wants
             raise _failed(text, error) from error
         raise UserError(f"no plugin {text!r}: {_FITS}") from None
     except (Exception, SystemExit) as error:
@@ -74,7 +76,9 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"plugin {path} does not exist: {_FITS}")
     known, name = LOADED.get(path.stem), _PREFIX + path.stem
-    if known and known.path == str(path.resolve()) and known.sha256 == _sha256(path):
+    if known and known.path != str(path.resolve()):
+        raise UserError(f"two plugins have one name, {known.path} and {path}: rename one of them")
+    if known and known.sha256 == _sha256(path):
         return _MODULES[path.stem]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "a .py file has a loader"
@@ -135,14 +139,14 @@ def _sha256(path: Path) -> str:
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name is of a plugin's thing: "mine:Net"."""
-    module, colon, thing = name.partition(":")
-    return bool(colon and thing) and all(part.isidentifier() for part in module.split("."))
+    """Whether a name is of a plugin's thing: "mine:Net", also "my-nets.v2:Net"."""
+    module, _, thing = name.rpartition(":")
+    return thing.isidentifier() and bool(_MODULE.fullmatch(module))
 
 
 def find(kind: str, name: str) -> Any:
     """The thing that "mine:Net" means. UserError where its plugin is not loaded, or lacks it."""
-    module, _, thing = name.partition(":")
+    module, _, thing = name.rpartition(":")
     if module not in _MODULES:
         raise NotLoadedError(
             f"{kind} {name!r} is in the plugin {module}, which is not loaded: give --plugin, or"

@@ -28,9 +28,10 @@ class Table(dict[str, V]):
     """A registry: name -> entry, read and extended like any dict.
 
     `kind` says in error messages what the table holds. An unknown name is a `UserError` that
-    suggests the nearest one; "mine:thing" is looked up in the plugin mine. `entry(name, value)`
-    makes an entry of what is put in, such as a plain function. A function that is put in has to
-    take `takes` by position; parameters beyond them have defaults.
+    suggests the nearest one; "mine:thing" is looked up in the plugin mine, each time anew, as the
+    plugin may be edited and loaded again. `entry(name, value)` makes an entry of what is put in,
+    such as a plain function. A function that is put in has to take `takes` by position; parameters
+    beyond them have defaults.
     """
 
     def __init__(
@@ -44,23 +45,22 @@ class Table(dict[str, V]):
         self.kind, self.entry, self.takes = kind, entry, takes
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if self.takes:
-            _check_takes(f"{self.kind} {name}", value, self.takes)
-        super().__setitem__(name, self.entry(name, value) if self.entry else value)
+        super().__setitem__(name, self._made(name, value))
 
     def __missing__(self, name: str) -> V:
         if not plugins.is_reference(name):
             raise UserError(unknown(self.kind, name, list(self)))
-        self[name] = plugins.find(self.kind, name)
-        return self[name]
+        return self._made(name, plugins.find(self.kind, name))
+
+    def _made(self, name: str, value: Any) -> V:
+        if self.takes:
+            _check_takes(f"{self.kind} {name}", value, self.takes)
+        made: V = self.entry(name, value) if self.entry else value
+        return made
 
     def name_of(self, thing: str | Callable[..., Any]) -> str:
-        """A name as it is; of a function or class its name, under which it is entered."""
-        if isinstance(thing, str):
-            return thing
-        name = plugins.reference(thing)
-        self[name] = thing
-        return name
+        """A name as it is; of a function or class the name by which it is found."""
+        return thing if isinstance(thing, str) else plugins.reference(thing)
 
 
 def _check_takes(label: str, function: Any, takes: tuple[str, ...]) -> None:

@@ -31,6 +31,9 @@ def test_folds_print_a_table_the_pooled_accuracy_and_suspects(leanres, tiny, tmp
     assert lines[8].startswith(f"{summary['label_errors']['count']} likely label error")
     assert [line.split()[0] for line in lines[10:15]] == [row["file"] for row in first[:5]]
     assert "finished runs/digits-2-folds/fold-1: " in done.err
+    for command in ("evaluate", "resume", "report"):
+        of_folds = leanres(command, folder)
+        assert f"{folder} holds the runs of a cross-validation: name one, as" in of_folds.err
     again = leanres(*WORDS, *tiny, "--json", "--at-once", 2, "--devices", "cpu")
     assert json.loads(again.out) == summary
     assert "started" not in again.err

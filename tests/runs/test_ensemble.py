@@ -124,8 +124,9 @@ def test_networks_for_other_images_are_refused_by_name(predictors, changed, part
 def test_what_cannot_be_evaluated_is_one_line(three_runs, digits):
     with pytest.raises(UserError, match="no network: give a run folder or a weights file"):
         leanres.evaluate([], digits)
-    with pytest.raises(UserError, match="a is named twice"):
-        leanres.evaluate([three_runs / "a", three_runs / "a"], digits)
+    for again in (three_runs / "a", three_runs / "b" / ".." / "a" / WEIGHTS):
+        with pytest.raises(UserError, match="is named twice"):
+            leanres.evaluate([three_runs / "a", again], digits)
     with pytest.raises(UserError, match="digits has no val split: give --split train or test"):
         leanres.evaluate(three_runs / "plain", digits, split="val")
     pair = Split(digits.test.images[:2], torch.tensor([0, 1]), ("cat", "dog"))

@@ -175,8 +175,9 @@ def test_freeze_takes_names_and_shares(freeze, expected):
         ("stm", "no layer 'stm'; did you mean 'stem'"),
         ("stage9", "no layer 'stage9'"),
         ("stem,stages,head", "leaves nothing to train"),
-        (1.5, "freeze = 1.5: give a number from 0.001 to 0.999"),
-        (True, "give a number"),
+        (1.5, "freeze = 1.5: give names of layers, .*, or a share from 0.001 to 0.999"),
+        (True, "or a share"),
+        (" , ", "freeze = ' , ': give names of layers"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused(freeze, problem, digits, device):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import typer
@@ -13,8 +15,9 @@ import typer
 def _load(given: list[str]) -> list[str]:
     from leanres.plugins import load_plugin
 
-    for plugin in given:
-        load_plugin(plugin)
+    with redirect_stdout(sys.stderr):  # what a plugin prints is no part of the result
+        for plugin in given:
+            load_plugin(plugin)
     return given
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leanres import plugins
 from leanres.cli.console import console, counted, say
 from leanres.cli.options import print_notes
 from leanres.errors import UserError
@@ -187,9 +189,19 @@ def _print_result(run: Run, result: dict[str, Any]) -> None:
 def _next_lines(folder: Path, split: str | None, epochs: int) -> str:
     """What a finished run holds, and the commands for it; `split`: what was measured, or None."""
     files = "model.safetensors, metrics.csv, predictions.parquet, run.json"
-    evaluate = [f"evaluate {folder}{' --split val' * (split == 'val')}"]
+    words = [word for name in plugins.to_load() for word in ("--plugin", _short(name))]
+    given = "".join(f" {shlex.quote(word)}" for word in words)
+    run = f"{shlex.quote(str(folder))}{given}"
+    evaluate = [f"evaluate {run}{' --split val' * (split == 'val')}"]
     if split is None:
         files, evaluate = files.replace("predictions.parquet, ", ""), []
-    steps = [*evaluate, f"predict {folder} IMAGES", f"resume {folder} --epochs {epochs}"]
+    steps = [*evaluate, f"predict {run} IMAGES", f"resume {run} --epochs {epochs}"]
     listed = "\n      ".join(f"leanres {step}" for step in steps)
     return f"{folder}/ holds {files}\nnext: {listed}"
+
+
+def _short(plugin: str) -> str:
+    """A plugin's path from here, where it is shorter; a module's name as it is."""
+    here = Path.cwd()
+    path = Path(plugin)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else plugin

@@ -99,8 +99,9 @@ def _entry(name: str, value: Any) -> NamedModel:
             f"model {name!r} is a {came}: give the function or class that makes a network from"
             " (num_classes, in_channels)"
         )
-    plugins.remember_module_of(value)
-    FACTORIES[name] = value
+    if not plugins.is_reference(name):
+        plugins.remember_module_of(value)
+        FACTORIES[name] = value
     return NamedModel(FactoryConfig(name), None, PLUGIN, None)
 
 

@@ -22,6 +22,7 @@ from leanres.runs.images import keys_of, read_images, unseen, unseen_too
 from leanres.runs.layout import load_data_of
 from leanres.runs.predictor import Predictor, figures, load_predictor
 from leanres.runs.run_json import INFO, read_info
+from leanres.runs.weights import WEIGHTS
 
 OWN_TTA = "each network's own"
 
@@ -91,9 +92,12 @@ def check_targets(targets: Sequence[Path]) -> None:
     """UserError for no target, and for one that is named twice."""
     if not targets:
         raise UserError("no network: give a run folder or a weights file")
+    seen = set()
     for target in targets:
-        if targets.count(target) > 1:
+        weights = target / WEIGHTS if target.is_dir() else target
+        if weights.resolve() in seen:
             raise UserError(f"{target} is named twice: give different networks")
+        seen.add(weights.resolve())
 
 
 def check_alike(predictors: Mapping[str, Predictor]) -> None:

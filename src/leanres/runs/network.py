@@ -10,6 +10,7 @@ from leanres.io import parse_toml
 from leanres.models.config import ModelConfig
 from leanres.models.preprocess import Preprocess
 from leanres.models.zoo import MODELS, config_from_dict, fitted, network_name, resolve
+from leanres.plugins import is_reference
 from leanres.runs.run_json import INFO, is_queued, read_info
 from leanres.runs.weights import load_classifier
 from leanres.training.recipe import Recipe
@@ -50,7 +51,11 @@ def find_network(target: str) -> FoundNetwork:
     if path.is_file():
         classifier, config = load_classifier(path)
         return _trained(config, classifier.preprocess, target)
-    if target not in MODELS and (path.exists() or len(path.parts) > 1 or path.suffix):
+    if (
+        target not in MODELS
+        and not is_reference(target)
+        and (path.exists() or len(path.parts) > 1 or path.suffix)
+    ):
         problem = "holds no network" if path.exists() else "does not exist"
         raise UserError(f"{target} {problem}: give a run folder, a weights file or a recipe's TOML")
     entry = MODELS[target]

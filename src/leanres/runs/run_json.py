@@ -102,7 +102,7 @@ def read_info(folder: Path, queued: bool = False) -> dict[str, Any]:
         info: dict[str, Any] = parse_json(read_file(file))
         _check_info(info)
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a run folder: it has no {INFO}") from None
+        raise UserError(not_a_run(folder)) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: {first_line(error)}") from None
     if is_queued(info) and not queued:
@@ -147,6 +147,13 @@ def _check_field(value: dict[str, Any], name: str, hint: Any, prefix: str) -> No
     except UserError:
         text = json.dumps(value[key])[:60]
         raise UserError(f"{prefix}{path} cannot be {text}") from None
+
+
+def not_a_run(folder: Path) -> str:
+    """Why a folder is no run; that of a cross-validation holds some."""
+    if (folder / "fold-1").is_dir():
+        return f"{folder} holds the runs of a cross-validation: name one, as {folder / 'fold-1'}"
+    return f"{folder} is not a run folder: it has no {INFO}"
 
 
 def matches_run(info: Mapping[str, Any], recipe: Recipe) -> bool:

@@ -104,9 +104,16 @@ def _held(label: str, value: Any) -> int | float:
 
 def _freeze(label: str, value: Any) -> str | float:
     """Names of layers, or a share of them above 0 and below 1."""
-    if isinstance(value, str):
-        return value
-    share: float = checked(label, value, Annotated[float, Range(0.001, 0.999)])
+    names = value if isinstance(value, str) else ""
+    if value == "" or names.strip(" ,"):
+        return names
+    try:
+        share: float = checked(label, value, Annotated[float, Range(0.001, 0.999)])
+    except UserError:
+        raise UserError(
+            f"{label} = {value!r}: give names of layers, as 'stem, stages.0', or a share from 0.001"
+            " to 0.999"
+        ) from None
     return share
 
 
