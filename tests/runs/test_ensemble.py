@@ -142,6 +142,6 @@ def test_a_weights_file_says_that_it_does_not_know_its_training_images(three_run
     mine = Dataset.from_arrays(*train, test=test, classes=digits.train.classes)
     told = f"{weights} does not know the images that it was trained on: none are left out"
     assert leanres.evaluate(weights, mine)["notes"] == [told]
-    assert leanres.evaluate([run, weights], mine)["notes"][-1] == told
+    assert leanres.evaluate([run.with_name("b"), weights], mine)["notes"][-1] == told
     assert leanres.evaluate(weights, digits)["notes"] == []
     assert leanres.evaluate(weights, mine, split="train")["notes"] == []
