@@ -154,6 +154,8 @@ def test_pictures_of_any_size_and_mode_are_prepared_as_files_are(run, tmp_path):
         (np.full((1, 8, 8, 3), 300), "values from 300 to 300"),
         ("nowhere.png", "nowhere.png does not exist"),
         ([3], "a int among images"),
+        (3, "a int among images"),
+        (None, "a NoneType among images: give paths"),
     ],
 )
 def test_what_holds_no_images_is_refused(run, images, problem):

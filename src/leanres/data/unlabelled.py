@@ -124,7 +124,7 @@ def given(images: Images) -> Unlabelled:
     """Images as Python users have them: see `Predictor.predict`. UserError for anything else."""
     if isinstance(images, np.ndarray | Tensor):
         return Unlabelled((batch_of(images),))
-    one = isinstance(images, Path | str | Image.Image)
+    one = isinstance(images, Path | str | Image.Image) or not isinstance(images, Iterable)
     listed: list[Any] = [images] if one else list(images)  # type: ignore[arg-type]
     pictures = tuple(image for image in listed if isinstance(image, Image.Image))
     if pictures and len(pictures) == len(listed):
