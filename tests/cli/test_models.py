@@ -24,7 +24,7 @@ def test_models_as_json_gives_an_object_per_model(leanres):
 def test_models_are_listed_with_costs_fields_and_accuracies(leanres):
     lines = [line.split() for line in leanres("models").out.splitlines()]
     assert " ".join(lines[0]) == (
-        "model params MMACs receptive field rf (chained) reported % measured % source"
+        "model params MMACs receptive field chained receptive field reported % measured % source"
     )
     assert [line[0] for line in lines[1 : len(MODELS) + 1]] == list(MODELS)
     row = next(line for line in lines if line[:1] == ["custom-resnet"])
@@ -39,7 +39,7 @@ def test_summary_says_what_each_layer_and_the_whole_network_cost(leanres):
     assert "within the budget: params 4,978,810 <= 5,000,000" in out
     assert "18.99 MiB float32" in out
     assert "receptive field 169 px" in out
-    assert "rf (chained) 813 px" in out
+    assert "chained receptive field 813 px" in out
     assert "source: project report" in out
     first = next(line.split() for line in out.splitlines() if line.startswith("stem.0"))
     assert first == ["stem.0", "Conv2d", "128x32x32", "3,456", "3,538,944", "3", "3"]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from leanres.models.cost import Summary
     from leanres.training.recipes import MeasuredResult
 
+CHAINED = "chained receptive field"
+
 
 def models(as_json: bool = JSON) -> None:
     """List the networks with parameters, MACs, receptive fields and accuracies.
@@ -61,10 +63,8 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]
-    heads = ["model", "params", "MMACs", "receptive field", "rf (chained)", "reported %"]
-    print_table(
-        [*heads, "measured %", "source"], cells, left=("source",), drop=("source", "rf (chained)")
-    )
+    heads = ["model", "params", "MMACs", "receptive field", CHAINED, "reported %"]
+    print_table([*heads, "measured %", "source"], cells, left=("source",), drop=("source", CHAINED))
     say(
         "\naccuracies on CIFAR-10's test images: as the source reports it, and measured here"
         "\nleanres summary NAME lists one layer by layer"
@@ -136,8 +136,8 @@ def _print_summary(name: str, costs: Summary, budget: Budget) -> None:
         ]
         for row in costs.rows
     ]
-    heads = ["layer", "kind", "output", "params", "MACs", "receptive field", "rf (chained)"]
-    print_table(heads, rows, left=("kind",), drop=("rf (chained)", "kind"))
+    heads = ["layer", "kind", "output", "params", "MACs", "receptive field", CHAINED]
+    print_table(heads, rows, left=("kind",), drop=(CHAINED, "kind"))
     sizes = ", ".join(f"{mib:.2f} MiB {kind}" for kind, mib in costs.size_mib.items())
     memory = ", ".join(f"{held / 1024:,.1f} KiB {kind}" for kind, held in costs.memory.items())
     say(
@@ -151,8 +151,8 @@ def _print_summary(name: str, costs: Summary, budget: Budget) -> None:
         say(
             f"receptive field {costs.receptive_field} px"
             f" ({costs.global_receptive_field} px after the global pool)\n"
-            f"rf (chained) {costs.chained_receptive_field} px: all layers as one chain, as summary"
-            " tools count it"
+            f"{CHAINED} {costs.chained_receptive_field} px: layers as one chain, as summary tools"
+            " count it"
         )
     fits = "within" if budget.admits(costs) else "NOT within"
     say(f"{fits} the budget: {'; '.join(map(str, budget.verdicts(costs)))}")

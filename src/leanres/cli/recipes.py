@@ -84,6 +84,7 @@ def _print_recipes() -> None:
         if settings:
             say(f"* {name} was measured with another {', '.join(settings)}: docs/systems.md")
     say(
-        "\nPFLOP: arithmetic of a training on 50,000 images; at 1 TFLOP/s each takes 1,000 s"
+        "\nPFLOP: 10^15 floating-point operations of a training on 50,000 images;"
+        "\nat 1 TFLOP/s each takes 1,000 s"
         "\nleanres recipes NAME prints one in full; leanres train NAME trains with it"
     )
