@@ -18,7 +18,7 @@ from leanres.io import LOCK_WAIT_S, Lock
 from leanres.models.resnet import ResNetConfig
 from leanres.runs.checkpoint import saved
 from leanres.runs.fit import fit
-from leanres.runs.layout import CHECKPOINTS
+from leanres.runs.layout import CHECKPOINTS, HISTORY
 from leanres.runs.run import enqueue
 from leanres.runs.run_json import read_info
 from leanres.runs.stop import Stopped
@@ -47,6 +47,26 @@ class Instant:
 
     def stop(self):
         self.told = bool(self.running)
+
+
+class Flaky(Instant):
+    """Loses its jobs at these ends, after so many more epochs; then they finish."""
+
+    retries = 2
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = losses
+
+    def events(self, halted):
+        job = self.running.pop(0)
+        if not self.losses:
+            yield Event("finished", job)
+            return
+        with (job.folder / HISTORY).open("a") as history:
+            for _ in range(self.losses.pop(0)):
+                history.write('{"epoch": 1}\n')
+        yield Event("lost", job, "power")
 
 
 def told(events) -> list[str]:
@@ -262,8 +282,25 @@ def test_a_lost_process_is_tried_once_more_and_no_more(jobs, processes):
     processes.says = b"first\nthe last line\n\n"
     events = list(run_jobs(jobs[:1], LocalProcesses()))
     assert [event.kind for event in events] == ["started", "retried", "failed"]
-    assert events[1].detail == "signal 9 killed its process"
-    assert events[2].detail == "it ended with -11: the last line"
+    assert events[1].detail == "signal 9 killed its process: the last line"
+    assert events[2].detail == "signal 11 killed its process: the last line"
+
+
+@pytest.mark.parametrize(
+    ("losses", "end"), [([0, 0], "finished"), ([0, 0, 0], "failed"), ([1, 0, 1, 0, 1], "finished")]
+)
+def test_losses_are_counted_from_the_last_new_epoch(jobs, losses, end):
+    lost = len(losses) - (end == "failed")
+    *begun, last = run_jobs(jobs[:1], Flaky(losses))
+    assert told(begun) == ["started run-0", *["retried run-0"] * lost]
+    assert (last.kind, last.detail) == (end, "power" if end == "failed" else "")
+
+
+def test_a_job_that_is_lost_while_all_stop_is_not_tried_again(jobs):
+    events = run_jobs(jobs[:1], Flaky([0]), time.monotonic() + 0.2)
+    assert next(events).kind == "started"
+    time.sleep(0.3)
+    assert told(events) == ["stopped run-0"]
 
 
 def test_a_process_that_was_stopped_from_outside_is_not_tried_again(jobs, processes):

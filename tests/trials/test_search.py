@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import tomllib
+import warnings
 from dataclasses import replace
 from itertools import count
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -24,14 +27,16 @@ from leanres.models.resnet import ResNetConfig
 from leanres.models.zoo import config_from_dict
 from leanres.runs import fit
 from leanres.runs import run as runs
-from leanres.runs.layout import read_history
+from leanres.runs.layout import CHECKPOINTS, HISTORY, read_history
 from leanres.runs.run_json import read_info
 from leanres.runs.stop import Stopped
 from leanres.training.device import CPU
 from leanres.training.recipe import from_dict
 from leanres.training.recipes import RECIPES, load_recipe
 from leanres.trials import executors
+from leanres.trials import search as library
 from leanres.trials.executors import InProcess
+from leanres.trials.jobs import Event
 from leanres.trials.proposals import Bounds, fit_widths
 from leanres.trials.search import (
     Candidate,
@@ -42,6 +47,7 @@ from leanres.trials.search import (
     write_best,
 )
 
+FORK = multiprocessing.get_context("fork")
 CPU32 = CPU("cpu", "float32", compiled=False)
 BOUNDS = Bounds(parse_budget("20k"), multiple=1)
 RECIPE = from_dict(
@@ -217,6 +223,58 @@ def test_a_live_process_keeps_its_networks_and_a_dead_ones_are_taken_over(digits
 
 def limited(text: str) -> Bounds:
     return replace(BOUNDS, budget=parse_budget(text))
+
+
+class Written:
+    """An executor whose trainings take no time: it writes their rows, and who trained what."""
+
+    retries, slots = 0, 1
+
+    def __init__(self):
+        self.running = []
+
+    def submit(self, job):
+        self.running.append(job)
+
+    def events(self, halted):
+        job = self.running.pop()
+        accuracy, epochs = job.recipe.model.widths[0] / 1000, job.until_epoch or job.recipe.epochs
+        rows = [{"epoch": i, "val_accuracy": accuracy} for i in range(1, epochs + 1)]
+        (job.folder / CHECKPOINTS).mkdir(exist_ok=True)
+        (job.folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with (job.folder.parent / "trained").open("a") as trained:
+            trained.write(f"{job.folder.name} {job.until_epoch}\n")
+        yield Event("finished", job)
+
+    def stop(self):
+        pass
+
+
+def test_eight_processes_share_a_study_and_no_trial_is_lost_or_doubled(
+    digits, tmp_path, monkeypatch
+):
+    def suggested(trial, bounds, train):
+        counts = SimpleNamespace(params=1, macs=1, receptive_field=1)
+        return ResNetConfig((trial.suggest_int("width", 1, 99),), (1,)), counts
+
+    monkeypatch.setattr(library, "propose", suggested)
+    asked = Bounds(), replace(RECIPE, epochs=3), digits, Written(), tmp_path, 24
+    with warnings.catch_warnings():  # of threads, from 3.12 on: these children start none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        children = [FORK.Process(target=search, args=asked) for _ in range(8)]
+        for child in children:
+            child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 8
+    found = search(*asked)  # it only reads
+    assert len({c.name for c in found}) == len(found) == 24
+    told = read_trials(tmp_path)
+    assert sum("candidate" in trial.user_attrs for trial in told) == 24
+    assert not any(trial.state.name == "RUNNING" for trial in told)
+    trained = (tmp_path / "trained").read_text().splitlines()
+    ended = [f"{c.name} None" for c in found if c.finished]
+    assert sorted(trained) == sorted([f"{c.name} 1" for c in found] + ended)
 
 
 @pytest.mark.parametrize(

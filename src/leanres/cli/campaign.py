@@ -31,6 +31,8 @@ def campaign(
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,
     threads: int = options.THREADS_EACH,
+    executor: options.Executors = options.EXECUTOR,
+    address: str = options.ADDRESS,
     as_json: bool = options.JSON,
     runs: Path = typer.Option(Path("runs"), help="Folder of the run folders and their logs."),
     results: Path = typer.Option(Path("results"), help="Folder of the ledger entries."),
@@ -52,22 +54,25 @@ def campaign(
     from leanres.trials.executors import LocalProcesses
     from leanres.trials.jobs import is_finished
 
-    rows, names = library.read_plan(plan, settings), devices.split(",")
-    command, found = options.current_command(), [detect(name).name for name in names]
+    rows = library.read_plan(plan, settings)
+    command = options.current_command()
+    ray = options.make_ray(executor, address, runs, devices, at_once, threads)
+    names = ["auto"] if ray else devices.split(",")
+    found = [detect(name).name for name in names]
     dataset = options.load_dataset(data, size, strict, channels)
     planned = library.plan_jobs(
         rows, runs, {"command": command} | locate(data, size=size, channels=channels)
     )
     row_of = {job.folder: row for row, job in planned}
     before = {job.folder for _, job in planned if is_finished(job, dataset)}
-    executor = LocalProcesses(at_once or len(names), names, threads)
+    where = ray or LocalProcesses(at_once or len(names), names, threads)
     say(
-        f"{plan}: {len(before)} of {len(planned)} finished; {executor.slots} at once,"
+        f"{plan}: {len(before)} of {len(planned)} finished; {where.slots} at once,"
         f" progress in {runs}/*.log",
         err=as_json,
     )
     failed, deadline = False, time.monotonic() + (60 * minutes or float("inf"))
-    for event in library.campaign(planned, results, executor, command, deadline):
+    for event in library.campaign(planned, results, where, command, deadline):
         row, is_old, kept = row_of[event.job.folder], event.job.folder in before, ""
         if event.kind == "finished":
             kept = _keep(row, event.job, weights, dataset, found[0], is_old)

@@ -34,6 +34,8 @@ def compare(
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,
     threads: int = options.THREADS_EACH,
+    executor: options.Executors = options.EXECUTOR,
+    address: str = options.ADDRESS,
     as_json: bool = options.JSON,
     out: Path | None = typer.Option(None, help="Folder of the runs. Default: runs/compare-NAME."),
 ) -> None:
@@ -50,6 +52,8 @@ def compare(
     comparison, command = library.COMPARISONS[name], options.current_command()
     changed, numbers = options.changes(settings, epochs=epochs), parse_seeds(seeds)
     first = next(iter(library.recipes(comparison, changed).values()))
+    folder = out or Path("runs", f"{library.PREFIX}{name}")
+    ray = options.make_ray(executor, address, folder, devices, at_once, threads)
     dataset = options.load_dataset(data, size, strict, channels)
 
     def watch(event: Event) -> None:
@@ -58,8 +62,8 @@ def compare(
     rows = library.compare(
         comparison,
         dataset,
-        local_executor(dataset, first, devices.split(","), at_once, threads),
-        out or Path("runs", f"{library.PREFIX}{name}"),
+        ray or local_executor(dataset, first, devices.split(","), at_once, threads),
+        folder,
         numbers,
         changed,
         measure=measure,

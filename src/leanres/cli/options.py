@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from leanres.runs.predictor import Predictor
     from leanres.training.device import Device
     from leanres.training.recipe import Recipe
+    from leanres.trials.cluster import Ray
     from leanres.trials.jobs import Event
 
 Measure = Literal["test", "val"]
+Executors = Literal["local", "ray"]
 
 # Options under the headings of the help pages, in the order in which a command lists them.
 training_option = partial(typer.Option, rich_help_panel="Training")
@@ -131,6 +133,16 @@ DEVICES = machine_option(
 AT_ONCE = machine_option(0, min=0, help="Number of trainings at a time; 0: one per device.")
 THREADS_EACH = machine_option(
     0, min=0, max=1024, help="CPU threads of each training; 0: its share of the cores."
+)
+EXECUTOR = machine_option(
+    "local",
+    "--executor",
+    help="local: this machine; ray: those of a Ray cluster (pip install 'leanres[cluster]').",
+)
+ADDRESS = machine_option(
+    "",
+    help="The head of the Ray cluster, as HOST:6379, or auto: the one that this machine is in."
+    " Default: Ray on this machine alone.",
 )
 
 FOLD_DEVICES = machine_option(
@@ -266,6 +278,27 @@ def make_device(name: str, recipe: Recipe, threads: int) -> Device:
     device = detect(name, recipe.precision, recipe.compiled)
     device.tune()
     return device
+
+
+def make_ray(
+    executor: Executors,
+    address: str,
+    folder: Path,
+    devices: str,
+    at_once: int = 0,
+    threads: int = 0,
+    exclusive: bool = False,
+) -> Ray | None:
+    """The executor of `--executor ray`; None for local. `folder` holds the run folders."""
+    if executor == "local":
+        if address:
+            raise UserError("--address is a Ray cluster's: add --executor ray")
+        return None
+    if "," in devices or ":" in devices:
+        raise UserError(f"{devices}: Ray chooses the machines and GPUs: give auto, cuda or cpu")
+    from leanres.trials.cluster import Ray
+
+    return Ray(folder, address, devices, at_once, threads, exclusive)
 
 
 def make_predictor(target: Path, device: str, threads: int, precision: str = "auto") -> Predictor:

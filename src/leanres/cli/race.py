@@ -13,6 +13,7 @@ import typer
 
 from leanres.cli import options
 from leanres.cli.console import say
+from leanres.errors import UserError
 
 
 def race(
@@ -32,6 +33,8 @@ def race(
     strict: bool = options.STRICT,
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
+    executor: options.Executors = options.EXECUTOR,
+    address: str = options.ADDRESS,
     as_json: bool = options.JSON,
     runs: Path = typer.Option(Path("runs"), help="Folder of the run folders."),
     out: Path | None = typer.Option(
@@ -50,19 +53,22 @@ def race(
     from leanres.trials.jobs import Job
 
     chosen = load_recipe(recipe, options.changes(settings))
-    device = options.make_device(device_name, chosen, threads)
+    if warm and executor == "ray":
+        raise UserError("--warm times this process: leave out --executor ray")
+    ray = options.make_ray(executor, address, runs, device_name, 1, threads, exclusive=True)
+    device = None if ray else options.make_device(device_name, chosen, threads)
     entry = out or Path("results", f"race-{Path(recipe).stem}{'-warm' * warm}.json")
     command = {"command": options.current_command()}
 
     def cold_runs(seeds: list[int]) -> Iterator[dict[str, Any]]:
-        executor = LocalProcesses(1, [device_name], threads)
+        where = ray or LocalProcesses(1, [device_name], threads)
         origin = command | locate(data, size=size, channels=channels)
         for number in seeds:
             job = Job(replace(chosen, seed=number), runs / f"{entry.stem}-{number}", origin)
-            yield library.cold_run(job, executor, device)
+            yield library.cold_run(job, where, device)
 
     train = cold_runs
-    if warm:
+    if warm and device:
         dataset = options.load_dataset(data, size, strict, channels)
         train = partial(library.warm_runs, chosen, dataset=dataset, device=device)
     counted = "warm: training alone" if warm else "cold: the whole process"

@@ -38,6 +38,8 @@ def search(
     at_once: int = options.AT_ONCE,
     devices: str = options.DEVICES,
     threads: int = options.THREADS_EACH,
+    executor: options.Executors = options.EXECUTOR,
+    address: str = options.ADDRESS,
     as_json: bool = options.JSON,
     out: Path = typer.Option(Path("runs/search"), help="Output folder."),
 ) -> None:
@@ -58,15 +60,16 @@ def search(
     bounds = Bounds(parse_budget(budget), multiple)
     whole = load_recipe(recipe, options.changes(settings))
     short = replace(whole, epochs=epochs)
+    ray = options.make_ray(executor, address, out, devices, at_once, threads)
     dataset = options.load_dataset(data, size, strict, channels)
 
     def watch(c: Candidate) -> None:
         ended = "" if c.finished else f", stopped after epoch {c.epochs}"
         say(f"{c.name}: {c.params:,} params, val {100 * c.accuracy:.2f} %{ended}", err=True)
 
-    executor = local_executor(dataset, short, devices.split(","), at_once, threads)
+    where = ray or local_executor(dataset, short, devices.split(","), at_once, threads)
     origin = {"command": options.current_command()} | locate(data, size=size, channels=channels)
-    found = library.search(bounds, short, dataset, executor, out, trials, seed, origin, watch)
+    found = library.search(bounds, short, dataset, where, out, trials, seed, origin, watch)
     if not found[0].finished:
         raise UserError("every network diverged: give a lower --set lr, and another --out")
     base = recipe if recipe in RECIPES else "speed"

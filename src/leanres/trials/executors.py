@@ -8,19 +8,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from leanres import plugins
 from leanres.data.split import Dataset
-from leanres.io import read_file
 from leanres.runs.stop import Stopped
 from leanres.training.device import Device, detect
 from leanres.training.recipe import Recipe
 from leanres.trials.jobs import Event, Executor, Job, stopped
+from leanres.trials.node import last_line
 from leanres.trials.worker import EXIT_CODES, train
 
 POLL_S = 0.2
@@ -30,6 +31,7 @@ class InProcess:
     """One job at a time in this process, on data that is loaded once."""
 
     slots = 1
+    retries = 0  # what kills the job kills this process
 
     def __init__(self, dataset: Dataset, device: Device) -> None:
         self.dataset, self.device = dataset, device
@@ -39,9 +41,10 @@ class InProcess:
         self.running.append(job)
 
     def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
-        job = self.running.pop()
+        job, began = self.running.pop(), time.perf_counter()
         try:
             event = train(job, lambda _: self.dataset, lambda _: self.device, halted)
+            event = replace(event, seconds=time.perf_counter() - began)
         except Stopped as error:
             if not halted():
                 signal.raise_signal(error.number)  # it came from outside: for run_jobs too
@@ -59,8 +62,8 @@ class _Child:
     job: Job
     device: str
     process: subprocess.Popen[bytes]
-    retried: bool
     logged: int  # bytes that its log had before it started
+    began: float  # by time.perf_counter
     stopping: bool = False  # it was told to
 
 
@@ -69,8 +72,10 @@ class LocalProcesses:
 
     A job writes to a log file beside its run folder. `threads` are the CPU threads of a job; 0: its
     share of the cores, or with one slot what its run had before, else all. A job whose process was
-    killed by a signal, not by us, is tried once more.
+    killed by a signal, not by us, is lost.
     """
+
+    retries = 1
 
     def __init__(
         self, slots: int = 1, devices: Sequence[str] = ("auto",), threads: int = 0
@@ -84,38 +89,32 @@ class LocalProcesses:
     def running(self) -> Sequence[Job]:
         return [child.job for child in self._children]
 
-    def submit(self, job: Job, retried: bool = False) -> None:
+    def submit(self, job: Job) -> None:
         busy = [child.device for child in self._children]
         device = min(self.devices, key=busy.count)
-        origin = job.origin | {"device": device, "threads": self.threads}
-        options = {
-            "origin": origin,
-            "until_epoch": job.until_epoch,
-            "plugins": plugins.to_load(),
-        }
-        command = [sys.executable, "-m", "leanres.trials.worker", str(job.folder)]
+        command = [sys.executable, *worker_arguments(job, device, self.threads)]
+        began = time.perf_counter()
         with log_file(job).open("ab") as log:
             logged = log.tell()
             process = subprocess.Popen(
-                [*command, json.dumps(options)],
+                command,
                 stdin=subprocess.PIPE,  # it closes with this process, which tells the child
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches it through `stop` alone
             )
-        self._children.append(_Child(job, device, process, retried, logged))
+        self._children.append(_Child(job, device, process, logged, began))
 
     def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._children[0].process.wait(POLL_S)
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
-            event = _ended(child)
+            seconds = time.perf_counter() - child.began
             if child.process.stdin:
                 child.process.stdin.close()
-            if event.kind == "retried":
-                self.submit(child.job, retried=True)
-            yield event
+            line = last_line(log_file(child.job), child.logged)
+            yield ended(child.job, child.process.returncode, line, seconds, child.stopping)
 
     def stop(self) -> None:
         for child in self._children:
@@ -124,34 +123,34 @@ class LocalProcesses:
                 child.process.terminate()
 
 
-def _ended(child: _Child) -> Event:
-    job, code = child.job, child.process.returncode
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (child.stopping and code < 0):
+def worker_arguments(job: Job, device: str, threads: int, wait_s: float = 0.0) -> list[str]:
+    """What Python is given to run the job in a process of its own; `wait_s` as `worker.train`."""
+    options = {
+        "origin": job.origin | {"device": device, "threads": threads},
+        "until_epoch": job.until_epoch,
+        "plugins": plugins.to_load(),
+        "wait_s": wait_s,
+    }
+    return ["-m", "leanres.trials.worker", str(job.folder), json.dumps(options)]
+
+
+def ended(job: Job, code: int, line: str, seconds: float, told: bool) -> Event:
+    """The event of a process that ended with this code and last line; `told` to stop or not."""
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (told and code < 0):
         return stopped(job)
-    if code < 0 and not child.retried:
-        return Event("retried", job, f"signal {-code} killed its process")
+    if code < 0:
+        return Event("lost", job, f"signal {-code} killed its process: {line}", seconds)
     kinds = {number: kind for kind, number in EXIT_CODES.items()}
     kind = kinds.get(code, "failed")
     if kind == "finished":
-        return Event(kind, job)
-    ended = f"it ended with {code}: " if kind == "failed" else ""
-    return Event(kind, job, ended + _last_line(child))
+        return Event(kind, job, seconds=seconds)
+    how = f"it ended with {code}: " if kind == "failed" else ""
+    return Event(kind, job, how + line, seconds)
 
 
 def log_file(job: Job) -> Path:
     """Where a job's process writes its progress and errors."""
     return job.folder.with_name(f"{job.folder.name}.log")
-
-
-def _last_line(child: _Child) -> str:
-    """The last line of the process; earlier ones, which may have been killed, wrote there too.
-
-    Without the name of the program, which begins the lines that tell an error.
-    """
-    own = read_file(log_file(child.job))[child.logged :]
-    lines = own.decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
-    return last.removeprefix("leanres: ")
 
 
 def local_executor(

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +23,7 @@ from leanres.runs.stop import Stop
 from leanres.training.recipe import Recipe
 
 Kind = Literal[
-    "started", "resumed", "retried", "finished", "stopped", "diverged", "failed", "in use"
+    "started", "resumed", "lost", "retried", "finished", "stopped", "diverged", "failed", "in use"
 ]
 
 
@@ -43,11 +43,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job. "in use": another process trains in its folder."""
+    """What happened to a job. "in use": another process trains in its folder.
+
+    "lost": its process or machine has died. An executor says so, and `run_jobs` makes "retried" or
+    "failed" of it. `seconds` is what its process took, where the job had one.
+    """
 
     kind: Kind
     job: Job
     detail: str = ""
+    seconds: float | None = None
 
     @property
     def is_loss(self) -> bool:
@@ -55,10 +60,17 @@ class Event:
         return self.kind in ("stopped", "diverged", "failed", "in use")
 
 
+Losses = dict[Path, tuple[int, int]]  # run folder -> epochs done at its last loss, losses since
+
+
 class Executor(Protocol):
-    """Runs jobs whose run folders exist, up to `slots` at once, for `run_jobs`."""
+    """Runs jobs whose run folders exist, up to `slots` at once, for `run_jobs`.
+
+    A lost job is tried again `retries` times, counted from its last new epoch.
+    """
 
     slots: int
+    retries: int
 
     @property
     def running(self) -> Sequence[Job]:
@@ -68,7 +80,7 @@ class Executor(Protocol):
         """Start a job."""
 
     def events(self, halted: Callable[[], bool]) -> Iterator[Event]:
-        """Retries and ends since the last call, after a wait for the first of them.
+        """Losses and ends since the last call, after a wait for the first of them.
 
         An executor that cannot return before a job has ended stops the job once `halted`.
         """
@@ -117,9 +129,11 @@ def run_jobs(
     Instead of a list, `jobs` may be a function that returns the next job, or None where there is
     none now: it is called whenever a slot is free, and the end has come when it returns None and
     nothing runs. At `deadline` (of time.monotonic), Ctrl-C or SIGTERM the running jobs save and
-    stop; a signal then raises Stopped. A job that fails does not stop the others.
+    stop; a signal then raises Stopped. A job that fails does not stop the others. One whose process
+    or machine was lost is tried again, as often as the executor says.
     """
     take = jobs if callable(jobs) else partial(next, iter(jobs), None)
+    losses: Losses = {}
     with Stop() as stop:
 
         def halted() -> bool:
@@ -134,6 +148,8 @@ def run_jobs(
                 if halted():
                     executor.stop()
                 for event in executor.events(halted):
+                    if event.kind == "lost":
+                        event = stopped(event.job) if halted() else _retry(event, executor, losses)
                     _clean(event)
                     yield event
         finally:  # the caller may have abandoned this iterator
@@ -147,6 +163,19 @@ def _begin(job: Job, executor: Executor) -> Event:
     event = Event("started" if _is_queued(job) else "resumed", job)
     executor.submit(job)
     return event
+
+
+def _retry(event: Event, executor: Executor, losses: Losses) -> Event:
+    """Submit a lost job again; "failed" where it was lost too often without a new epoch."""
+    job = event.job
+    done = len(read_history(job.folder)[0])
+    before, count = losses.get(job.folder, (done, 0))
+    count = count + 1 if done == before else 1
+    if count > executor.retries:
+        return replace(event, kind="failed")
+    losses[job.folder] = done, count
+    executor.submit(job)
+    return replace(event, kind="retried")
 
 
 def _clean(event: Event) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -51,19 +50,19 @@ def race(
         yield add_run(out, header, run, target)
 
 
-def cold_run(job: Job, executor: Executor, device: Device) -> EntryRun:
+def cold_run(job: Job, executor: Executor, device: Device | None) -> EntryRun:
     """One training in a process of its own, timed from its start to the test accuracy.
 
     `wall_seconds` includes the interpreter, the data, the compiler and the evaluation; it is None
-    for a run that was resumed, or finished before. Stopped where a signal came, once the training
-    has saved. UserError where the training fails or the job's folder holds another run.
+    for a run that was resumed, or finished before. `matrix_tflops` is that of `device`; None: it
+    runs on another machine. Stopped where a signal came, once the training has saved. UserError
+    where the training fails or the job's folder holds another run.
     """
-    rates, start, seconds = matrix_rates(device), None, None
+    rates, is_whole = matrix_rates(device) if device else None, False
     for event in run_jobs([job], executor):
         if event.kind in ("started", "retried"):
-            start = time.perf_counter() if event.kind == "started" else None
-        elif start is not None:
-            seconds = round(time.perf_counter() - start, 1)
+            is_whole = event.kind == "started"
+    seconds = round(event.seconds, 1) if is_whole and event.seconds else None
     if event.is_loss:
         raise UserError(f"seed {job.recipe.seed} {event.kind}: {event.detail}")
     run = read_run(job.folder)

@@ -1,8 +1,8 @@
-"""`python -m leanres.trials.worker FOLDER OPTIONS`: run one job, for LocalProcesses.
+"""`python -m leanres.trials.worker FOLDER OPTIONS`: run one job, for LocalProcesses and Ray.
 
-OPTIONS is JSON: `origin` and `until_epoch` of the Job, and the `plugins` to load. stdin is a pipe
-that its parent holds open: the process stops when that has ended. Exit codes: those of EXIT_CODES,
-and 130 and 143 stopped and saved.
+OPTIONS is JSON: `origin` and `until_epoch` of the Job, the `plugins` to load, and `wait_s`
+of `train`. stdin is a pipe that its parent holds open: the process stops when that has ended. Exit
+codes: those of EXIT_CODES, and 130 and 143 stopped and saved.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ def train(
     device: Callable[[dict[str, Any]], Device],
     halted: Callable[[], bool],
     log: Callable[[str], None] = lambda line: None,
+    wait_s: float = 0.0,
 ) -> Event:
     """Train a job whose run folder exists in this process; how it ended.
 
     Once `halted`, called after each step, is true, the run is saved and Stopped is raised, as by
     SIGTERM. `load` and `device` are `reopen`'s; `log` receives notes and a line per epoch.
+    The run folder may be in use for `wait_s` seconds, by default LOCK_WAIT_S.
     """
 
     def watch(state: TrainState) -> None:
@@ -61,7 +63,7 @@ def train(
         if halted():
             raise Stopped(signal.SIGTERM)
         # A process whose parent was killed holds the folder until it has saved.
-        run = reopen(job.folder, load, device, wait_s=LOCK_WAIT_S)
+        run = reopen(job.folder, load, device, wait_s=wait_s or LOCK_WAIT_S)
         if is_finished(job):  # by the process that held the folder: test is not read again
             run.release()
             return Event("finished", job)
@@ -101,7 +103,7 @@ def main(folder: Path, options: dict[str, Any]) -> int:
     recipe = from_dict(read_info(folder, queued=True)["recipe"])
     try:
         job = Job(recipe, folder, origin, options["until_epoch"])
-        event = train(job, load, device, lambda: False, _log)
+        event = train(job, load, device, lambda: False, _log, options["wait_s"])
     except Stopped as stopped:
         return 128 + stopped.number
     if event.detail:
