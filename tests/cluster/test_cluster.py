@@ -134,35 +134,6 @@ def test_the_command_is_told_to_stop(cluster, campaign, undisturbed, note):
     note(killed="SIGTERM to the command, which is then given again", jobs=2)
 
 
-def candidates(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if (p / "run.json").exists())
-
-
-def test_every_machine_sees_the_shared_folder_late(cluster, note):
-    """A view of its own for each machine and for the command."""
-    if not shutil.which("bindfs"):
-        pytest.skip("no bindfs: no folder that is seen late")
-    view = LATE.format(cluster.shared)
-    for name in ("a", "b"):
-        cluster.lose(name)
-        cluster.add(name, view)
-    words = ["search", "--budget", "20k", "--multiple", "4", "--trials", "4", "--epochs", "3"]
-    words += ["--recipe", "plain-sgd", "--set", "val=200", *TINY, "--json", "--out", "late"]
-    driver = cluster.leanres(*words, view=view)
-    out, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 0, out
-    found = json.loads(out.splitlines()[-1])
-    assert len(found) == len({c["name"] for c in found}) == 4
-    assert candidates(cluster.shared / "late") == sorted(c["name"] for c in found)
-    for c in found:
-        rows = (cluster.shared / "late" / c["name"] / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(row)["epoch"] for row in rows] == list(range(1, c["epochs"] + 1))
-    for name in ("a", "b"):
-        cluster.lose(name)
-        cluster.add(name)
-    note(folder=f"bindfs; names, sizes and absences up to {LATE_S} s old", networks=4)
-
-
 def test_a_race_has_a_machine_of_its_own(cluster, note):
     words = ["bench", "race", "digits", "--n", "1", "--set", "epochs=1", *TINY, *NETWORK]
     out, _ = cluster.leanres(*words, "--out", "race.json").communicate(timeout=150)
@@ -222,3 +193,29 @@ def test_no_head_answers_within_a_minute(cluster, listens, note, monkeypatch):
     assert line.endswith("no head of a Ray cluster answers there")
     assert time.monotonic() - began < 60
     note(said=line.replace(cluster.address, "ADDRESS"))
+
+
+def candidates(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if (p / "run.json").exists())
+
+
+def test_every_machine_sees_the_shared_folder_late(cluster, note):
+    """A view of its own for each machine and for the command. Last: the machines keep it."""
+    if not shutil.which("bindfs"):
+        pytest.skip("no bindfs: no folder that is seen late")
+    view = LATE.format(cluster.shared)
+    for name in ("a", "b"):
+        cluster.lose(name)
+        cluster.add(name, view)
+    words = ["search", "--budget", "20k", "--multiple", "4", "--trials", "4", "--epochs", "3"]
+    words += ["--recipe", "plain-sgd", "--set", "val=200", *TINY, "--json", "--out", "late"]
+    driver = cluster.leanres(*words, view=view)
+    out, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, out
+    found = json.loads(out.splitlines()[-1])
+    assert len(found) == len({c["name"] for c in found}) == 4
+    assert candidates(cluster.shared / "late") == sorted(c["name"] for c in found)
+    for c in found:
+        rows = (cluster.shared / "late" / c["name"] / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(row)["epoch"] for row in rows] == list(range(1, c["epochs"] + 1))
+    note(folder=f"bindfs; names, sizes and absences up to {LATE_S} s old", networks=4)
