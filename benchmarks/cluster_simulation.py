@@ -251,7 +251,8 @@ def main() -> None:
         began = time.perf_counter()
         figures = simulate(Path(place), **asked)
         seconds = round(time.perf_counter() - began, 1)
-    about = {"asked": asked, "seconds": seconds, "commit": commit()}
+    about = {"asked": asked, "seconds": seconds, "cpu_seconds": round(time.process_time(), 1)}
+    about["commit"] = commit()
     about["hardware"] = hardware(CPU("cpu", "float32", compiled=False))
     write_bytes(OUT, (json.dumps(about | figures, indent=1) + "\n").encode())
     print(json.dumps(figures, indent=1), f"{seconds} s", sep="\n")
