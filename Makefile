@@ -18,7 +18,7 @@ train: .venv/.ready ## train the default recipe on CIFAR-10 (ARGS="--epochs 2" a
 test: .venv/.ready ## run the tests (ARGS="tests/models -x" adds options)
 	@OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-cluster: .venv-cluster/.ready ## run the tests on real Ray (Linux; under 10 minutes)
+test-cluster: .venv-cluster/.ready ## run the tests on real Ray (Linux; some 10 minutes)
 	@OMP_NUM_THREADS=1 LEANRES_CLUSTER_RESULTS=$(CURDIR)/results/bench/cluster.json \
 		exec .venv-cluster/bin/python -m pytest tests/cluster $(ARGS)
 
