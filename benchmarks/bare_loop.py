@@ -54,18 +54,21 @@ def losses(
     )
     per_epoch = len(split) // batch
     total = epochs * per_epoch
-    together = max(1, 2048 // batch)
+    together = max(1, 2048 // -(-batch // r.accumulate))
     for step in range(total):
         epoch, i = divmod(step, per_epoch)
         if i == 0:
             order = torch.randperm(len(split), generator=generator(seed, epoch))
         chosen = order[i * batch : (i + 1) * batch]
         if i % together == 0:
-            part = order[i * batch : min(i + together, per_epoch) * batch]
-            draw = Draw(generator(seed, epoch, i + 1), part, epoch, seed)
-            flipped = alternating_flip(split.images[part], draw)
-            prepared = crop(flipped, draw, 2, "reflect").split(batch)
-        images = prepared[i % together]
+            several = order[i * batch : min(i + together, per_epoch) * batch].split(batch)
+            prepared = []
+            for k, of_steps in enumerate(zip(*(s.chunk(r.accumulate) for s in several))):
+                part = torch.cat(of_steps)
+                draw = Draw(generator(seed, epoch, i + 1, 0, k), part, epoch, seed)
+                flipped = alternating_flip(split.images[part], draw)
+                prepared.append(crop(flipped, draw, 2, "reflect").split(len(of_steps[0])))
+        images = torch.cat([part[i % together] for part in prepared])
         x = (images.to(torch.float32, memory_format=torch.channels_last) - shift) * scale
         if step == round(total * r.freeze_stem_at):
             net.stem.bias.requires_grad_(False)

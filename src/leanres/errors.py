@@ -19,6 +19,10 @@ class NotFoundError(UserError):
     """Data that was in none of the places searched, although every argument was valid."""
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the same training has ended; the command line exits with 1."""
+
+
 @contextmanager
 def named(place: object) -> Iterator[None]:
     """Puts a file or folder in front of a user's error that does not name it."""

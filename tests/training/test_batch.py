@@ -19,32 +19,35 @@ from leanres.training.step_counts import StepCounts
 
 
 def by_hand(split: Split, recipe: Recipe, epoch: int, steps: range) -> list[Tensor]:
-    """The augmented images of some steps that are augmented at once."""
+    """The augmented images of some steps that are augmented at once, part by part."""
     order, size = epoch_order(split, recipe.seed, epoch), recipe.batch_size
-    indices = torch.tensor(
-        [
-            i
-            for i in order[steps.start * size : steps.stop * size].tolist()
-            for _ in range(recipe.augment_repeats)
+    made: list[list[Tensor]] = [[] for _ in steps]
+    for part in range(recipe.accumulate):
+        chosen = [
+            order[step * size : (step + 1) * size]
+            .repeat_interleave(recipe.augment_repeats)
+            .chunk(recipe.accumulate)[part]
+            for step in steps
         ]
-    )
-    draw = Draw(generator(recipe.seed, epoch, steps.start + 1), indices, epoch, recipe.seed)
-    images = augment(split.images[indices], recipe.augment, draw)
-    return [
-        images[k * size * recipe.augment_repeats :][: size * recipe.augment_repeats]
-        for k in range(len(steps))
-    ]
+        rng = generator(recipe.seed, epoch, steps.start + 1, 0, part)
+        indices = torch.cat(chosen)
+        draw = Draw(rng, indices, epoch, recipe.seed)
+        images = augment(split.images[indices], recipe.augment, draw)
+        for k, own in enumerate(images.split(len(chosen[0]))):
+            made[k].append(own)
+    return [torch.cat(parts) for parts in made]
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "augment_repeats", "together"),
-    [(50, 1, 40), (300, 1, 6), (300, 3, 2), (1200, 1, 1)],
+    ("batch_size", "augment_repeats", "accumulate", "together"),
+    [(50, 1, 1, 40), (300, 1, 1, 6), (300, 3, 1, 2), (300, 3, 4, 9), (1200, 1, 1, 1)],
 )
 def test_small_batches_are_augmented_together_and_begin_anywhere(
-    digits, small, batch_size, augment_repeats, together
+    digits, small, batch_size, augment_repeats, accumulate, together
 ):
     split = digits.train
-    recipe = replace(small, mix=(), batch_size=batch_size, augment_repeats=augment_repeats)
+    given = {"batch_size": batch_size, "augment_repeats": augment_repeats}
+    recipe = replace(small, mix=(), accumulate=accumulate, **given)
     counts = StepCounts(recipe, len(split))
     assert steps_augmented_together(split, counts) == together
     large = replace(split, images=split.images.repeat(1, 1, 2, 2))
@@ -89,7 +92,7 @@ def test_every_image_is_seen_once_an_epoch_with_its_label(digits, small):
 def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
     """Every batch is what one of the mixes makes of the augmented images; each is met."""
     split, met = digits.train, set()
-    recipe = replace(small, batch_size=100)
+    recipe = replace(small, batch_size=100, accumulate=1)
     plain = batches(split, StepCounts(replace(recipe, mix=()), len(split)))
     mixed = batches(split, StepCounts(recipe, len(split)))
     for step, ((augmented, labels), (images, targets)) in enumerate(
@@ -97,7 +100,7 @@ def test_each_batch_is_mixed_by_one_of_the_recipes_mixes(digits, small):
     ):
         made = {}
         for name in ("mixup", "cutmix"):
-            draw = Draw(generator(recipe.seed, 0, step + 1, 3))
+            draw = Draw(generator(recipe.seed, 0, step + 1, 3, 0))
             made[name] = MIXES[name](augmented, torch.eye(10)[labels], draw)
         found = [n for n, (i, t) in made.items() if torch.equal(images, i) and t.equal(targets)]
         assert len(found) == 1

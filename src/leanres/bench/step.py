@@ -24,7 +24,7 @@ from leanres.runs.layout import commit
 from leanres.training.batch import shrink, steps_augmented_together
 from leanres.training.device import Device, hardware
 from leanres.training.loop import steps
-from leanres.training.loss import Mark
+from leanres.training.parts import Mark
 from leanres.training.recipe import Recipe
 from leanres.training.timing import Stopwatch, least_seconds, matrix_rate, memory_rate
 

@@ -109,7 +109,7 @@ def predict_both(
     """
     policy = TTA[tta]
     _check_images(images, batch_size)
-    batch_size = batch_size or max(1, min(500, 500 * 32**2 // images[0, 0].numel()))
+    batch_size = batch_size or default_batch_size(images)
     device = _device(model)
     with evaluating(model), torch.inference_mode(), autocast or nullcontext():
         parts = [
@@ -119,6 +119,11 @@ def predict_both(
     # Concatenated outside inference mode, the results are ordinary tensors that autograd accepts.
     plain, augmented = (torch.cat(column) for column in zip(*parts, strict=True))
     return plain, augmented
+
+
+def default_batch_size(images: Tensor) -> int:
+    """500 images of 32 px, or as many larger ones as have the same number of pixels."""
+    return max(1, min(500, 500 * 32**2 // images[0, 0].numel()))
 
 
 def _predict_batch(model: nn.Module, policy: TTAPolicy, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from leanres.augment.rng import Draw, generator
 from leanres.data.split import Split
 from leanres.errors import UserError
 from leanres.metrics.inference import memory_format
+from leanres.training.distributed import ALONE, Parts, World
 from leanres.training.recipe import Recipe
 from leanres.training.step_counts import StepCounts
 
@@ -27,20 +28,29 @@ PIXELS_AT_ONCE = 2048 * 32**2
 class Batch(NamedTuple):
     """What a step trains on: inputs (N, C, H, W), targets (N,) or (N, K), the teacher's logits.
 
-    `teacher_logits` (N, K) is None without a teacher.
+    `teacher_logits` (N, K) is None without a teacher. Of several processes each has the images of
+    its own parts; `whole` are the parts of all of them, and None where this is everything. `seeds`
+    has a seed for each part, where the network draws random numbers.
     """
 
     inputs: Tensor
     targets: Tensor
     teacher_logits: Tensor | None = None
+    whole: Parts | None = None
+    seeds: tuple[int, ...] = ()
 
-    def parts(self, count: int) -> Iterator[Batch]:
-        """The batch in `count` parts, fewer if it has fewer images."""
+    def divided(self, accumulate: int) -> Parts:
+        """All images of the step, in parts."""
+        return self.whole or Parts(len(self.targets), accumulate)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The batch in parts of `size` images; the last one may have fewer."""
+        if not len(self.targets):
+            return
         logits = self.teacher_logits
-        of_parts = repeat(None) if logits is None else iter(logits.chunk(count))
-        for inputs, targets in zip(
-            self.inputs.chunk(count), self.targets.chunk(count), strict=True
-        ):
+        of_parts = repeat(None) if logits is None else iter(torch.split(logits, size))
+        pieces = (torch.split(x, size) for x in (self.inputs, self.targets))
+        for inputs, targets in zip(*pieces, strict=True):
             yield Batch(inputs, targets, next(of_parts))
 
 
@@ -71,55 +81,118 @@ def _balanced_order(labels: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def batches(
-    train: Split, counts: StepCounts, first: int = 0, normalize: nn.Module | None = None
+    train: Split,
+    counts: StepCounts,
+    first: int = 0,
+    normalize: nn.Module | None = None,
+    world: World = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images and targets of each step, from step `first` on.
 
     Images (N, C, H, W) are repeated, augmented, and mixed where the recipe says so: targets are
-    then probabilities (N, K), and else the labels (N,). Everything is drawn from the seed and the
-    step. Images are uint8, or what `normalize` makes of them before they are augmented.
+    then probabilities (N, K), and else the labels (N,). Everything is drawn from the seed, the step
+    and the part of the batch, and images are mixed with others of their part. Of several processes
+    each gets its own parts alone. Images are uint8, or what `normalize` makes of them before they
+    are augmented.
     """
     for epoch in range(first // counts.steps_per_epoch, counts.recipe.epochs):
         skipped = max(0, first - epoch * counts.steps_per_epoch)
-        yield from _epoch_batches(train, counts, epoch, skipped, normalize)
+        for step, parts in _epoch_batches(train, counts, epoch, normalize, world, skipped):
+            if step >= skipped:
+                yield _joined(parts) if parts else _nothing(train, counts.recipe)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    images, targets = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(targets)
+
+
+def _nothing(train: Split, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The batch of a process that has no part of it."""
+    labels = train.labels[:0]
+    mixed = labels.new_empty(0, len(train.classes), dtype=torch.float32)
+    return train.images[:0], mixed if recipe.mix else labels
 
 
 def steps_augmented_together(train: Split, counts: StepCounts) -> int:
-    """The number of steps whose images are augmented at once."""
+    """The number of steps whose images are augmented at once, those of each part by themselves."""
     pixels = max(32**2, train.images[0, 0].numel())  # smaller images count as 32 px
-    return max(1, PIXELS_AT_ONCE // (counts.images_per_step * pixels))
+    return max(1, PIXELS_AT_ONCE // (counts.parts(0).size * pixels))
 
 
 def _epoch_batches(
-    train: Split, counts: StepCounts, epoch: int, first: int, normalize: nn.Module | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+    train: Split,
+    counts: StepCounts,
+    epoch: int,
+    normalize: nn.Module | None,
+    world: World,
+    first: int,
+) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+    """(step, the images and targets of each own part) of an epoch, from the block of `first` on."""
     recipe, size = counts.recipe, counts.batch_size
     order = epoch_order(train, recipe.seed, epoch, recipe.balanced_sampler)
-    order = order[: counts.steps_per_epoch * size]
+    chosen = [
+        positions.repeat_interleave(recipe.augment_repeats)
+        for positions in torch.split(order[: counts.steps_per_epoch * size], size)
+    ]
     block = steps_augmented_together(train, counts)
     for begin in range(first // block * block, counts.steps_per_epoch, block):
-        part = order[begin * size : (begin + block) * size].repeat_interleave(
-            recipe.augment_repeats
-        )
-        rng = generator(recipe.seed, epoch, begin + 1, device=train.images.device)
-        images = train.images[part] if normalize is None else normalize(train.images[part])
-        images = augment(images, recipe.augment, Draw(rng, part, epoch, recipe.seed))
-        pieces = (torch.split(x, counts.images_per_step) for x in (images, train.labels[part]))
-        for step, (inputs, labels) in enumerate(zip(*pieces, strict=True), begin):
-            if step >= first:
-                yield _mixed(inputs, labels, len(train.classes), recipe, epoch, step)
+        steps = range(begin, min(begin + block, counts.steps_per_epoch))
+        made: dict[int, list[tuple[Tensor, Tensor]]] = {step: [] for step in steps}
+        for part in world.own(counts.parts(0)):
+            of_part = [
+                (step, positions)
+                for step in steps
+                if len(positions := _of_part(chosen[step], recipe.accumulate, part))
+            ]
+            if not of_part:
+                continue
+            images = _augmented(train, of_part, recipe, (epoch, begin + 1, 0, part), normalize)
+            for (step, positions), own in zip(of_part, images, strict=True):
+                draw = (epoch, step + 1)
+                labels = train.labels[positions]
+                made[step].append(_mixed(own, labels, len(train.classes), recipe, draw, part))
+        yield from made.items()
+
+
+def _of_part(positions: Tensor, accumulate: int, part: int) -> Tensor:
+    """The positions of a step's images that are in the part; none where it has fewer parts."""
+    size = Parts(len(positions), accumulate).size
+    return positions[part * size : (part + 1) * size]
+
+
+def _augmented(
+    train: Split,
+    of_part: list[tuple[int, Tensor]],
+    recipe: Recipe,
+    counters: tuple[int, ...],
+    normalize: nn.Module | None,
+) -> tuple[Tensor, ...]:
+    """The images of several steps' parts, augmented at once with one generator."""
+    positions = torch.cat([positions for _, positions in of_part])
+    rng = generator(recipe.seed, *counters, device=train.images.device)
+    images = train.images[positions] if normalize is None else normalize(train.images[positions])
+    images = augment(images, recipe.augment, Draw(rng, positions, counters[0], recipe.seed))
+    return torch.split(images, [len(positions) for _, positions in of_part])
 
 
 def _mixed(
-    images: Tensor, labels: Tensor, classes: int, recipe: Recipe, epoch: int, step: int
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    recipe: Recipe,
+    draw: tuple[int, int],
+    part: int,
 ) -> tuple[Tensor, Tensor]:
     if not recipe.mix:
         return images, labels
     # Drawn on the CPU: which mix it is decides which kernels are launched.
-    rng = generator(recipe.seed, epoch, step + 1, 2)
+    rng = generator(recipe.seed, *draw, 2)
     name, settings = recipe.mix[int(torch.randint(len(recipe.mix), (), generator=rng))]
-    draw = Draw(generator(recipe.seed, epoch, step + 1, 3, device=images.device))
-    return mixed(name, settings, images, F.one_hot(labels, classes).float(), draw)
+    own = Draw(generator(recipe.seed, *draw, 3, part, device=images.device))
+    return mixed(name, settings, images, F.one_hot(labels, classes).float(), own)
 
 
 def mixed(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 WARM_UP = 3  # calls before a capture: the compiler, cuDNN and the allocator settle
-Inputs = Any  # a NamedTuple of tensors and None, the images first: training.batch.Batch
+Inputs = Any  # a NamedTuple of tensors and constants, the images first: training.batch.Batch
 Result = Any  # a NamedTuple of tensors: training.loop.StepResult
 Work = Callable[[Inputs], Result]
 # Records the kernels that a call launches; what it returns runs them again.
@@ -40,7 +40,7 @@ class Replay:
         self.captures: dict[object, Capture] = {}
 
     def __call__(self, batch: Inputs) -> Result:
-        shapes = [None if t is None else (t.shape, t.stride(), t.dtype) for t in batch]
+        shapes = [(t.shape, t.stride(), t.dtype) if isinstance(t, Tensor) else t for t in batch]
         kind = (*shapes, *(p.requires_grad for p in self.parameters))
         if kind not in self.captures:
             if self.seen[kind] < WARM_UP:
@@ -61,7 +61,7 @@ class Capture:
         record: Recorder,
     ) -> None:
         self.groups = groups
-        self.inputs = type(batch)(*(None if t is None else t.clone() for t in batch))
+        self.inputs = type(batch)(*(t.clone() if isinstance(t, Tensor) else t for t in batch))
         self.rates = torch.zeros(len(groups), device=batch[0].device)
         self.set: list[float] = []  # the values in `rates`
         self.found: Result = None
@@ -80,7 +80,7 @@ class Capture:
 
     def __call__(self, batch: Inputs) -> Result:
         for own, new in zip(self.inputs, batch, strict=True):
-            if own is not None:
+            if isinstance(own, Tensor):
                 own.copy_(new)
         rates = [group["lr"] for group in self.groups]
         if rates != self.set:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from leanres.metrics.inference import predict_logits
@@ -11,17 +9,20 @@ from leanres.models.preprocess import ImageClassifier
 from leanres.training.setup import Setup
 
 
-def teacher_logits(teacher: ImageClassifier | None, images: Tensor, setup: Setup) -> Tensor | None:
+def teacher_logits(
+    teacher: ImageClassifier | None, images: Tensor, part_size: int, setup: Setup
+) -> Tensor | None:
     """The teacher's logits (N, K) for uint8 images as augmented, at full size; None without one.
 
-    Teacher and student see the same views: Beyer et al. 2022, arXiv:2106.05237.
+    Computed part by part, as the student's. Teacher and student see the same views: Beyer et al.
+    2022, arXiv:2106.05237.
     """
-    if teacher is None:
+    if teacher is None or not len(images):
         return None
     return predict_logits(
         teacher.model,
         images,
         normalize=teacher.normalize,
-        batch_size=math.ceil(setup.counts.images_per_step / setup.recipe.accumulate),
+        batch_size=part_size,
         autocast=setup.device.autocast(),
     )

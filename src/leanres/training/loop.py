@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from leanres.training.batch import Batch, batches, shrink, whitening_sample
 from leanres.training.cuda_graph import Replay
 from leanres.training.device import Device
 from leanres.training.distill import teacher_logits
+from leanres.training.distributed import Parts
 from leanres.training.early_stopping import best_epoch, check_val, stopped_early
 from leanres.training.ema import average_, ema_decay
 from leanres.training.finetune import (
@@ -37,13 +38,14 @@ from leanres.training.finetune import (
     scale_lr_by_depth_,
 )
 from leanres.training.hard_examples import select_hardest_
-from leanres.training.loss import Mark, backward, ignore
+from leanres.training.loss import backward
 from leanres.training.optim import (
     classifier_parameters,
     optimizers_of,
     set_lr_,
     set_momentum_,
 )
+from leanres.training.parts import Mark, ignore, unchanged_if_lost
 from leanres.training.recipe import Recipe
 from leanres.training.sam import sam_perturbed_
 from leanres.training.setup import Setup
@@ -77,6 +79,7 @@ class StepFunction:
     device: Device
     update: Callable[[Batch, bool], StepResult]  # a batch, and whether to measure the gradient
     select: nn.Module | None  # the selector's forward pass
+    captured: bool = False  # whether `update` replays a graph
 
     def fits(self, setup: Setup) -> bool:
         """Whether it was made for this device and recipe; the seed does not matter."""
@@ -198,24 +201,23 @@ def steps(
     `mark` is called with the name of each part of a step when it is done; steps are then not
     captured as graphs.
 
-    Order, augmentation and dropout are drawn from (seed, epoch, step), so a resumed training takes
-    the same steps. No step waits for the device, except with a network that draws random numbers
-    itself (dropout, stochastic depth, shake-shake).
+    Order, augmentation and dropout are drawn from (seed, epoch, step) and the part of the batch, so
+    a resumed training takes the same steps, and so does one by several processes. No step waits for
+    the device, except with a network that draws random numbers itself (dropout, stochastic depth,
+    shake-shake). Where another process ends, LostProcessError, the state is that before the step.
     """
     recipe, counts, device = setup.recipe, setup.counts, setup.device
     lr_factor, done = lr_factor or counts.lr_factor, mark or ignore
-    draws = any(is_random(module) for model in state.networks for module in model.modules())
     for model in state.networks:
         model.train()
     freeze_statistics_(state.model, recipe.freeze)
     function = _step_function(state, setup, mark)  # its networks keep the modes of these
     before, after = setup.normalizers
-    layout = memory_format(device.name)
-    for batch in batches(setup.train, counts, state.step, before):
+    for batch in batches(setup.train, counts, state.step, before, setup.world):
         images, targets = (x.to(device.name, non_blocking=True) for x in batch)
         done("data and augmentation")
-        epoch, position = divmod(state.step, counts.steps_per_epoch)
-        inputs = shrink(after(images), counts.scale(state.step)).contiguous(memory_format=layout)
+        parts = counts.parts(state.step % counts.steps_per_epoch)
+        inputs = _inputs(images, after, counts.scale(state.step))
         done("normalise and resize")
         if state.step >= counts.freeze_stem:
             for model in state.networks:
@@ -223,22 +225,63 @@ def steps(
         set_lr_(state.optimizers, lr_factor(state.step))
         if (momentum := counts.momentum(state.step)) is not None:
             set_momentum_(state.optimizers, momentum)
-        seed = generator(recipe.seed, epoch, position + 1, 1).initial_seed()
-        with device.seeded(seed) if draws else nullcontext():
+        alone = setup.world.size == 1
+        with nullcontext() if alone else unchanged_if_lost(state.networks):
             if function.select is not None:
-                kept = select_hardest_(function.select, Batch(inputs, targets), setup)
-                images, inputs, targets = images[kept], inputs[kept], targets[kept]
-                inputs = inputs.contiguous(memory_format=layout)
+                seeds = _part_seeds(state, setup, 4)
+                kept = select_hardest_(
+                    function.select, Batch(inputs, targets, None, parts, seeds), setup
+                )
+                images, inputs, targets = (
+                    setup.world.chosen(x, parts, kept) for x in (images, inputs, targets)
+                )
+                parts = Parts(len(kept), recipe.accumulate)
+                inputs = inputs.contiguous(memory_format=memory_format(device.name))
                 done("selector")
-            logits = teacher_logits(state.teacher, images, setup)
+            logits = teacher_logits(state.teacher, images, parts.size, setup)
             # Once an epoch is enough: the norm is read beside the losses, and costs a little.
-            last = position == counts.steps_per_epoch - 1
-            result = function.update(Batch(inputs, targets, logits), last)
+            last = (state.step + 1) % counts.steps_per_epoch == 0
+            with _seeded(state, setup, function):
+                seeds = () if function.captured else _part_seeds(state, setup, 1)
+                result = function.update(Batch(inputs, targets, logits, parts, seeds), last)
         if state.ema is not None:
             average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
             done("average of the weights")
         state.step += 1
         yield result
+
+
+def _inputs(images: Tensor, normalize: nn.Module, scale: float) -> Tensor:
+    """What the network gets of a step's images, which may be none: a process may have no part."""
+    inputs = shrink(normalize(images), scale) if len(images) else images.float()
+    return inputs.contiguous(memory_format=memory_format(images.device))
+
+
+def _draws(state: TrainState) -> bool:
+    """Whether a network draws random numbers itself."""
+    return any(is_random(module) for model in state.networks for module in model.modules())
+
+
+def _part_seeds(state: TrainState, setup: Setup, purpose: int) -> tuple[int, ...]:
+    """A seed for each part of this step that the process computes, where a network draws."""
+    if not _draws(state):
+        return ()
+    epoch, position = divmod(state.step, setup.counts.steps_per_epoch)
+    counters = (setup.recipe.seed, epoch, position + 1, purpose)
+    return tuple(
+        generator(*counters, part).initial_seed() for part in range(setup.recipe.accumulate)
+    )
+
+
+def _seeded(
+    state: TrainState, setup: Setup, function: StepFunction
+) -> AbstractContextManager[object]:
+    """A captured step is seeded as a whole: a graph cannot be seeded within."""
+    if not (function.captured and _draws(state)):
+        return nullcontext()
+    epoch, position = divmod(state.step, setup.counts.steps_per_epoch)
+    counters = (setup.recipe.seed, epoch, position + 1, 1, setup.world.rank)
+    return setup.device.seeded(generator(*counters).initial_seed())
 
 
 def _step_function(state: TrainState, setup: Setup, mark: Mark | None) -> StepFunction:
@@ -273,7 +316,7 @@ def _compile_step(state: TrainState, setup: Setup, mark: Mark, capture: bool) ->
     if not (capture and device.compiled) or setup.counts.momentum(0) is not None:
         return StepFunction(recipe, device, update, None)
     replay = Replay(update, state.model, state.optimizers)
-    return StepFunction(recipe, device, lambda batch, _: replay(batch), None)
+    return StepFunction(recipe, device, lambda batch, _: replay(batch), None, captured=True)
 
 
 def restart_(state: TrainState, setup: Setup) -> None:
@@ -369,8 +412,14 @@ def _row(state: TrainState, last: StepResult, setup: Setup, val: Split | None) -
     }
     state.losses, state.correct = [], []
     if val is not None:
-        network, autocast = setup.device.accelerate(state.averaged), setup.device.autocast()
-        logits = predict_logits(network, val.images, normalize=setup.normalize, autocast=autocast)
+        network, autocast = setup.device.accelerate(state.averaged), setup.device.autocast
+        logits = setup.world.predict(
+            lambda images: predict_logits(
+                network, images, normalize=setup.normalize, autocast=autocast()
+            ),
+            val.images,
+            len(val.classes),
+        )
         row["val_loss"] = float(F.cross_entropy(logits, val.labels))
         row["val_accuracy"] = float((logits.argmax(1) == val.labels).float().mean())
     for name, value in row.items():

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanres.errors import UserError
 from leanres.training.batch import Batch
 from leanres.training.losses import LOSSES
+from leanres.training.parts import Mark, accumulate_, ignore
 from leanres.training.recipe import Recipe
 from leanres.training.setup import Setup
-
-Mark = Callable[[str], object]  # called with the name of each part of a step once it is done
-
-
-def ignore(part: str) -> None:
-    """The `Mark` that does nothing."""
 
 
 def backward(
@@ -28,21 +20,23 @@ def backward(
 
     For a mixed image, the class with the largest share counts as correct.
     """
-    recipe, weights, whole = setup.recipe, setup.class_weights, len(batch.targets)
-    mean_weight = 1.0 if weights is None else _mean_weight(batch.targets, weights)
-    results = []
-    for part in batch.parts(recipe.accumulate):
-        with setup.device.autocast():
-            logits = forward(part.inputs)
-        mark("forward")
-        loss = loss_of(logits.float(), part, recipe, weights, mean_weight)
-        loss = loss * (len(part.targets) / whole)
-        loss.backward()  # type: ignore[no-untyped-call]
+    recipe, weights, parts = (
+        setup.recipe,
+        setup.class_weights,
+        batch.divided(setup.recipe.accumulate),
+    )
+    mean_weight: Tensor | float = 1.0
+    if weights is not None:
+        targets = setup.world.gather(batch.targets, setup.world.counts(parts))
+        mean_weight = _mean_weight(targets, weights)
+
+    def of_part(part: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss = loss_of(logits, part, recipe, weights, mean_weight)
         labels = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
-        results.append((loss.detach(), (logits.detach().argmax(1) == labels).sum()))
-        mark("backward")
-    loss, correct = (torch.stack(column).sum(0) for column in zip(*results, strict=True))
-    return loss, correct
+        correct = (logits.detach().argmax(1) == labels).sum()
+        return loss * (len(part.targets) / parts.images), correct
+
+    return accumulate_(forward, batch, setup, of_part, mark)
 
 
 def _mean_weight(targets: Tensor, weights: Tensor) -> Tensor | float:

@@ -31,6 +31,8 @@ def sam_perturbed_(model: nn.Module, rho: float, adaptive: bool = False) -> Iter
         torch._foreach_div_(steps, get_total_norm(scaled) + 1e-12)
         torch._foreach_add_(params, steps)
     model.zero_grad(set_to_none=True)
-    yield
-    with torch.no_grad():
-        torch._foreach_copy_(values, kept)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(values, kept)

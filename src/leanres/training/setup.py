@@ -14,18 +14,23 @@ from leanres.errors import UserError
 from leanres.models.preprocess import Normalize
 from leanres.registry import unknown
 from leanres.training.device import Device
+from leanres.training.distributed import ALONE, World
 from leanres.training.recipe import Recipe
 from leanres.training.step_counts import StepCounts
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A recipe, the training images (on `device.augments_on`), their normalisation, the device."""
+    """A recipe, the training images (on `device.augments_on`), their normalisation, the device.
+
+    `world` are the processes that train together.
+    """
 
     recipe: Recipe
     train: Split
     normalize: Normalize
     device: Device
+    world: World = ALONE
 
     @property
     def normalizers(self) -> tuple[nn.Module | None, nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from leanres.training.distributed import Parts
 from leanres.training.recipe import Recipe
 from leanres.training.schedules import SchedulePoint, lr_factor, momentum_at
 
@@ -31,6 +32,11 @@ class StepCounts:
     def images_per_step(self) -> int:
         """Images augmented for a step: a batch, times its repeats."""
         return self.batch_size * self.recipe.augment_repeats
+
+    def parts(self, position: int) -> Parts:
+        """The images of the step at that position of an epoch, in parts."""
+        images = self.images_of_steps[-1 if position == self.steps_per_epoch - 1 else 0]
+        return Parts(images, self.recipe.accumulate)
 
     @property
     def selected_per_step(self) -> int:
