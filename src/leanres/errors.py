@@ -20,7 +20,12 @@ class NotFoundError(UserError):
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the same training has ended; the command line exits with 1."""
+    """Another process of the same training has ended; the command line exits with 1.
+
+    Of those that are left the one that `speaks` says so: the one that has saved.
+    """
+
+    speaks = False
 
 
 @contextmanager

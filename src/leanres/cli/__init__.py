@@ -29,10 +29,10 @@ from leanres.cli import (
     search,
     train,
 )
-from leanres.cli.console import say
+from leanres.cli.console import is_first_process, say
 from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.cli.plugins import with_plugins
-from leanres.errors import UserError, printable
+from leanres.errors import LostProcessError, UserError, printable
 from leanres.plugins import failure
 from leanres.runs.stop import terminable
 from leanres.version import __version__
@@ -125,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = CLOSED_PIPE
     except UserError as error:
         _fail(str(error), 2)
+    except LostProcessError as error:
+        _fail(str(error), 1, error.speaks)
     except OSError as error:  # a file or folder that the system does not let us use
         if error.filename is None and error.errno not in DISK_FULL:
             raise
@@ -170,7 +172,9 @@ def _number(parameter: Any) -> str:
     return NUMBERS[kind] + (bounds if low is not None else "")
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, speaks: bool | None = None) -> NoReturn:
+    """Exit with the code; of several processes the first one says why, or the one that `speaks`."""
     one_line = printable(" ".join(message.split())[:MAX_MESSAGE])
-    print(f"leanres: {one_line}", file=sys.stderr)
+    if is_first_process() if speaks is None else speaks:
+        print(f"leanres: {one_line}", file=sys.stderr)
     sys.exit(code)

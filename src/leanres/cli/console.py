@@ -41,14 +41,21 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of a training, or the one that prints."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def console(stderr: bool = False) -> Console:
     """A console that prints names as they are; in a file or pipe of $COLUMNS or `PIPED` columns."""
     from rich.console import Console  # a sixth of the time of --help
 
     stream = sys.stderr if stderr else sys.stdout
+    if not is_first_process():
+        stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     given = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() else int(given) if given.isdecimal() else PIPED
-    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def counted(count: int, noun: str) -> str:
@@ -60,7 +67,8 @@ def say(text: object = "", err: bool = False) -> None:
     """Print lines on stdout or stderr; names in them cannot control the terminal."""
     import typer
 
-    typer.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
+    if is_first_process():
+        typer.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
 
 
 def print_table(

@@ -102,6 +102,7 @@ def train_and_print(run: Run, as_json: bool, trackers: list[str], report: bool) 
     from leanres.runs.stop import Stopped
 
     say(headline(run), err=as_json)
+    trackers, report = (trackers, report) if run.writes else ([], False)
     history = with_times(run.state.history, run.times)
     with open_trackers(
         trackers, run.folder, run.info, history, lambda note: print_notes([note])
@@ -153,11 +154,15 @@ def headline(run: Run) -> str:
     device, recipe = run.setup.device, run.setup.recipe
     name = network_name(recipe.model)
     val = f" + {len(run.val):,} val" if run.val is not None else ""
+    world = run.setup.world
+    processes = ""
+    if world.size > 1:
+        processes = f" {world.size} processes ({'exact' if world.exact else 'fast'}),"
     return (
         f"{name} ({params / 1e6:.2f} M params) on {len(run.setup.train):,} images{val} of"
         f" {run.dataset.name}, {counted(recipe.epochs, 'epoch')} of"
         f" {counted(run.setup.counts.steps_per_epoch, 'step')}, {device.name} {device.precision}"
-        f"{', compiled' if device.compiled else ''}, kernels: {device.kernels},"
+        f"{', compiled' if device.compiled else ''}, kernels: {device.kernels},{processes}"
         f" seed {recipe.seed} -> {run.folder}"
     )
 

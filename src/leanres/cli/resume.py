@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from leanres.cli import complete, options
+from leanres.cli.processes import (
+    PROCESSES,
+    REDUCTION,
+    Reduction,
+    device_of_process,
+    world_of,
+)
 from leanres.cli.progress import train_and_print
 from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers
@@ -33,6 +40,8 @@ def resume(
     ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
+    processes: int = PROCESSES,
+    reduction: Reduction | None = REDUCTION,
     no_report: bool = options.NO_REPORT,
     track: str = options.TRACK,
     as_json: bool = options.JSON,
@@ -47,14 +56,17 @@ def resume(
 
     options.check_tta(tta or "auto")  # refuses a mistake before the training
     trackers = check_trackers(track)
+    world = world_of(processes, reduction, device_name, threads)
 
     def device(info: dict[str, Any]) -> Device:
         options.set_threads(threads or info.get("hardware", info["origin"]).get("threads"))
-        found = device_of(info, device_name)
+        found = device_of(info, device_of_process(device_name, world))
         found.tune()
         return found
 
-    run = reopen(folder, lambda info: options.load_run_data(info, data), device, epochs)
+    run = reopen(
+        folder, lambda info: options.load_run_data(info, data), device, epochs, world=world
+    )
     options.print_notes(run.notes)
     given = {"tta": tta, "measure": measure}
     try:

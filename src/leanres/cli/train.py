@@ -13,13 +13,23 @@ import typer
 from leanres.cli import folds as fold_training
 from leanres.cli import options
 from leanres.cli.console import counted, say
+from leanres.cli.processes import (
+    PROCESSES,
+    REDUCTION,
+    Reduction,
+    device_of_process,
+    restarts,
+    world_of,
+)
 from leanres.cli.progress import train_and_print
 from leanres.errors import UserError
 from leanres.runs.tracking import check_trackers
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
+    from leanres.runs.run import Run
     from leanres.training.device import Device
+    from leanres.training.distributed import World
     from leanres.training.recipe import Recipe
     from leanres.training.step_counts import StepCounts
 
@@ -48,6 +58,8 @@ def train(
     ),
     device_name: str = options.DEVICE,
     threads: int = options.THREADS,
+    processes: int = PROCESSES,
+    reduction: Reduction | None = REDUCTION,
     at_once: int = options.FOLDS_AT_ONCE,
     devices: str | None = options.FOLD_DEVICES,
     out: Path | None = options.output_option(
@@ -64,7 +76,6 @@ def train(
     from leanres.data.sources import locate
     from leanres.runs.fit import with_val
     from leanres.runs.layout import check_free
-    from leanres.runs.run import create
     from leanres.training.recipes import load_recipe
     from leanres.trials.executors import local_executor
 
@@ -75,9 +86,14 @@ def train(
     if lr_max == "auto" and "lr" in changed:
         raise UserError(f"lr = {changed['lr']} and --lr-max auto were both given: give one of them")
     chosen = load_recipe(recipe, changed)
-    device = options.make_device(device_name, chosen, threads)
+    world = world_of(processes, reduction, device_name, threads)
+    if folds is not None and world.size > 1:
+        raise UserError("--folds trains one network per process: give --at-once, not --processes")
+    device = options.make_device(device_of_process(device_name, world), chosen, threads)
     clock = time.perf_counter()
-    dataset, data, recipe = options.load_data_or_digits(data, size, strict, channels, recipe)
+    dataset, data, recipe = world.one_per_machine(
+        lambda: options.load_data_or_digits(data, size, strict, channels, recipe)
+    )
     chosen = load_recipe(recipe, changed)
     if "val" not in changed and folds is None:
         chosen, notes = with_val(chosen, dataset, "--set val=0")
@@ -93,26 +109,61 @@ def train(
         )
         fold_training.train_folds(folds, chosen, dataset, executor, place, origin, as_json)
         return
-    if out:
-        check_free(out)
+    with world.agreed():
+        if out and world.leads and not restarts():
+            check_free(out)
     found: dict[str, Any] = {}
     if lr_max == "auto":
         chosen, found = _with_found_lr(chosen, dataset, device, as_json)
-    folder = out or _next_folder(Path(recipe).stem)
-    try:
-        run = create(
-            folder,
-            chosen,
-            dataset,
-            device,
-            origin | found,
-        )
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # where it is empty
-        raise
+    run = _begin_or_continue(out, Path(recipe).stem, chosen, dataset, device, origin | found, world)
     options.print_notes([*run.notes, *_few_steps(run.setup.counts)])
     train_and_print(run, as_json, trackers, not no_report)
+
+
+def _begin_or_continue(
+    out: Path | None,
+    name: str,
+    recipe: Recipe,
+    dataset: Dataset,
+    device: Device,
+    origin: dict[str, Any],
+    world: World,
+) -> Run:
+    """A new run; where torchrun has started the processes again, the one that they had begun."""
+    from leanres.runs.run import create, reopen
+
+    begun: Path | None = None
+    with world.agreed():
+        if world.leads:
+            begun = _begun(out, name, recipe) if restarts() else None
+            out = begun or out or _next_folder(name)
+    begun, out = world.exchange((begun, out))[0]
+    assert out is not None, "the first process has named a folder"
+    if begun:
+        return reopen(begun, lambda _: dataset, lambda _: device, world=world)
+    try:
+        return create(out, recipe, dataset, device, origin, world)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # where it is empty
+        raise
+
+
+def _begun(out: Path | None, name: str, recipe: Recipe) -> Path | None:
+    """The newest run of this recipe that the same command has begun."""
+    from leanres.runs.run_json import INFO, matches_run, read_info
+
+    for folder in [out] if out else sorted(Path("runs").glob(f"{name}-*"), key=_age):
+        if (folder / INFO).exists():
+            info = read_info(folder, queued=True)
+            same = info["origin"].get("command") == options.current_command()
+            if same and matches_run(info, recipe):
+                return folder
+    return None
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
 
 
 def _few_steps(counts: StepCounts) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from leanres.data.split import Dataset
-from leanres.errors import UserError
+from leanres.errors import LostProcessError, UserError
+from leanres.io import InUseError, Lock
 from leanres.models.cost import count_params
 from leanres.models.preprocess import ImageClassifier
 from leanres.runs import checkpoint
@@ -31,6 +33,7 @@ from leanres.runs.run import (
 from leanres.runs.stop import Stop
 from leanres.runs.weights import WEIGHTS, weights_bytes
 from leanres.training.device import Device, detect
+from leanres.training.distributed import ALONE
 from leanres.training.early_stopping import best_epoch
 from leanres.training.loop import (
     MetricsRow,
@@ -62,12 +65,14 @@ def epochs(
     After each epoch, but no sooner than after `SAVE_SHARE` times what the last save took: on a GPU
     an epoch of a second is not followed by half a second of writing. Yields each epoch's row with
     its `seconds` and `images_per_s`. A loss that is not finite is a UserError that names the step;
-    the checkpoint before it stays the newest.
+    the checkpoint before it stays the newest. Where another process of the training has ended, the
+    state is saved and LostProcessError raised.
     """
     last = math.inf if until_epoch is None else until_epoch * run.setup.counts.steps_per_epoch
 
     def keep_going(state: TrainState) -> bool:
         watch(state)
+        stop.signal = run.setup.world.highest(stop.signal)  # all stop at the same step
         return not stop.signal and state.step < last
 
     if run.state.step >= last:
@@ -84,22 +89,78 @@ def epochs(
             now = time.perf_counter()
             seconds, clock = now - clock, now
             run.times.append(_time(run, row, seconds))
+            _check_same_weights(run)
             if now >= due or run.is_finished:
                 save(run)
                 due = time.perf_counter() + SAVE_SHARE * (time.perf_counter() - now)
             yield row | run.times[-1]
-        if not run.is_finished:  # stopped
-            check_finite(run.state)
-            if run.state.losses:  # within an epoch
-                run.info["unfinished_seconds"] = time.perf_counter() - clock
-                write_info(run)
-            save(run)
+        if not run.is_finished:
+            _save_between_steps(run, time.perf_counter() - clock)
+    except LostProcessError as error:
+        raise _saved_alone(run, time.perf_counter() - clock, error) from None
     except NonFiniteLossError as error:
         kept = checkpoint.saved(run.folder / CHECKPOINTS)
         raise DivergedError(
             f"{error}: stopped; the last good checkpoint is {kept[0] if kept else 'none'}"
             ' (a lower lr, or precision = "float32", may help)'
         ) from None
+
+
+def _save_between_steps(run: Run, unfinished_s: float) -> None:
+    """Save a stopped run; `unfinished_s` were spent on the running epoch."""
+    check_finite(run.state)
+    if run.state.losses:  # within an epoch
+        run.info["unfinished_seconds"] = unfinished_s
+        write_info(run)
+    save(run)
+
+
+def _saved_alone(run: Run, unfinished_s: float, error: LostProcessError) -> LostProcessError:
+    """Save a run whose other processes are lost, as the one that gets its folder; the error to say.
+
+    All that are left have the same state: that before the step at which one was lost.
+    """
+    run.setup = replace(run.setup, world=ALONE)
+    if not run.writes and not _took_over(run):
+        return error
+    _save_between_steps(run, unfinished_s)
+    said = LostProcessError(
+        f"{error}: stopped at step {run.state.step} of {run.setup.counts.total}, saved; continue"
+        f" with: leanres resume {run.folder}"
+    )
+    said.speaks = True
+    return said
+
+
+def _took_over(run: Run) -> bool:
+    """Whether this process may write now: the first one has ended without saving this step."""
+    try:
+        lock = Lock(run.folder)
+    except InUseError:
+        return False
+    newest = checkpoint.saved(run.folder / CHECKPOINTS)
+    if not newest or int(newest[0].name) >= run.state.step:
+        lock.release()
+        return False
+    run.lock, run.writes = lock, True
+    return True
+
+
+def _check_same_weights(run: Run) -> None:
+    """RuntimeError where the processes' networks are not the same to the last bit."""
+    world = run.setup.world
+    if world.size == 1:
+        return
+    crc = 0
+    for tensor in run.state.model.state_dict().values():
+        crc = zlib.crc32(tensor.cpu().contiguous().numpy().data, crc)
+    found = world.exchange(crc)
+    if len({*found}) > 1:
+        odd = next(rank for rank, value in enumerate(found) if value != found[0])
+        raise RuntimeError(
+            f"process {odd} has other weights than process 0 after step {run.state.step}, which no"
+            " correct hardware computes; the checkpoint before it stays the newest"
+        )
 
 
 def fit(
@@ -151,6 +212,7 @@ def complete(
         with Stop() as stop:
             for row in epochs(run, stop, watch, until_epoch):
                 on_epoch(row)
+            stop.signal = run.setup.world.highest(stop.signal)
         stop.check()
         if not run.is_finished:
             return {}
@@ -188,7 +250,8 @@ def finish(run: Run) -> dict[str, Any]:
     weights = weights_bytes(
         network, run.config, run.preprocess, precision=run.setup.device.precision
     )
-    write_files(run.folder, {WEIGHTS: weights})
+    if run.writes:
+        write_files(run.folder, {WEIGHTS: weights})
     test = run.dataset.test if origin.get("measure", "test") == "test" else None
     name, split = ("val", run.val) if test is None else ("test", test)
     result: dict[str, Any] = {"split": None, "params": count_params(run.state.model)}
@@ -198,13 +261,15 @@ def finish(run: Run) -> dict[str, Any]:
         classifier = ImageClassifier(network, run.preprocess).to(run.setup.device.name)
         tta = tta_of(run.setup.recipe.augment)
         predictor = Predictor(classifier, run.config, run.setup.device, tta)
-        measured, logits = predictor.measure(split, origin.get("tta", "auto"))
+        measured, logits = predictor.measure(split, origin.get("tta", "auto"), run.setup.world)
         if not logits.isfinite().all():
             raise DivergedError(f"the network's logits on {name} are not finite: give a lower lr")
         result |= measured | {"split": name}
-        write_files(run.folder, {PREDICTIONS: predictions_table(logits.softmax(1), split)})
+        if run.writes:
+            table = predictions_table(logits.softmax(1), split)
+            write_files(run.folder, {PREDICTIONS: table})
     result["train_seconds"] = round(sum(t["seconds"] for t in run.times), 1)
-    if result["train_seconds"] > LONG_S:
+    if run.writes and result["train_seconds"] > LONG_S:
         # A timing means nothing without it where machines are shared: it may halve within an hour.
         result["matrix_tflops"] = round(matrix_rate(run.setup.device)[0], 3)
     run.info["result"] = result

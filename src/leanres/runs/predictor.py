@@ -27,6 +27,7 @@ from leanres.runs.run import device_of
 from leanres.runs.run_json import read_info
 from leanres.runs.weights import load_classifier, weights_file
 from leanres.training.device import Device, detect
+from leanres.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,18 @@ class Predictor:
                 f" {', '.join(self.preprocess.classes)}: give the data that it was trained for"
             )
 
-    def measure(self, split: Split, tta: str) -> tuple[dict[str, Any], Tensor]:
+    def measure(
+        self, split: Split, tta: str, world: World = ALONE
+    ) -> tuple[dict[str, Any], Tensor]:
         """The figures of an evaluation, accuracy with `tta` too; the logits without it."""
         tta = self.tta if tta == "auto" else tta
-        plain, augmented = self.logits_both(split.images, tta)
+        both = world.predict(
+            lambda images: torch.stack(self.logits_both(images, tta), 1),
+            split.images,
+            2,
+            len(split.classes),
+        )
+        plain, augmented = both.unbind(1)
         return figures(plain, augmented, split.labels.cpu(), tta), plain
 
     def predict(

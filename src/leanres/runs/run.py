@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from leanres import plugins
 from leanres.data.folds import in_fold
 from leanres.data.sources import origin_of
@@ -41,6 +43,7 @@ from leanres.runs.manifest import edited, write_files
 from leanres.runs.run_json import INFO, is_queued, read_info, recipe_as_started
 from leanres.runs.weights import MAX_BYTES, load_pretrained, load_teacher, weights_file
 from leanres.training.device import Device, detect, hardware
+from leanres.training.distributed import ALONE, World
 from leanres.training.early_stopping import check_val, stopped_early
 from leanres.training.finetune import Pretrained, fitting
 from leanres.training.loop import MetricsRow, TrainState, network_config, start
@@ -66,6 +69,7 @@ class Run:
     times: list[MetricsRow] = field(default_factory=list)  # seconds and images/s per epoch
     carried_s: float = 0.0  # spent on the running epoch before a stop
     lock: Lock | None = None
+    writes: bool = True  # of several processes one alone does
 
     @property
     def is_finished(self) -> bool:
@@ -84,14 +88,33 @@ def create(
     dataset: Dataset,
     device: Device,
     origin: dict[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Run:
     """Start a run in a folder that does not exist yet, or is empty.
 
     `origin` goes into run.json as it is: what `reopen`'s loader needs to find the data again.
-    Arrays in memory are kept in the cache for it.
+    Arrays in memory are kept in the cache for it. Of several processes each calls it, and the first
+    one alone makes the folder.
     """
+    run = world.first_leads(lambda: _create(folder, recipe, dataset, device, origin or {}, world))
+    _check_agreement(run)
+    return run
+
+
+def _create(
+    folder: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    device: Device,
+    origin: dict[str, Any],
+    world: World,
+) -> Run:
+    if not world.leads:
+        run = prepare(recipe, dataset, device, folder, world=world)
+        run.info = _describe(run) | {"origin": origin}
+        return run
     check_free(folder)
-    run = prepare(recipe, dataset, device, folder)
+    run = prepare(recipe, dataset, device, folder, world=world)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,7 +123,7 @@ def create(
     run.lock = Lock(folder)
     try:
         clear(folder)
-        _begin(run, (origin or {}) | origin_of(dataset))
+        _begin(run, origin | origin_of(dataset))
     except BaseException:  # a full disk, Ctrl-C: the same command may be given again
         run.release()
         shutil.rmtree(folder, ignore_errors=True)
@@ -129,17 +152,33 @@ def reopen(
     device: Callable[[dict[str, Any]], Device],
     epochs: int | None = None,
     wait_s: float = 0.0,
+    world: World = ALONE,
 ) -> Run:
     """A run as its newest intact checkpoint left it; `epochs` extends (or shortens) its recipe.
 
     A queued one begins. Nothing is written before it continues. `load` and `device` get run.json's
     content and give data and device. UserError where the data is not what the run was trained on;
     InUseError where another process trains in the folder and has not ended after `wait_s` seconds.
+    Of several processes each calls it, and the first one alone locks the folder and writes.
     """
+    run = world.first_leads(lambda: _reopen(folder, load, device, epochs, wait_s, world))
+    _check_agreement(run)
+    return run
+
+
+def _reopen(
+    folder: Path,
+    load: Callable[[dict[str, Any]], Dataset],
+    device: Callable[[dict[str, Any]], Device],
+    epochs: int | None,
+    wait_s: float,
+    world: World,
+) -> Run:
     read_info(folder, queued=True)  # UserError where there is no run to lock
-    lock = Lock(folder, wait_s)
+    lock = Lock(folder, wait_s) if world.leads else None
     try:
-        remove_partial(folder)
+        if lock:
+            remove_partial(folder)
         info = read_info(folder, queued=True)  # a process that held the lock may have changed it
         recipe, notes = recipe_as_started(info)
         if epochs is not None:
@@ -152,21 +191,45 @@ def reopen(
             same_order = check_data(folder, info, dataset)
             notes += added
         known = None if is_queued(info) else Preprocess(**info["preprocess"])
-        run = prepare(recipe, dataset, device(info), folder, known)
+        run = prepare(recipe, dataset, device(info), folder, known, world)
         run.lock, run.notes = lock, edited(folder) + notes
         if is_queued(info):
             _begin(run, info["origin"])
         else:
             _restore_(run, info, same_order, extended=epochs is not None)
     except BaseException:
-        lock.release()
+        if lock:
+            lock.release()
         raise
     return run
 
 
+def _check_agreement(run: Run) -> None:
+    """UserError where the processes of a training would not compute the same."""
+    world, device = run.setup.world, run.setup.device
+    if world.size == 1:
+        return
+    with world.agreed():  # digests of all images
+        data = fingerprints(run.dataset)
+    facts = {
+        "leanres": __version__,
+        "PyTorch": torch.__version__,
+        **{f"the setting {key}": value for key, value in run.setup.recipe.to_dict().items()},
+        **{f"data: {name}": digest for name, digest in data.items()},
+        "the kernels": device.kernels,
+        "the precision": device.precision,
+        "compiled": device.compiled,
+        "CPU threads": torch.get_num_threads(),
+        "plugins": [plugin["sha256"] for plugin in plugins.used()],
+        "steps done": run.state.step,
+    }
+    for what, value in facts.items():
+        world.check_equal(what, value)
+
+
 def _restore_(run: Run, info: dict[str, Any], same_order: bool, extended: bool) -> None:
     """Bring a fresh run to its newest intact checkpoint. UserError where it cannot continue."""
-    folder, now = run.folder, hardware(run.setup.device)
+    folder, now = run.folder, _hardware(run)
     run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
     if run.setup.recipe.teacher and _sha256(run.setup.recipe.teacher) != info["teacher"]:
         raise UserError(
@@ -204,6 +267,7 @@ def prepare(
     device: Device,
     folder: Path = Path(),
     known: Preprocess | None = None,
+    world: World = ALONE,
 ) -> Run:
     """A run at step 0, in memory alone; `create` also makes its folder.
 
@@ -218,13 +282,13 @@ def prepare(
     preprocess = known or _preprocess(recipe, split, dataset.whites, pretrained)
     device.reset_compile_cache()
     normalize = Normalize(preprocess.mean, preprocess.std)
-    setup = Setup(recipe, split.to(device.augments_on), normalize, device)
+    setup = Setup(recipe, split.to(device.augments_on), normalize, device, world)
     teacher = load_teacher(recipe.teacher, split, device) if recipe.teacher else None
     state = start(setup, teacher, pretrained)
     preflight_check(setup, state)
     val = None if val is None else val.to(device.name)
     config = network_config(recipe.model, split)
-    run = Run(folder, setup, dataset, val, state, preprocess, config)
+    run = Run(folder, setup, dataset, val, state, preprocess, config, writes=world.leads)
     run.notes += _init_notes(run)
     return run
 
@@ -268,6 +332,8 @@ def device_of(info: dict[str, Any], name: str = "auto") -> Device:
 def _begin(run: Run, origin: dict[str, Any]) -> None:
     """Write step 0, and run.json last: a folder that has one is one that `resume` continues."""
     run.info = _describe(run) | {"origin": origin}
+    if not run.writes:
+        return
     write_files(run.folder, {IMAGES: images_table(run.dataset, run.val)})
     save(run)
     write_info(run)
@@ -277,6 +343,8 @@ def save(run: Run) -> None:
     """Write the checkpoint and the metric rows."""
     # Timings are kept apart: the metrics of a resumed run equal the uninterrupted run's. They are
     # written first, as no checkpoint holds them; rows beyond it are left out by a resume.
+    if not run.writes:
+        return
     write_files(run.folder, {TIMES: json_lines(run.times)})
     checkpoint.save(run.folder / CHECKPOINTS, run.state)
     write_tables(run)
@@ -284,6 +352,8 @@ def save(run: Run) -> None:
 
 def write_tables(run: Run) -> None:
     """Write the metric rows, which the newest checkpoint holds too."""
+    if not run.writes:
+        return
     rows = run.state.history
     tables = {HISTORY: json_lines(rows), TABLE: csv_table(with_times(rows, run.times))}
     write_files(run.folder, tables)
@@ -307,9 +377,15 @@ def _describe(run: Run) -> dict[str, Any]:
             "test": 0 if run.dataset.test is None else len(run.dataset.test),
             "fingerprints": fingerprints(run.dataset),
         },
-        "hardware": hardware(run.setup.device),
+        "hardware": _hardware(run),
         "plugins": plugins.used(),
     }
+
+
+def _hardware(run: Run) -> dict[str, Any]:
+    world = run.setup.world
+    reduction = "exact" if world.exact else "fast"
+    return hardware(run.setup.device) | {"processes": world.size, "reduction": reduction}
 
 
 def _sha256(weights: str) -> str:
@@ -318,4 +394,6 @@ def _sha256(weights: str) -> str:
 
 def write_info(run: Run) -> None:
     """Write run.json."""
+    if not run.writes:
+        return
     write_files(run.folder, {INFO: json.dumps(run.info, indent=1, allow_nan=False).encode()})

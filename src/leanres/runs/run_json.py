@@ -66,6 +66,8 @@ STARTED: Fields = {
     Literal["float32", "bfloat16"]: "hardware.precision",
     bool: "hardware.compiled",
     AMOUNT: "unfinished_seconds?",
+    Annotated[int, Range(1, 2**20)]: "hardware.processes?",
+    Literal["exact", "fast"]: "hardware.reduction?",
     OBJECTS: "resumed? plugins?",
 }
 RESULT: Fields = {

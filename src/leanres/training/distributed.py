@@ -137,7 +137,7 @@ class World:
             own = came[0].clone()
             for row in came[1:]:
                 own += row
-            dist.all_gather_into_tensor(total, own)
+            dist.all_gather([*total.view(self.size, width).unbind()], own)
         return total
 
     def predict(self, work: Callable[[Tensor], Tensor], images: Tensor, *outputs: int) -> Tensor:
@@ -153,8 +153,11 @@ class World:
             min(rank * batches // self.size * size, len(images)) for rank in range(self.size + 1)
         ]
         own = images[bounds[self.rank] : bounds[self.rank + 1]]
-        found = work(own) if len(own) else torch.empty(0, *outputs, device=images.device)
-        return self.gather(found, [b - a for a, b in pairwise(bounds)])
+        found = work(own) if len(own) else torch.empty(0, *outputs)
+        try:
+            return self.gather(found, [b - a for a, b in pairwise(bounds)])
+        except LostProcessError:  # this needs no other process; the next step will tell
+            return work(images)
 
     def exchange(self, value: T) -> list[T]:
         """A small value of each process, in their order."""
@@ -195,14 +198,21 @@ class World:
         everywhere = len({*found}) == 1
         raise UserError(found[first] if everywhere else f"process {first}: {found[first]}")
 
-    def one_by_one(self, work: Callable[[], T]) -> T:
+    def first_leads(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done by the first process and then by the others."""
+        return self._in_two_turns(work, self.leads)
+
+    def one_per_machine(self, work: Callable[[], T]) -> T:
         """What `work` returns, done first by one process of each machine, then by the others."""
-        found: T
+        return self._in_two_turns(work, self.local_rank == 0)
+
+    def _in_two_turns(self, work: Callable[[], T], is_first: bool) -> T:
+        found: list[T] = []
         for turn in (True, False):
             with self.agreed():
-                if (self.local_rank == 0) == turn:
-                    found = work()
-        return found
+                if is_first == turn:
+                    found.append(work())
+        return found[0]
 
     def check_equal(self, what: str, value: object) -> None:
         """UserError where a process has another value than the first one."""
