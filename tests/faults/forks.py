@@ -6,11 +6,13 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,6 +22,7 @@ from weakref import WeakSet
 import torch
 
 from leanres.errors import UserError
+from leanres.training.distributed import World, joined
 
 OK, TOLD, TRACEBACK = 0, 2, 3  # exit codes: done, a UserError, any other exception
 
@@ -48,6 +51,50 @@ def fork(
         _, status = os.waitpid(pid, 0)
         file.seek(0)
         return Outcome(os.waitstatus_to_exitcode(status), file.read().decode(errors="replace"))
+
+
+def together(
+    function: Callable[[World], Any], size: int, seconds: float = 120, **given: Any
+) -> list[Outcome]:
+    """Run `function` in `size` forked processes that train together, as torchrun's do.
+
+    given: what `joined` takes.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(TemporaryFile()) for _ in range(size)]
+        port, pids = free_port(), []
+        for rank, file in enumerate(files):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pids.append(os.fork())
+            if pids[-1] == 0:
+                os.environ |= ranked(rank, size, port)
+                torch.set_num_threads(1)  # a fork has no others
+                _child(lambda: _in_world(function, given), file.fileno(), seconds, None)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        for file in files:
+            file.seek(0)
+        texts = [file.read().decode(errors="replace") for file in files]
+        return [Outcome(code, text) for code, text in zip(codes, texts, strict=True)]
+
+
+def _in_world(function: Callable[[World], Any], given: dict[str, Any]) -> Any:
+    with joined(**given) as world:
+        return function(world)
+
+
+def ranked(rank: int, size: int, port: int) -> dict[str, str]:
+    """The variables by which torchrun tells a process its place."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in (place | address).items()}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _child(

@@ -12,15 +12,16 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanres.errors import LostProcessError, UserError, first_line
 from leanres.metrics.inference import default_batch_size
@@ -66,7 +67,9 @@ class World:
     exact: bool = True
     local_rank: int = 0
     control: Any = None
-    used: dict[tuple[int, ...], list[bool]] = field(default_factory=dict, compare=False)
+    used: MutableMapping[nn.Module, dict[tuple[bool, ...], list[bool]]] = field(
+        default_factory=WeakKeyDictionary, compare=False
+    )
 
     @property
     def leads(self) -> bool:

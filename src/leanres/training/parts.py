@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from leanres.errors import LostProcessError, UserError
 from leanres.training.batch import Batch
@@ -72,19 +72,21 @@ class RunningStatistics:
         self.values = [
             b for m in self.norms for b in (m.running_mean, m.running_var) if b is not None
         ]
-        self.counts = [
-            m.num_batches_tracked for m in self.norms if m.num_batches_tracked is not None
-        ]
+        # PyTorch's instance norms count no batches.
+        norms = [module for module in self.norms if isinstance(module, _BatchNorm)]
+        self.counts = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
         self.values_before = [b.clone() for b in self.values]
         self.counts_before = [b.clone() for b in self.counts]
 
     @cached_property
-    def averages(self) -> dict[int, int]:
-        """Norms without a momentum, which average over all batches: their position, and count."""
+    def averages(self) -> dict[nn.Module, int]:
+        """Batch norms without a momentum, which average over all batches, and their counts."""
         return {
-            i: int(before)
-            for i, (norm, before) in enumerate(zip(self.norms, self.counts_before, strict=False))
-            if norm.momentum is None
+            norm: int(norm.num_batches_tracked)
+            for norm in self.norms
+            if isinstance(norm, _BatchNorm)
+            and norm.momentum is None
+            and norm.num_batches_tracked is not None
         }
 
     @torch.no_grad()
@@ -92,8 +94,9 @@ class RunningStatistics:
         """Set the statistics up for the forward pass of a part."""
         if self.values:
             torch._foreach_zero_(self.values)
-        for i, before in self.averages.items():
-            self.counts[i].fill_(before + part)
+        for count, before in zip(self.counts, self.counts_before, strict=True):
+            if self.averages:  # a part of theirs depends on its number
+                count.copy_(before + part)
 
     def taken(self) -> list[Tensor]:
         """What the part has left, each flat."""
@@ -121,8 +124,8 @@ class RunningStatistics:
     def _kept(self, part: int) -> list[float]:
         """The share of each value that stays when a part's is added."""
         momenta = [
-            1 / (self.averages[i] + part + 1) if i in self.averages else norm.momentum or 0.0
-            for i, norm in enumerate(self.norms)
+            1 / (self.averages[norm] + part + 1) if norm in self.averages else norm.momentum or 0.0
+            for norm in self.norms
         ]
         return [1 - momentum for momentum in momenta for _ in range(2)]
 
@@ -135,7 +138,7 @@ class PartGradients:
     """
 
     def __init__(self, network: nn.Module, world: World) -> None:
-        self.world = world
+        self.network, self.world = network, world
         self.params = [p for p in network.parameters() if p.requires_grad] if world.size > 1 else []
         widths = [_multiple(p.numel(), ALIGNED) for p in self.params]
         self.starts = [sum(widths[:i]) for i in range(len(widths))]
@@ -177,7 +180,8 @@ class PartGradients:
 
     def _used(self) -> list[bool]:
         """Which parameters get gradients in any part: asked once per set of trainable ones."""
-        known, key = self.world.used, tuple(map(id, self.params))
+        known = self.world.used.setdefault(self.network, {})
+        key = tuple(p.requires_grad for p in self.network.parameters())
         if key not in known:
             known[key] = [any(own) for own in zip(*self.world.exchange(self.used), strict=True)]
         if any(own and not any_part for own, any_part in zip(self.used, known[key], strict=True)):

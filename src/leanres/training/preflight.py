@@ -15,6 +15,7 @@ from leanres.metrics.inference import evaluating, memory_format
 from leanres.training.batch import Batch, mixed, shrink
 from leanres.training.loop import TrainState
 from leanres.training.loss import loss_of
+from leanres.training.parts import check_buffers
 from leanres.training.setup import Setup
 
 
@@ -33,7 +34,12 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
     UserError for images too small for an augmentation or for the network, too few of them in a
     part of a batch, and for functions of the user's that do not return what they should.
     """
-    recipe, counts = setup.recipe, setup.counts
+    recipe, counts, size = setup.recipe, setup.counts, setup.world.size
+    if size > (parts := recipe.accumulate):
+        raise UserError(
+            f"{size} processes, but accumulate = {parts} makes {parts} parts of a batch: give --set"
+            f" accumulate={size} (another recipe), or {parts} processes"
+        )
     _ = setup.class_weights  # refuses a class that is unknown
     for step in (0, counts.total - 1):
         counts.lr_factor(step)
@@ -45,6 +51,8 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
         inputs = inputs.contiguous(memory_format=memory_format(inputs.device))
         for network in state.networks:
             logits = _forward(network, inputs, setup, alone)
+            if size > 1:
+                check_buffers(copy.deepcopy(network).train(), inputs)
     loss_of(logits.float().requires_grad_(), Batch(inputs, targets), recipe, setup.class_weights)
 
 
