@@ -22,10 +22,11 @@ class NotFoundError(UserError):
 class LostProcessError(RuntimeError):
     """Another process of the same training has ended; the command line exits with 1.
 
-    Of those that are left the one that `speaks` says so: the one that has saved.
+    Of those that are left one says so: the first process, or the one that `speaks`, where that is
+    True or False, since it has saved, or has not.
     """
 
-    speaks = False
+    speaks: bool | None = None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from weakref import WeakSet
 
 import torch
+import torch.distributed as dist
 
 from leanres.errors import UserError
 from leanres.training.distributed import World, joined
@@ -54,21 +55,27 @@ def fork(
 
 
 def together(
-    function: Callable[[World], Any], size: int, seconds: float = 120, **given: Any
+    function: Callable[[World], Any],
+    size: int,
+    seconds: float = 120,
+    store: dist.TCPStore | None = None,
+    **given: Any,
 ) -> list[Outcome]:
     """Run `function` in `size` forked processes that train together, as torchrun's do.
 
-    given: what `joined` takes.
+    store: that of an agent, as torchrun's; else the first process has one. given: what `joined`
+    takes.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(TemporaryFile()) for _ in range(size)]
-        port, pids = free_port(), []
+        port, pids = store.port if store else free_port(), []
         for rank, file in enumerate(files):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pids.append(os.fork())
             if pids[-1] == 0:
                 os.environ |= ranked(rank, size, port)
+                os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(bool(store))
                 torch.set_num_threads(1)  # a fork has no others
                 _child(lambda: _in_world(function, given), file.fileno(), seconds, None)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

@@ -7,12 +7,14 @@ import hashlib
 import json
 import math
 import os
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from forks import OK, TOLD, Outcome, free_port, ranked, together
 from torch import nn
 
@@ -254,8 +256,8 @@ def test_more_processes_than_parts_are_refused(few):
         prepare(recipe, few, CPU("cpu", "float32", compiled=False), world=world)
 
     said = (
-        "3 processes, but accumulate = 2 makes 2 parts of a batch: give --set accumulate=3 (another"
-        " recipe), or 2 processes"
+        "3 processes need as many parts of a batch, and accumulate is 2: give --set accumulate=3,"
+        " which is another recipe, or --processes 2"
     )
     assert {(o.code, o.message) for o in together(make, 3)} == {(TOLD, said)}
 
@@ -314,9 +316,32 @@ def test_other_data_recipes_and_versions_are_refused_by_name(few):
         assert "process 1 has data: train" in outcome.message
 
 
-def test_a_process_that_never_comes_is_told_of(monkeypatch):
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [
+        (0, r"process 0 of 2 did not find the others at 127.0.0.1:\d+ .* start all 2, on a free"),
+        (1, r"process 1 of 2 did not find the others at 127.0.0.1:\d+ .* start all 2, on a free"),
+    ],
+)
+def test_a_process_that_never_comes_is_told_of(rank, said, monkeypatch):
     monkeypatch.setattr(distributed, "JOIN_S", 1)
-    monkeypatch.setattr(os, "environ", {**os.environ, **ranked(1, 2, free_port())})
-    said = r"process 1 of 2 found .* start all 2, on a free port"
+    monkeypatch.setattr(os, "environ", {**os.environ, **ranked(rank, 2, free_port())})
     with pytest.raises(UserError, match=said), joined():
         pass
+
+
+def test_a_port_in_use_is_told_of(monkeypatch):
+    monkeypatch.setattr(distributed, "JOIN_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = ranked(0, 2, taken.getsockname()[1])
+        monkeypatch.setattr(os, "environ", {**os.environ, **place})
+        with pytest.raises(UserError, match=r"(?s)did not find.*in use.*on a free port"), joined():
+            pass
+
+
+def test_processes_started_again_do_not_take_what_earlier_ones_left():
+    """torchrun keeps its store, with the addresses of processes that are gone."""
+    store = dist.TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    for size in (3, 3, 2):
+        outcomes = together(lambda world: world.highest(world.rank), size, store=store)
+        assert {(o.code, o.message) for o in outcomes} == {(OK, str(size - 1))}

@@ -94,7 +94,11 @@ def _start(processes: int, threads: int) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        codes = {failure.exitcode for failure in failed.failures.values()}
-        saved = codes & {128 + signal.SIGINT, 128 + signal.SIGTERM}
-        return max(saved or {code if code > 0 else 1 for code in codes})
+        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+        for rank, code in codes.items():
+            if code < 0 and -code != signal.SIGTERM:  # which the others get when one has ended
+                name = signal.Signals(-code).name
+                print(f"leanres: process {rank} was ended by {name}", file=sys.stderr)
+        saved = {*codes.values()} & {128 + signal.SIGINT, 128 + signal.SIGTERM}
+        return max(saved or {code if code > 0 else 1 for code in codes.values()})
     return 0

@@ -122,6 +122,7 @@ def _saved_alone(run: Run, unfinished_s: float, error: LostProcessError) -> Lost
     """
     run.setup = replace(run.setup, world=ALONE)
     if not run.writes and not _took_over(run):
+        error.speaks = False
         return error
     _save_between_steps(run, unfinished_s)
     said = LostProcessError(

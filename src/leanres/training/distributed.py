@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +23,8 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from leanres.errors import LostProcessError, UserError, first_line
 from leanres.metrics.inference import default_batch_size
@@ -198,8 +201,7 @@ class World:
         if len({*found}) == 1 and not problem:
             return
         first = next(rank for rank, text in enumerate(found) if text)
-        everywhere = len({*found}) == 1
-        raise UserError(found[first] if everywhere else f"process {first}: {found[first]}")
+        raise UserError(f"process {first}: {found[first]}" if first else found[0])
 
     def first_leads(self, work: Callable[[], T]) -> T:
         """What `work` returns, done by the first process and then by the others."""
@@ -236,10 +238,37 @@ def _together() -> Iterator[None]:
     """The errors of a collective, which tell of a process that has ended."""
     try:
         yield
-    except RuntimeError as error:
-        raise LostProcessError(f"a process of this training has ended ({first_line(error)})") from (
-            error
-        )
+    except RuntimeError as error:  # which quotes the library's source, at length
+        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        what = f"does not answer in {WAIT_S // 60} minutes" if late else "has ended"
+        raise LostProcessError(f"another process of this training {what}") from error
+
+
+def _fresh_store(store: Store, rank: int, size: int) -> Store:
+    """A part of torchrun's store for these processes alone.
+
+    It still has the addresses of processes that it has started before. So each one writes a name of
+    its own, which the first process answers, and which it confirms. UserError where one does not
+    come within JOIN_S seconds.
+    """
+    own, clock = uuid.uuid4().hex, time.monotonic()
+    store.set(f"hello/{rank}", own)
+    if rank:
+        first = store.get(f"go/{own}").decode()
+        store.set(f"come/{first}/{rank}", "")
+        return PrefixStore(first, store)
+    missing = [*range(1, size)]
+    while missing:
+        if time.monotonic() - clock > JOIN_S:
+            raise UserError(
+                f"process {missing[0]} of {size} has not come within {JOIN_S} s: start all {size}"
+            )
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"go/{store.get(f'hello/{other}').decode()}", own)
+        missing = [other for other in missing if not store.check([f"come/{own}/{other}"])]
+        time.sleep(0.02)
+    return PrefixStore(own, store)
 
 
 def launched() -> bool:
@@ -265,16 +294,17 @@ def joined(reduction: Reduction | None = None, kind: str = "cpu") -> Iterator[Wo
         yield ALONE
         return
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
-    clock, backend = time.monotonic(), "nccl" if kind == "cuda" else "gloo"
+    backend, patience = "nccl" if kind == "cuda" else "gloo", timedelta(seconds=JOIN_S)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_S))
+        store = _fresh_store(next(rendezvous("env://", timeout=patience))[0], rank, size)
+        given = {"store": store, "rank": rank, "world_size": size, "timeout": patience}
+        dist.init_process_group(backend, **given)
         control = dist.new_group(backend="gloo", timeout=timedelta(seconds=WAIT_S))
     except (RuntimeError, ValueError) as error:
-        waited = f" after {time.monotonic() - clock:.0f} s"
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
-            f"process {rank} of {size} found the others neither at"
-            f" {os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-            f" nor in time{waited} ({first_line(error)}): start all {size}, on a free port"
+            f"process {rank} of {size} did not find the others at {place} ({first_line(error)}):"
+            f" start all {size}, on a free port"
         ) from None
     here = _variable("LOCAL_WORLD_SIZE", size)
     exact = (reduction or ("exact" if size <= min(here, EXACT_UP_TO) else "fast")) == "exact"

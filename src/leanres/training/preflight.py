@@ -37,8 +37,8 @@ def preflight_check(setup: Setup, state: TrainState) -> None:
     recipe, counts, size = setup.recipe, setup.counts, setup.world.size
     if size > (parts := recipe.accumulate):
         raise UserError(
-            f"{size} processes, but accumulate = {parts} makes {parts} parts of a batch: give --set"
-            f" accumulate={size} (another recipe), or {parts} processes"
+            f"{size} processes need as many parts of a batch, and accumulate is {parts}: give --set"
+            f" accumulate={size}, which is another recipe, or --processes {parts}"
         )
     _ = setup.class_weights  # refuses a class that is unknown
     for step in (0, counts.total - 1):
