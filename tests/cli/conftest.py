@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ def _costs_once() -> Iterator[None]:
     """The same networks are listed by several tests: each is counted once."""
     once = cache(summarize)
 
+    @wraps(summarize)
     def summary(network: ModelConfig, size: tuple[int, int, int] | None = None) -> Summary:
         return (summarize if isinstance(network, FactoryConfig) else once)(network, size)
 

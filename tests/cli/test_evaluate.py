@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from leanres.cli.evaluate import _print_evaluation
 from leanres.errors import shortened
+from leanres.runs.weights import load_classifier, save_weights
 
 
 def test_evaluate_reproduces_the_runs_figures(leanres, run_folder):
@@ -91,12 +92,24 @@ def test_evaluate_knows_what_a_run_held_out(leanres, run_folder):
         assert json.loads(done.out)["n"] == n
 
 
-def test_evaluate_tells_what_int8_weights_would_cost(leanres, run_folder):
+def test_evaluate_tells_what_int8_weights_would_cost(leanres, run_folder, tmp_path):
+    """As a file whose weights were rounded by hand, one scale per output channel."""
     plain = json.loads(leanres("evaluate", run_folder, "--json").out)
     rounded = json.loads(leanres("evaluate", run_folder, "--json", "--int8-weights").out)
     assert (plain["int8_weights"], rounded["int8_weights"]) == (False, True)
     assert rounded["nll"] != plain["nll"]
-    assert rounded["accuracy"] == pytest.approx(plain["accuracy"], abs=0.03)
+    known, config = load_classifier(run_folder / "model.safetensors")
+    for weight in known.model.parameters():
+        if weight.ndim in (2, 4):
+            values = weight.detach().numpy()
+            largest = np.abs(values).reshape(len(values), -1).max(1)
+            scale = (largest / np.float32(127)).reshape(-1, *[1] * (values.ndim - 1))
+            values[:] = np.rint(values / scale) * scale
+    save_weights(tmp_path / "by_hand.safetensors", known.model, config, known.preprocess)
+    expected = leanres("evaluate", tmp_path / "by_hand.safetensors", "--data", "digits", "--json")
+    assert expected.code == 0, expected.err
+    for key in ("accuracy", "nll", "ece"):
+        assert rounded[key] == pytest.approx(json.loads(expected.out)[key], rel=1e-4)
     told = leanres("evaluate", run_folder, "--int8-weights").out
     assert "params, weights alone rounded to int8" in told
 

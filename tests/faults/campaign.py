@@ -21,6 +21,7 @@ import filesystem
 import hostile
 import kills
 import mutations
+import ranks
 import sklearn.datasets  # noqa: F401  # here, not in each fork
 import torch._dynamo  # noqa: F401  # the same: the first optimizer imports it
 import writers
@@ -67,6 +68,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "file_system": filesystem.main,
     "kills": lambda: kills.main(60),
     # Without the seconds that an interpreter takes to start: kills that all hit the work itself.
+    "kills_of_ranks": lambda: ranks.main(60),
     "kills_of_forks": lambda: kills.main(250, 1, kills.OF_ONE_PROCESS, kills.run_forked),
 }
 

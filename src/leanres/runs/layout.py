@@ -135,8 +135,9 @@ def fingerprints(d: Dataset) -> dict[str, str | None]:
 
 def exactness_notes(before: dict[str, Any], now: dict[str, Any], same_order: bool) -> list[str]:
     """What makes a resumed run differ in the last bits from the uninterrupted one, in one line."""
-    keys = ("kernels", "precision", "compiled", "threads", "torch", "device", "reduction")
-    pairs = ((key, before.get(key, now[key]), now[key]) for key in keys)
+    keys = ("kernels", "precision", "compiled", "threads", "torch", "device")
+    pairs = [(key, before.get(key), now[key]) for key in keys]
+    pairs.append(("reduction", *(facts.get("reduction", "exact") for facts in (before, now))))
     changed = [f"{key} changed from {old} to {new}" for key, old, new in pairs if old != new]
     changed += [] if same_order else ["the images come in another order"]
     if not changed:

@@ -383,9 +383,10 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def _hardware(run: Run) -> dict[str, Any]:
-    world = run.setup.world
-    reduction = "exact" if world.exact else "fast"
-    return hardware(run.setup.device) | {"processes": world.size, "reduction": reduction}
+    world, known = run.setup.world, hardware(run.setup.device)
+    if world.size > 1:
+        known |= {"processes": world.size, "reduction": "exact" if world.exact else "fast"}
+    return known
 
 
 def _sha256(weights: str) -> str:

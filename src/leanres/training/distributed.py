@@ -297,8 +297,7 @@ def joined(reduction: Reduction | None = None, kind: str = "cpu") -> Iterator[Wo
     backend, patience = "nccl" if kind == "cuda" else "gloo", timedelta(seconds=JOIN_S)
     try:
         store = _fresh_store(next(rendezvous("env://", timeout=patience))[0], rank, size)
-        given = {"store": store, "rank": rank, "world_size": size, "timeout": patience}
-        dist.init_process_group(backend, **given)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
         control = dist.new_group(backend="gloo", timeout=timedelta(seconds=WAIT_S))
     except (RuntimeError, ValueError) as error:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
