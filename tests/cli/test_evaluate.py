@@ -105,7 +105,13 @@ def test_evaluate_tells_what_int8_weights_would_cost(leanres, run_folder, tmp_pa
             largest = np.abs(values).reshape(len(values), -1).max(1)
             scale = (largest / np.float32(127)).reshape(-1, *[1] * (values.ndim - 1))
             values[:] = np.rint(values / scale) * scale
-    save_weights(tmp_path / "by_hand.safetensors", known.model, config, known.preprocess)
+    save_weights(
+        tmp_path / "by_hand.safetensors",
+        known.model,
+        config,
+        known.preprocess,
+        precision=known.precision,
+    )
     expected = leanres("evaluate", tmp_path / "by_hand.safetensors", "--data", "digits", "--json")
     assert expected.code == 0, expected.err
     for key in ("accuracy", "nll", "ece"):
