@@ -63,7 +63,9 @@ def losses(
         if i % together == 0:
             several = order[i * batch : min(i + together, per_epoch) * batch].split(batch)
             prepared = []
-            for k, of_steps in enumerate(zip(*(s.chunk(r.accumulate) for s in several))):
+            for k, of_steps in enumerate(
+                zip(*(s.chunk(r.accumulate) for s in several), strict=True)
+            ):
                 part = torch.cat(of_steps)
                 draw = Draw(generator(seed, epoch, i + 1, 0, k), part, epoch, seed)
                 flipped = alternating_flip(split.images[part], draw)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from leanres.data.arrays import as_rgb, images_of, in_channels, labels_of, room_for
+from leanres.data import arrays
+from leanres.data.arrays import (
+    as_rgb,
+    images_of,
+    in_channels,
+    labels_of,
+    room_for,
+    shared_room,
+)
 from leanres.data.split import Dataset
 from leanres.errors import UserError
 
@@ -188,3 +196,53 @@ def test_floats_that_numpy_lacks_are_taken(kind):
 def test_what_is_no_array_is_refused(wrong):
     with pytest.raises(UserError, match="is no array"):
         images_of(wrong)
+
+
+def test_a_large_array_is_a_file_that_processes_share_and_a_damaged_one_is_made_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(arrays, "IN_MEMORY", 100)
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path))
+    filled = []
+
+    def room(name: str, value: int = 7):
+        def fill(array):
+            filled.append(name)
+            array[:] = value
+
+        return shared_room(
+            f"{name}.images", (50, 3, 2, 2), fill, lambda array: bool((array == value).all())
+        )
+
+    first, second = room("a"), room("a")
+    assert filled == ["a"]
+    assert (first == 7).all()
+    second[0] = 1  # its own copy
+    assert (first == 7).all()
+    (file,) = (tmp_path / "shared").glob("*.images")
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    assert (room("a") == 7).all()
+    file.write_bytes(b"short")
+    assert (room("a") == 7).all()
+    assert filled == ["a"] * 3
+    for name in "bcdef":
+        room(name)
+    kept = {file.stem for file in (tmp_path / "shared").glob("*.images")}
+    assert len(kept) == arrays.KEPT
+    assert "f" in kept
+    assert not [*(tmp_path / "shared").glob("*.partial")]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path / "file"))  # no folder
+    assert (room("g") == 7).all()
+
+
+def test_what_cannot_be_filled_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "IN_MEMORY", 100)
+    monkeypatch.setenv("LEANRES_CACHE", str(tmp_path))
+
+    def fill(array):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shared_room("a.images", (50, 3, 2, 2), fill, lambda array: True)
+    assert not [file for file in (tmp_path / "shared").iterdir() if file.suffix in arrays.SUFFIXES]

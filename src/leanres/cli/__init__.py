@@ -29,7 +29,7 @@ from leanres.cli import (
     search,
     train,
 )
-from leanres.cli.console import is_first_process, say
+from leanres.cli.console import is_first_process, number_of_processes, say
 from leanres.cli.help import HelpCommand, HelpGroup
 from leanres.cli.plugins import with_plugins
 from leanres.errors import LostProcessError, UserError, printable
@@ -52,6 +52,9 @@ class App(HelpGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. An interrupt is caught here: typer would make each of them a 130."""
+        name = next(iter([*getattr(ctx, "_protected_args", []), *ctx.args]), "")
+        if number_of_processes() > 1 and name not in ("", "train", "resume"):
+            raise UserError(f"{name} runs in one process: start it without torchrun")
         try:
             with terminable():
                 return super().invoke(ctx)

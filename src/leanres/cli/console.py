@@ -41,9 +41,15 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def number_of_processes() -> int:
+    """How many processes torchrun has started for this training."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    return int(given) if given.isdecimal() else 1
+
+
 def is_first_process() -> bool:
     """Whether this is the only process of a training, or the one that prints."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    return number_of_processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def console(stderr: bool = False) -> Console:

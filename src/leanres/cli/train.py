@@ -12,7 +12,7 @@ import typer
 
 from leanres.cli import folds as fold_training
 from leanres.cli import options
-from leanres.cli.console import counted, say
+from leanres.cli.console import counted, number_of_processes, say
 from leanres.cli.processes import (
     PROCESSES,
     REDUCTION,
@@ -86,9 +86,9 @@ def train(
     if lr_max == "auto" and "lr" in changed:
         raise UserError(f"lr = {changed['lr']} and --lr-max auto were both given: give one of them")
     chosen = load_recipe(recipe, changed)
-    world = world_of(processes, reduction, device_name, threads)
-    if folds is not None and world.size > 1:
+    if folds is not None and (processes > 1 or number_of_processes() > 1):
         raise UserError("--folds trains one network per process: give --at-once, not --processes")
+    world = world_of(processes, reduction, device_name, threads)
     device = options.make_device(device_of_process(device_name, world), chosen, threads)
     clock = time.perf_counter()
     dataset, data, recipe = world.one_per_machine(

@@ -6,7 +6,8 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from leanres.data.image_files import natural_key, square
 from leanres.errors import UserError, first_line, printable
-from leanres.io import MIB, cache_folder
+from leanres.io import MIB, cache_folder, locked
 
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}  # of images
 MAX_CLASSES = 1000
 IN_MEMORY = 64 * MIB  # most bytes of an array that `room_for` has in memory
+KEPT, SUFFIXES = 4, (".images", ".partial")  # files of `shared_room`
+Check = Callable[[NDArray[np.uint8]], bool]  # whether this is the array's content
 
 
 def room_for(shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -38,6 +41,55 @@ def room_for(shape: Sequence[int]) -> NDArray[np.uint8]:
                 os.posix_fallocate(file.fileno(), 0, size)  # a hole could not be filled later
                 return np.memmap(file, np.uint8, "r+", shape=tuple(shape))
     return np.empty(shape, np.uint8)
+
+
+def shared_room(
+    name: str, shape: Sequence[int], fill: Callable[[NDArray[np.uint8]], object], check: Check
+) -> NDArray[np.uint8]:
+    """An array for images that all processes of this machine map, if it is a large one.
+
+    The first process that wants the file `name` of the cache folder fills it; whoever finds it
+    checks its content. The files that were used last, KEPT of them, stay.
+    """
+    file = cache_folder() / "shared" / name
+    if math.prod(shape) > IN_MEMORY and hasattr(os, "posix_fallocate"):
+        with (
+            contextlib.suppress(OSError, UserError),
+            locked(file.parent / "all"),
+        ):  # as where the disk is full
+            if not _is_right(file, shape, check):
+                _fill_file(file, shape, fill)
+            file.touch()
+            used = [other for other in file.parent.iterdir() if other.suffix in SUFFIXES]
+            for other in sorted(used, key=_age)[KEPT:]:
+                other.unlink()
+            return np.memmap(file, np.uint8, "c", shape=tuple(shape))  # private where written to
+    room = room_for(shape)
+    fill(room)
+    return room
+
+
+def _is_right(file: Path, shape: Sequence[int], check: Check) -> bool:
+    if not file.exists() or file.stat().st_size != math.prod(shape):
+        return False
+    return check(np.memmap(file, np.uint8, "r", shape=tuple(shape)))
+
+
+def _fill_file(
+    file: Path, shape: Sequence[int], fill: Callable[[NDArray[np.uint8]], object]
+) -> None:
+    partial = file.with_suffix(".partial")
+    try:
+        with partial.open("wb+") as opened:
+            os.posix_fallocate(opened.fileno(), 0, math.prod(shape))
+            fill(np.memmap(opened, np.uint8, "r+", shape=tuple(shape)))
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _age(file: Path) -> float:
+    return -file.stat().st_mtime
 
 
 def images_of(x: Any, what: str = "images", size: int | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leanres.data.arrays import CHANNELS, images_of, in_channels, labels_of, room_for
+from leanres.data.arrays import CHANNELS, images_of, in_channels, labels_of, room_for, shared_room
 from leanres.errors import UserError, printable
 from leanres.registry import check_class_names
 
@@ -52,9 +52,7 @@ class Split:
     @cached_property
     def digests(self) -> NDArray[np.uint8]:
         """One 32-byte BLAKE2b digest per image, of its pixels alone. (N, 32) uint8."""
-        pixels = self.images.cpu().flatten(1).numpy()
-        joined = b"".join(hashlib.blake2b(row.data, digest_size=32).digest() for row in pixels)
-        return np.frombuffer(joined, np.uint8).reshape(len(self), 32)
+        return digests_of(self.images.cpu().numpy())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,11 +81,24 @@ class Split:
         return moved
 
     def _images(self, chosen: Tensor) -> Tensor:
-        """The images at `chosen` (M,), copied; many of them not into memory."""
+        """The images at `chosen` (M,), copied; many of them into a file that processes share."""
         if self.images.device.type != "cpu":
             return self.images[chosen]
-        room = torch.from_numpy(room_for((len(chosen), *self.images.shape[1:])))
-        return torch.index_select(self.images, 0, chosen, out=room)
+        known = self.__dict__.get("digests")
+        shape = (len(chosen), *self.images.shape[1:])
+
+        def copy(room: NDArray[np.uint8]) -> None:
+            torch.index_select(self.images, 0, chosen, out=torch.from_numpy(room))
+
+        if known is None:
+            copy(room := room_for(shape))
+            return torch.from_numpy(room)
+        own = known[chosen.numpy()]
+        name = hashlib.blake2b(own.tobytes(), digest_size=16, key=str(shape).encode()).hexdigest()
+        shared = shared_room(
+            f"{name}.images", shape, copy, lambda room: np.array_equal(digests_of(room), own)
+        )
+        return torch.from_numpy(shared)
 
     def subset(self, indices: Tensor | Sequence[int]) -> Split:
         """A new split of the images at `indices` (M,), in that order."""
@@ -229,6 +240,13 @@ class Dataset:
         except UserError as error:
             raise UserError(f"val = {val:g}: {error}") from None
         return replace(self, train=parts[0], val=parts[1])
+
+
+def digests_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One 32-byte BLAKE2b digest per image (N, ...), of its pixels alone. (N, 32)."""
+    rows = images.reshape(len(images), -1)
+    joined = b"".join(hashlib.blake2b(row.data, digest_size=32).digest() for row in rows)
+    return np.frombuffer(joined, np.uint8).reshape(len(images), 32)
 
 
 def _missing(split: Split, other: Split) -> list[str]:

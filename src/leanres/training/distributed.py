@@ -17,17 +17,18 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from leanres.errors import LostProcessError, UserError, first_line
 from leanres.metrics.inference import default_batch_size
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 Reduction = Literal["exact", "fast"]
 T = TypeVar("T")
@@ -251,6 +252,8 @@ def _fresh_store(store: Store, rank: int, size: int) -> Store:
     its own, which the first process answers, and which it confirms. UserError where one does not
     come within JOIN_S seconds.
     """
+    from torch.distributed.distributed_c10d import PrefixStore
+
     own, clock = uuid.uuid4().hex, time.monotonic()
     store.set(f"hello/{rank}", own)
     if rank:
@@ -293,6 +296,10 @@ def joined(reduction: Reduction | None = None, kind: str = "cpu") -> Iterator[Wo
     if not launched():
         yield ALONE
         return
+    if not dist.is_available():
+        raise UserError("this PyTorch was built without torch.distributed: install another build")
+    from torch.distributed.rendezvous import rendezvous
+
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     backend, patience = "nccl" if kind == "cuda" else "gloo", timedelta(seconds=JOIN_S)
     try:
