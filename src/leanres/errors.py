@@ -22,8 +22,8 @@ class NotFoundError(UserError):
 class LostProcessError(RuntimeError):
     """Another process of the same training has ended; the command line exits with 1.
 
-    Of those that are left one says so: the first process, or the one that `speaks`, where that is
-    True or False, since it has saved, or has not.
+    Of those that are left the one that has saved `speaks`, and the others do not; None where there
+    was nothing to save.
     """
 
     speaks: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -129,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error), 2)
     except LostProcessError as error:
-        _fail(str(error), 1, error.speaks)
+        place = "" if error.speaks else f"process {os.environ.get('RANK', '?')}: "
+        _fail(f"{place}{error}", 1, error.speaks is not False)
     except OSError as error:  # a file or folder that the system does not let us use
         if error.filename is None and error.errno not in DISK_FULL:
             raise

@@ -120,8 +120,8 @@ def _saved_alone(run: Run, unfinished_s: float, error: LostProcessError) -> Lost
 
     All that are left have the same state: that before the step at which one was lost.
     """
-    run.setup = replace(run.setup, world=ALONE)
-    if not run.writes and not _took_over(run):
+    noticed, run.setup = time.time(), replace(run.setup, world=ALONE)
+    if not run.writes and not _took_over(run, noticed):
         error.speaks = False
         return error
     _save_between_steps(run, unfinished_s)
@@ -133,14 +133,14 @@ def _saved_alone(run: Run, unfinished_s: float, error: LostProcessError) -> Lost
     return said
 
 
-def _took_over(run: Run) -> bool:
-    """Whether this process may write now: the first one has ended without saving this step."""
+def _took_over(run: Run, noticed: float) -> bool:
+    """Whether this process may write now: the first one has ended, and no other has saved since."""
     try:
         lock = Lock(run.folder)
     except InUseError:
         return False
     newest = checkpoint.saved(run.folder / CHECKPOINTS)
-    if not newest or int(newest[0].name) >= run.state.step:
+    if not newest or newest[0].stat().st_mtime > noticed:
         lock.release()
         return False
     run.lock, run.writes = lock, True
@@ -217,7 +217,13 @@ def complete(
         stop.check()
         if not run.is_finished:
             return {}
-        return finish(run)
+        result = finish(run)
+        try:
+            run.setup.world.highest(0)
+        except LostProcessError:  # whoever writes has written
+            if not run.writes:
+                raise
+        return result
     finally:  # a notebook keeps the frame of what was interrupted, and the lock with it
         run.release()
 
