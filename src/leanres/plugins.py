@@ -1,8 +1,8 @@
 """Plugins: a user's own file or module with networks, augmentations, losses and the like.
 
 A plugin is imported only where the user names it: `--plugin mine.py`, or `load_plugin("mine.py")`.
-What it defines has the name "mine:Net". Runs and weights keep such names and the file's sha256, and
-never import anything.
+What it defines has the name "mine:Net". Runs and weights keep such names, runs the file's sha256
+too, and never import anything.
 """
 
 from __future__ import annotations

@@ -87,6 +87,26 @@ def test_every_entry_of_a_table_is_offered():
         assert offer("no such") == []
 
 
+@pytest.mark.parametrize(("shell", "file"), [("bash", ".bash_completions"), ("zsh", ".zfunc")])
+def test_a_shell_may_be_named_and_the_program_is_leanres_however_it_runs(
+    tmp_path, leanres, monkeypatch, shell, file
+):
+    """`python -m leanres` calls itself so, which is no command that a shell could complete."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["/somewhere/leanres/__main__.py"])
+    assert leanres("--install-completion", shell).code == 0
+    (written,) = (tmp_path / file).iterdir()
+    assert written.stem.removeprefix("_") == "leanres"
+    assert f"_LEANRES_COMPLETE=complete_{shell}" in written.read_text()
+    assert "_LEANRES_COMPLETE" in leanres("--show-completion", shell).out
+
+
+def test_a_shell_that_is_none_is_one_line(leanres, mistake):
+    for words in (["nosuch"], ["bash", "train"]):
+        mistake(leanres("--install-completion", *words), "give bash or zsh or fish")
+
+
 def test_completion_is_installed_where_the_shell_reads_it(tmp_path):
     shell = "import shellingham\nshellingham.detect_shell = lambda *_: ('bash', '/bin/bash')\n"
     found = run(

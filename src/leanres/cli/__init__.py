@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
+from typer.completion import install_callback, show_callback
 
 from leanres.cli import (
     bench,
@@ -45,11 +46,22 @@ WRONG_CHOICE = re.compile(
     r"Invalid value for '(.+?)': (?:Value error, )?'(.*)' is not one of (.*)\."
 )
 NUMBERS = {int: "a whole number", float: "a number"}
+COMPLETION = {"--install-completion": install_callback, "--show-completion": show_callback}
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 MAX_MESSAGE = 2000  # characters: a file may name things of any length
 
 
 class App(HelpGroup):
     """All commands. Ctrl-C and SIGTERM end one with 128 + the signal's number and one line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; completion's options take a shell, which typer would only detect."""
+        if args and (callback := COMPLETION.get(args[0])) and args[1:]:
+            if args[1:] not in [[shell] for shell in SHELLS]:
+                given = " ".join(args[1:])
+                raise UserError(f"{args[0]} {given}: give {' or '.join(SHELLS)}, or nothing")
+            callback(ctx, None, args[1])  # type: ignore[arg-type]  # it is not looked at
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. An interrupt is caught here: typer would make each of them a 130."""
@@ -120,9 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     console.prepare_streams()
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="leanres", standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as end:  # with 1: a closed pipe, which typer and rich notice first
+        if told := failure(end):
+            _fail(told, 2)
         code = CLOSED_PIPE if end.code == 1 else end.code
     except BrokenPipeError:
         console.drop_output()

@@ -77,7 +77,7 @@ def train(
         return Event("diverged", job, str(error))
     except UserError as error:
         return Event("failed", job, str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if told := failure(error):  # a user's own function raised it
             return Event("failed", job, told)
         raise
