@@ -144,18 +144,26 @@ def test_pictures_of_any_size_and_mode_are_prepared_as_files_are(run, tmp_path):
 @pytest.mark.parametrize(
     ("images", "problem"),
     [
-        ([Image.new("L", (8, 8)), "x.png"], "a Image among images|does not exist"),
+        (
+            [Image.new("L", (8, 8)), "x.png"],
+            "images of type Image, str: give only paths, only pictures",
+        ),
         (
             [np.zeros((8, 8))],
-            "a ndarray among images: give paths, pictures of Pillow's, or one array",
+            "images of type ndarray: give only paths, only pictures of Pillow's, or one array",
         ),
         (np.zeros((2, 3, 4, 5, 6)), r"an array of shape \(2, 3, 4, 5, 6\)"),
         (np.zeros((0, 8, 8)), "an array of shape"),
         (np.full((1, 8, 8, 3), 300), "values from 300 to 300"),
         ("nowhere.png", "nowhere.png does not exist"),
-        ([3], "a int among images"),
-        (3, "a int among images"),
-        (None, "a NoneType among images: give paths"),
+        (np.full((1, 8, 8, 3), np.nan), "^array: values from nan to nan; give 0 to 255"),
+        (np.full((1, 8, 8, 3), 1j), "^array of type complex128: give uint8"),
+        (torch.eye(8).to_sparse(), "is no array"),
+        ("", "an empty path"),
+        ([""], "an empty path"),
+        ([3], "images of type int"),
+        (3, "images of type int"),
+        (None, "images of type NoneType: give only paths"),
     ],
 )
 def test_what_holds_no_images_is_refused(run, images, problem):

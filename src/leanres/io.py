@@ -48,6 +48,8 @@ def written(path: Path) -> Iterator[BufferedWriter]:
 
     CheckpointError if that fails.
     """
+    if not path.name:  # "." and "/"
+        raise CheckpointError(f"cannot write {path}: it is a folder; name a file in it")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         with partial.open("wb") as file:

@@ -122,6 +122,9 @@ def test_predicting_nothing_or_nonsense_is_one_line(
     mistake(leanres("predict", run_folder, tmp_path / "gone.png"), "gone.png does not exist")
     mistake(leanres("predict", run_folder, pictures / "broken.png"), "broken.png cannot be read")
     mistake(leanres("predict", run_folder, pictures, "--strict"), "broken.png cannot be read")
+    mistake(leanres("predict", run_folder, ""), "IMAGES is empty: give a path")
+    mistake(leanres("predict", run_folder, pictures, "--csv="), "--csv is empty: give a path")
+    mistake(leanres("predict", run_folder, pictures, "--csv", "."), "cannot write .: it is a folde")
     out = tmp_path / "no" / "out.csv"
     mistake(leanres("predict", run_folder, pictures, "--csv", out), f"cannot write {out}")
 

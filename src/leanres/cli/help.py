@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -25,6 +26,11 @@ class HelpCommand(TyperCommand):
     An option that names none stands under the heading of the one before it.
     """
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. UserError for an empty path."""
+        _refuse_empty_paths(self, ctx, args)
+        return super().parse_args(ctx, args)
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The words of the usage line, without typer's braces around an argument."""
         words = " ".join(super().collect_usage_pieces(ctx))
@@ -41,6 +47,7 @@ class HelpGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read `--help` where nothing was given, unless the group itself does something then."""
         bare = not args and not self.invoke_without_command
+        _refuse_empty_paths(self, ctx, args)
         return super().parse_args(ctx, ["--help"] if bare else args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -61,6 +68,20 @@ class HelpGroup(TyperGroup):
             sections.setdefault(command.rich_help_panel or "Commands", []).append((name, sentence))
         _write(sections, formatter, max(map(len, names)))
         _write(_option_sections(self, ctx), formatter, NAME_WIDTH)
+
+
+def _refuse_empty_paths(command: Any, ctx: Any, args: list[str]) -> None:
+    """UserError for an empty word where a path is wanted: pathlib takes it for this folder."""
+    if ctx.resilient_parsing:  # a shell's completion: words may be empty
+        return
+    given = command.make_parser(ctx).parse_args(args=[*args])[0]
+    for parameter in command.get_params(ctx):
+        words = given.get(parameter.name)
+        is_path = parameter.type_descriptor.annotation in (Path, list[Path])
+        if is_path and "" in (words if isinstance(words, list | tuple) else [words]):
+            option = parameter.param_type_name == "option"
+            name = parameter.opts[-1] if option else parameter.metavar or parameter.name.upper()
+            raise UserError(f"{name} is empty: give a path (a dot: this folder)")
 
 
 def _option_sections(command: Any, ctx: Any) -> Sections:

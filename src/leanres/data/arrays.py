@@ -100,7 +100,7 @@ def images_of(x: Any, what: str = "images", size: int | None = None) -> Tensor:
     cropped to their centre square and resized; without it they have to be square. UserError
     starting with `what`.
     """
-    pixels = _array(x)
+    pixels = as_array(x)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.ndim != 4 or 0 in pixels.shape:
@@ -146,7 +146,7 @@ def _channels_last(pixels: NDArray[Any], what: str) -> NDArray[Any]:
     return fitting[0]
 
 
-def _array(x: Any) -> NDArray[Any]:
+def as_array(x: Any) -> NDArray[Any]:
     """As numpy; of a tensor, floats of 8 and 16 bits as float32. UserError for what is no array."""
     try:
         if not isinstance(x, Tensor):
@@ -178,7 +178,7 @@ def scale_of(pixels: NDArray[Any], what: str) -> int:
     low, high = min(float(p.min()) for p in parts), max(float(p.max()) for p in parts)
     if not 0 <= low <= high <= 255:  # NaN never is
         raise UserError(
-            f"{what} have values from {low:g} to {high:g}: give 0 to 255, or floats from 0 to 1"
+            f"{what}: values from {low:g} to {high:g}; give 0 to 255, or floats from 0 to 1"
         )
     return 255 if np.issubdtype(pixels.dtype, np.floating) and high <= 1 else 1
 
@@ -219,7 +219,7 @@ def labels_of(
 
 def _label_array(labels: Any) -> NDArray[Any]:
     """(N,) of whole numbers or text."""
-    array = _array(labels)
+    array = as_array(labels)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.ravel()):

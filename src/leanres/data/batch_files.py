@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from leanres.data.arrays import images_of, in_channels, scale_of
+from leanres.data.arrays import as_array, images_of, in_channels, scale_of
 from leanres.data.sources.batch_pickle import PickledArray, as_text, unpickle_dict
 from leanres.data.sources.numpy_files import map_npy, npz_shapes, read_npz
 from leanres.errors import UserError, named, printable, undamaged
@@ -73,9 +72,16 @@ def open_batch(path: Path) -> Batch:
         batch = Batch(path, images, 1, tuple(map(str, ids.tolist())))
         if ids.size and ids.shape != images.shape[:1]:
             raise UserError(f"{len(images):,} images, but ids of shape {ids.shape}")
-        batch.read(slice(0, 1), MIN_SIDE)  # refuses another shape
-        scale = 1 if images.dtype == np.uint8 else scale_of(images, printable(path))
-    return replace(batch, scale=scale)
+        return _checked(batch)
+
+
+def _checked(batch: Batch) -> Batch:
+    """The batch with its scale. UserError for values out of range, and for another shape."""
+    images = batch.images
+    if images.dtype != np.uint8:
+        batch = replace(batch, scale=scale_of(images, printable(batch.path)))
+    batch.read(slice(0, 1), MIN_SIDE)  # refuses another shape
+    return batch
 
 
 def batch_of(x: Any) -> Batch:
@@ -83,13 +89,11 @@ def batch_of(x: Any) -> Batch:
 
     UserError for one that holds no images.
     """
-    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    array = as_array(x)
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)):
         array = array[None]
-    batch = Batch(Path("array"), array)
     if array.ndim in (3, 4) and array.size:
-        batch.read(slice(0, 1), MIN_SIDE)  # refuses another shape
-        return replace(batch, scale=1 if array.dtype == np.uint8 else scale_of(array, "the array"))
+        return _checked(Batch(Path("array"), array))
     fits = "(N, H, W, C), (N, C, H, W), (N, H, W), or one image"
     raise UserError(f"an array of shape {array.shape}: give {fits}")
 

@@ -129,12 +129,11 @@ def given(images: Images) -> Unlabelled:
     pictures = tuple(image for image in listed if isinstance(image, Image.Image))
     if pictures and len(pictures) == len(listed):
         return Unlabelled((Pictures(pictures),))
-    for image in listed:
-        if not isinstance(image, Path | str):
-            came = type(image).__name__
-            raise UserError(
-                f"a {came} among images: give paths, pictures of Pillow's, or one array"
-            )
+    if not all(isinstance(image, Path | str) for image in listed):
+        came = ", ".join(dict.fromkeys(type(image).__name__ for image in listed))
+        raise UserError(
+            f"images of type {came}: give only paths, only pictures of Pillow's, or one array"
+        )
     return find_unlabelled(listed)
 
 
@@ -148,7 +147,10 @@ def find_unlabelled(
     positions from 0. UserError for a path that does not exist, a batch that cannot be read, and two
     files of one stem.
     """
-    places = [Path(path) for path in paths]
+    given = list(paths)
+    if "" in given:  # pathlib takes it for this folder
+        raise UserError("an empty path: give image files, folders (a dot: this one), or a batch")
+    places = [Path(path) for path in given]
     for place in places:
         if not place.exists():
             raise UserError(f"{place} does not exist: give image files, folders, or a batch")
