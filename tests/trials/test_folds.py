@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def test_a_cross_validation_is_one_row_of_the_ledger(done):
     assert row["train_seconds"] == pytest.approx(sum(seconds))
     assert row["started"] == read_info(folder / "fold-1")["started"]
     assert read_row(folder) == row
+
+
+def test_an_unfinished_cross_validation_is_a_row_without_figures(done, tmp_path):
+    folder, _, _ = done
+    (tmp_path / "cv" / "fold-2").mkdir(parents=True)
+    shutil.copy(folder / "fold-2" / "run.json", tmp_path / "cv" / "fold-2")
+    (row,), notes = read_ledger(tmp_path, tmp_path / "none")
+    assert notes == []
+    assert (row["name"], row["status"], row["accuracy"]) == ("cv", "unfinished", None)
+    assert (row["epochs"], row["params"], row["split"]) == (RECIPE.epochs, None, None)
+    assert read_row(tmp_path / "cv") == row
+    assert read_row(tmp_path / "cv" / "fold-2")["status"] == "measured"  # a run by itself
 
 
 def test_wrong_labels_lead_the_list_and_names_are_no_formulas(done, data):

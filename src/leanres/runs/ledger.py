@@ -24,7 +24,7 @@ from leanres.runs.manifest import edited
 LedgerRow = dict[str, Any]
 Difference = tuple[str, str, str]  # key, first value, second value
 SHOWN = ("name", "status", "model", "params", "epochs", "seed", "split", *HEADLINE)  # in a listing
-FOLDS = "folds.json"  # of a cross-validation
+FOLDS, A_FOLD = "folds.json", "fold-*/run.json"  # of a cross-validation
 _ORIGIN = ("train_seconds", "data", "started", "commit", "device", "path")
 _SIGNS: Table[Callable[[Any, Any], bool]] = Table(
     "sign",
@@ -44,11 +44,13 @@ def read_ledger(runs: Path, results: Path) -> tuple[list[LedgerRow], list[str]]:
 
     A row holds the outcome, every setting of the recipe, and its origin. A committed result of a
     run whose folder exists too is not a row of its own: the folder's row stands for both. A
-    cross-validation, `runs`/*/folds.json, is one row: the figures of all its images.
+    cross-validation, `runs`/*/folds.json, is one row: the figures of all its images; it has none
+    while its folds train.
     """
     rows: dict[str, LedgerRow] = {}
     notes = []
-    found = (runs.glob("*/run.json"), runs.glob(f"*/{FOLDS}"), results.glob("*.json"))
+    folds = {*runs.glob(f"*/{FOLDS}"), *(p.parents[1] / FOLDS for p in runs.glob(f"*/{A_FOLD}"))}
+    found = (runs.glob("*/run.json"), folds, results.glob("*.json"))
     for path in (path for paths in found for path in sorted(paths)):
         try:
             for row in _read_rows(path):
@@ -89,8 +91,9 @@ def read_row(path: Path) -> LedgerRow:
 
     UserError where `path` is none of these.
     """
-    file = path / (FOLDS if (path / FOLDS).exists() else "run.json") if path.is_dir() else path
-    if not file.exists():
+    is_folds = (path / FOLDS).exists() or any(path.glob(A_FOLD))
+    file = path / (FOLDS if is_folds else "run.json") if path.is_dir() else path
+    if not file.exists() and not is_folds:
         raise UserError(f"{path} is neither a run folder nor a results file")
     return _read_rows(file)[0]
 
@@ -100,6 +103,8 @@ def _read_rows(path: Path) -> list[LedgerRow]:
 
     UserError where it holds none.
     """
+    if path.name == FOLDS and not path.exists():
+        return [_unfinished_folds(path.parent)]
     name = path.resolve().parent.name if path.name in ("run.json", FOLDS) else path.stem
     try:
         info = parse_json(read_file(path))
@@ -113,6 +118,13 @@ def _read_rows(path: Path) -> list[LedgerRow]:
     if not rows:
         raise UserError(f"{path} is not a run: it holds none")
     return rows
+
+
+def _unfinished_folds(folder: Path) -> LedgerRow:
+    """The row of a cross-validation that has no summary yet: its recipe, as a fold has it."""
+    (row,) = _read_rows(min(folder.glob(A_FOLD)))
+    own = {"name": folder.resolve().name, "path": str(folder), "status": "unfinished"}
+    return row | dict.fromkeys(_outcome_keys()) | own
 
 
 def _to_row(path: Path, name: str, info: Mapping[str, Any]) -> LedgerRow:
