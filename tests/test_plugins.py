@@ -238,7 +238,17 @@ def test_a_changed_plugin_is_said_at_resume(mine, tmp_path, leanres):
     mine.write_text(MINE + "\n# another line\n")
     done = leanres("resume", run, "--plugin", mine, "--epochs", 2)
     assert done.code == 0
-    assert f"the plugin mine has changed since the run began ({mine.resolve()})" in done.err
+    changed = f"the plugin mine has changed since the run began ({mine.resolve()})"
+    assert changed in done.err
+    text = MINE.replace("in_channels, 32, 3", "in_channels, 32, 5")  # the size of its filters
+    mine.write_text(text)
+    done = leanres("resume", run, "--plugin", mine, "--epochs", 3)
+    assert done.code == 2
+    assert f"leanres: {changed}: give the file as it was (" in done.err
+    assert "size mismatch for conv.weight" in done.err
+    done = leanres("evaluate", run, "--plugin", mine)
+    assert done.code == 2
+    assert "of its tensors differ, such as conv.weight; mine:Net has changed" in done.err
 
 
 def test_processes_of_a_campaign_import_the_plugin_too(mine, tmp_path, leanres):
@@ -271,7 +281,8 @@ def test_a_comparison_and_folds_train_a_plugins_network(mine, tmp_path, leanres)
     assert done.code == 0, done.err
     runs = [json.loads(path.read_text()) for path in (tmp_path / "c").glob("*/run.json")]
     assert [run["network"]["factory"] for run in runs] == ["mine:Net"] * 2
-    assert len(json.loads(done.out)["rows"]) == 2
+    rows = json.loads(done.out)["rows"]
+    assert [row["reported"] for row in rows] == [None] * 2  # of residual networks alone
     done = leanres("train", "digits", *words, "--folds", 2, "--out", tmp_path / "f", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["recipe"]["loss"] == ["mine:squared", {}]
@@ -285,6 +296,11 @@ def test_a_comparison_and_folds_train_a_plugins_network(mine, tmp_path, leanres)
             "def part(logits, targets):\n    return logits[99]\n",
             ("loss=mine:part",),
             "line 2: Index",
+        ),
+        (
+            "import sys\ndef part(logits, targets):\n    sys.exit(0)\n",
+            ("loss=mine:part",),
+            "line 3: SystemExit: it ends the program",
         ),
     ],
 )

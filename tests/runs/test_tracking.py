@@ -284,6 +284,9 @@ def test_an_unknown_tracker_is_refused():
         check_trackers("comet")
     with pytest.raises(UserError, match="did you mean 'mlflow'"):
         check_trackers("mlflw")
+    for text in (",", " ", "tensorboard,"):
+        with pytest.raises(UserError, match="no tracker ''"):
+            check_trackers(text)
 
 
 def test_only_finite_numbers_are_metrics():

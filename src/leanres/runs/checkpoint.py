@@ -148,9 +148,10 @@ def unpack_(
         for i, optimizer in enumerate(state.optimizers):
             _load_optimizer_(optimizer, _below(f"optimizer.{i}.", tensors), meta, i)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} is of another model or optimizer: {first_line(error)}"
-        ) from None
+        _, _, differing = str(error).partition("loading state_dict for")
+        _, _, first = differing.partition("\n\t")  # torch lists what differs below a headline
+        reason = first.splitlines()[0].rstrip(". ") if first else first_line(error)
+        raise CheckpointError(f"{path} is of another model or optimizer: {reason}") from None
     state.step, state.history = meta["step"], meta["history"]
     device = next(state.model.parameters()).device
     for name in ("losses", "correct"):

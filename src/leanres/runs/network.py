@@ -34,6 +34,8 @@ def find_network(target: str) -> FoundNetwork:
     A plugin's is named "mine:Net". UserError for anything else, and for damaged files.
     """
     path = Path(target)
+    if not target.strip():
+        raise UserError("no network is named: give a name, a run folder, a weights file or a TOML")
     if target.lstrip().startswith("{"):
         try:
             values = parse_toml(f"model = {target}")["model"]

@@ -17,7 +17,7 @@ from leanres.data.folds import in_fold
 from leanres.data.sources import origin_of
 from leanres.data.split import Dataset, Split, channel_stats
 from leanres.errors import UserError
-from leanres.io import Lock, file_digest, remove_partial
+from leanres.io import CheckpointError, Lock, file_digest, remove_partial
 from leanres.models.config import ModelConfig
 from leanres.models.preprocess import Normalize, Preprocess
 from leanres.models.zoo import config_to_dict
@@ -227,10 +227,21 @@ def _check_agreement(run: Run) -> None:
         world.check_equal(what, value)
 
 
+def _restore_state_(run: Run, info: dict[str, Any]) -> None:
+    """Restore the newest intact checkpoint. A changed plugin is named, too."""
+    changed = plugins.changes(info.get("plugins", []))
+    try:
+        run.notes += checkpoint.restore_(run.folder / CHECKPOINTS, run.state) + changed
+    except CheckpointError as error:
+        if not changed:
+            raise
+        raise CheckpointError(f"{changed[0]}: give the file as it was ({error})") from None
+
+
 def _restore_(run: Run, info: dict[str, Any], same_order: bool, extended: bool) -> None:
     """Bring a fresh run to its newest intact checkpoint. UserError where it cannot continue."""
     folder, now = run.folder, _hardware(run)
-    run.notes += checkpoint.restore_(folder / CHECKPOINTS, run.state)
+    _restore_state_(run, info)
     if run.setup.recipe.teacher and _sha256(run.setup.recipe.teacher) != info["teacher"]:
         raise UserError(
             f"teacher = {run.setup.recipe.teacher!r} is not the one that {folder} was trained with"
@@ -240,7 +251,6 @@ def _restore_(run: Run, info: dict[str, Any], same_order: bool, extended: bool) 
     if extended:
         _train_on_(run)
     run.notes += exactness_notes(info["hardware"], now, same_order)
-    run.notes += plugins.changes(info.get("plugins", []))
     run.info = info | {"recipe": run.setup.recipe.to_dict()}
     run.carried_s = run.info.pop("unfinished_seconds", 0.0)
     if not run.is_finished:

@@ -233,7 +233,7 @@ TRACKERS: Table[Callable[[Path, Mapping[str, Any]], Tracker]] = Table(
 
 def check_trackers(names: str) -> list[str]:
     """Split "tensorboard,mlflow". UserError for an unknown name or a library not installed."""
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    chosen = [name.strip() for name in names.split(",")] if names else []
     for name in chosen:
         TRACKERS[name]
         if importlib.util.find_spec(name) is None:

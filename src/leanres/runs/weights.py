@@ -195,7 +195,9 @@ def _rebuild(
     wanted = model.state_dict()
     shapes, own = ({n: t.shape for n, t in of.items()} for of in (wanted, tensors))
     if differing := sorted(n for n in shapes | own if shapes.get(n) != own.get(n)):
-        raise ValueError(f"{len(differing)} of its tensors differ, such as {differing[0]}")
+        changed = f"; {config.factory} has changed" if isinstance(config, FactoryConfig) else ""
+        count = len(differing)
+        raise ValueError(f"{count} of its tensors differ, such as {differing[0]}{changed}")
     copies = {n: t.to(wanted[n].dtype, copy=True) for n, t in tensors.items()}
     model.load_state_dict(copies, assign=True)
     return ImageClassifier(model, preprocess, precision).eval(), config

@@ -174,12 +174,15 @@ def compare(
     Finished runs are kept, also those of a comparison beside `folder`; interrupted ones continue.
     `origin` says where processes find the data (`data.sources.locate`); `watch` is called with each
     event. Stopped where a signal came; UserError where there are no images to measure on, before
-    any training, and where a training failed, after the others.
+    any training, and where a training failed, after the others. Nothing is reported of networks
+    of another family.
     """
     variants = recipes(comparison, changes)
     jobs = _jobs(variants, seeds, folder, {**origin, "measure": measure})
     found = {key: _where_finished(job, dataset) for key, job in jobs.items()}
-    return to_rows(_finished_runs(found, executor, watch), comparison.reported)
+    is_known = isinstance(resolve(next(iter(variants.values())).model), ResNetConfig)
+    reported = comparison.reported if is_known else {}
+    return to_rows(_finished_runs(found, executor, watch), reported)
 
 
 def compare_recipes(
