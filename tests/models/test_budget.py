@@ -93,6 +93,7 @@ def test_what_is_unknown_is_within_no_limit():
         ("parms=5M", "did you mean 'params'"),
         ("params=5M,params=6M", "params is given twice"),
         ("5M,300k", "params is given twice"),
+        ("params=5M,", "'' is not a count"),
         ("macs=", "is not a count"),
         ("", "is not a count"),
         ("memory=1.5", "is not a count"),

@@ -130,6 +130,10 @@ def test_the_command_line_takes_the_network_of_init(trained, tmp_path, leanres):
     assert done.code == 0, done.err
     assert f"note: init {trained}: " in done.err
     assert load_predictor(tmp_path / "a").config == load_predictor(trained).config
+    for wrong in ("nowhere", "resnet20"):  # a name is no weights
+        done = leanres("train", "digits", *words, "--set", f"init={wrong}", "--out", tmp_path / "b")
+        assert done.code == 2
+        assert f"leanres: init = {wrong!r}: {wrong} does not exist: give a run folder" in done.err
     done = leanres("train", "digits", *words, "--model", trained, "--out", tmp_path / "b")
     assert done.code == 0, done.err
     assert load_predictor(tmp_path / "b").config == load_predictor(trained).config

@@ -14,7 +14,7 @@ import typer
 
 from leanres.cli import complete
 from leanres.cli.console import say
-from leanres.errors import NotFoundError, UserError
+from leanres.errors import NotFoundError, UserError, named
 
 if TYPE_CHECKING:
     from leanres.data.split import Dataset
@@ -325,6 +325,7 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
     A network may be anything that `leanres summary` takes; that of `init` is the default.
     UserError for a setting that is given two values.
     """
+    from leanres.runs.weights import weights_file
     from leanres.training.recipe import parse_setting
 
     found: dict[str, Any] = {}
@@ -334,9 +335,12 @@ def changes(settings: list[str], **short: Any) -> dict[str, Any]:
             raise UserError(
                 f"{key} = {found[key]} and {key} = {value} were both given: give one of them"
             )
-    network = found.get("model") or found.get("init")
-    if isinstance(network, str):
+    if isinstance(network := found.get("model"), str):
         found["model"] = _network(network)
+    elif network is None and (weights := found.get("init")):
+        with named(f"init = {weights!r}"):
+            weights_file(weights)  # UserError for a name, which the model of a recipe may be
+            found["model"] = _network(weights)
     return found
 
 

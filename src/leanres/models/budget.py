@@ -86,9 +86,10 @@ def parse_budget(text: str) -> Budget:
         name = name.strip() if equals else "params"
         if name not in TERMS:
             raise UserError(f"budget {text!r}: {unknown('term', name, [*TERMS])}")
+        limit = parse_count(amount, in_bytes=TERMS[name].unit == "B")
         if name in limits:
             raise UserError(f"budget {text!r}: {name} is given twice: give it once")
-        limits[name] = parse_count(amount, in_bytes=TERMS[name].unit == "B")
+        limits[name] = limit
     return Budget(tuple(limits.items()))
 
 
