@@ -107,7 +107,7 @@ def test_weights_that_cannot_be_rounded_are_kept_whole_and_no_failure_ends_the_c
     row = PlanRow("digits", replace(RECIPES["digits"], model=SpeedNetConfig((8,)), epochs=1))
     fit(run, row.recipe, DATA, CPU32)
     finished = Job(row.recipe, run)
-    monkeypatch.setattr("leanres.ship.export.DRIFT", 1e-9)
+    monkeypatch.setattr("leanres.ship.check.DRIFT", 1e-9)
     said = _keep(row, finished, tmp_path / "weights", DATA, "cpu", False)
     assert said.startswith(f" -> {tmp_path / 'weights' / 'digits.safetensors'} as float32 (")
     whole, own = (

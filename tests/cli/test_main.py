@@ -50,6 +50,7 @@ QUICKER = {
     "runs": [],
     "runs diff": [],
     "export": [],
+    "verify": [],
     "predict": [],
 }
 TRAINS = ("find-lr", "train")
@@ -85,7 +86,7 @@ def test_help_is_quick_and_lists_the_commands_in_the_order_of_use():
         *("data", "models", "summary"),
         *("recipes", "find-lr", "train", "resume"),
         *("evaluate", "report", "runs"),
-        *("export", "predict"),
+        *("export", "verify", "predict"),
         *("compare", "search", "campaign", "bench"),
     ]
     assert set(named) == set(GROUP.commands)
@@ -131,6 +132,8 @@ def test_an_example_runs(leanres, run_folder, pictures, tiny, tmp_path, monkeypa
         for run in ("first", "second"):
             shutil.copytree(run_folder, tmp_path / "runs" / run)
         shutil.copytree(pictures, tmp_path / "photos")
+    if name == "verify":
+        assert leanres("export", "runs/first", "first.onnx").code == 0
     if ">" in words:
         words = words[: words.index(">")]
     network = [word for word in tiny if name == "train" or word != "--no-report"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.fit import fit
@@ -21,6 +22,21 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
     recipe = replace(RECIPES["digits"], model=SpeedNetConfig((8, 16)), epochs=3)
     assert fit(folder, recipe, digits, CPU("cpu", "float32", compiled=False))["accuracy"] > 0.8
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grey_digits() -> Dataset:
+    """The digits as grey images: the whitening of equal colours has filters of any size."""
+    return load_data("digits", channels=1)
+
+
+@pytest.fixture(scope="session")
+def grey_run(tmp_path_factory: pytest.TempPathFactory, grey_digits: Dataset) -> Path:
+    """A network that has learned the grey digits well enough to be rounded."""
+    folder = tmp_path_factory.mktemp("grey") / "run"
+    recipe = replace(RECIPES["digits"], model=SpeedNetConfig((16, 32)), epochs=3)
+    assert fit(folder, recipe, grey_digits, CPU("cpu", "float32", compiled=False))["accuracy"] > 0.9
     return folder
 
 

@@ -60,10 +60,10 @@ def test_a_shipped_file_replaces_the_old_one_and_leaves_nothing_beside_it(
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(run, tmp_path, images, monkeypatch):
-    def negated(path, classifier, config, full):
+    def negated(path, content):
         with torch.no_grad():
-            classifier.model.head.weight.neg_()
-        write(path, classifier, config, full)
+            content.classifier.model.head.weight.neg_()
+        write(path, content)
 
     target = replace(TARGETS[".safetensors"], write=negated)
     monkeypatch.setitem(TARGETS, ".safetensors", target)
@@ -147,10 +147,11 @@ def test_of_many_classes_a_file_that_changes_the_answers_is_not_kept(tmp_path, i
         (second_best, r"0.0 % of \d+ images would keep their class, and at least 98 % have to"),
     ):
 
-        def changed(path, images, change=change):
-            return change(plain.probabilities(path, images))
+        def changed(path, change=change):
+            answer = plain.load(path)
+            return lambda images: change(answer(images))
 
-        monkeypatch.setitem(TARGETS, ".safetensors", replace(plain, probabilities=changed))
+        monkeypatch.setitem(TARGETS, ".safetensors", replace(plain, load=changed))
         with pytest.raises(DriftError, match=words):
             export(tmp_path / "net.safetensors", out, images[:100])
     assert out.read_bytes() == precious

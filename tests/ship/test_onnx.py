@@ -152,3 +152,33 @@ def test_a_missing_package_names_the_extra(run, tmp_path, images, monkeypatch):
     with pytest.raises(UserError, match=r"onnx is not installed: pip install 'leanres\[export\]'"):
         export(run, tmp_path / "x.onnx", images)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_int8_file_computes_in_integers_with_a_scale_per_channel(
+    grey_run, tmp_path, grey_digits
+):
+    test, path = grey_digits.test, tmp_path / "int8.onnx"
+    calibration = grey_digits.train.images[::10]
+    done = export(grey_run, path, test.images, labels=test.labels, calibration=calibration)
+    assert done.precision == "int8"
+    assert done.agreement >= 0.98
+    assert abs(done.difference.difference) <= 0.01
+    graph = onnx.load(path).graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(layers) == 6
+    for layer in layers:
+        images, weight = (made_by[name] for name in layer.input[:2])
+        assert {images.op_type, weight.op_type} == {"DequantizeLinear"}
+        values, scales = (stored[name] for name in weight.input[:2])
+        assert values.dtype == np.int8
+        assert scales.shape == (len(values),)
+    (uint8,) = graph.input
+    assert uint8.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_int8_is_for_targets_that_have_it(run, tmp_path, images):
+    with pytest.raises(UserError, match=r"\.safetensors has no int8; give a file that ends in"):
+        export(run, tmp_path / "x.safetensors", images, calibration=images)

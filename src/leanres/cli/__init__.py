@@ -30,6 +30,7 @@ from leanres.cli import (
     runs,
     search,
     train,
+    verify,
 )
 from leanres.cli.console import is_first_process, number_of_processes, say
 from leanres.cli.help import HelpCommand, HelpGroup
@@ -89,7 +90,7 @@ COMMANDS = {  # heading of `leanres --help` -> its commands, in the order in whi
     "Data and networks": (data.data, models.models, models.summary),
     "Training": (recipes.recipes, find_lr.find_lr, train.train, resume.resume),
     "Results": (evaluate.evaluate, report.report, runs.app),
-    "Use": (export.export, predict.predict),
+    "Use": (export.export, verify.verify, predict.predict),
     "Many trainings": (compare.compare, search.search, campaign.campaign),
     "Speed": (bench.app,),
 }

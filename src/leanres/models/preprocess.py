@@ -81,16 +81,25 @@ class Normalize(nn.Module):
 class ImageClassifier(nn.Module):
     """A network with its normalisation: uint8 images (N, C, H, W) -> logits (N, K).
 
-    precision: "float32" or "bfloat16", in which it was measured.
+    precision: "float32" or "bfloat16", in which it was measured. temperature: what the network's
+    own logits are divided by, fitted so that its probabilities are calibrated; 1: as trained.
     """
 
     def __init__(
-        self, model: nn.Module, preprocess: Preprocess, precision: str = "float32"
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        precision: str = "float32",
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.model, self.preprocess, self.precision = model, preprocess, precision
+        self.temperature = temperature
         self.normalize = Normalize(preprocess.mean, preprocess.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(self.normalize(images))
-        return logits
+        return self.calibrated(self.model(self.normalize(images)))
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """The network's own logits (N, K), divided by the temperature."""
+        return logits if self.temperature == 1 else logits / self.temperature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from leanres.data.split import Dataset
@@ -27,10 +28,17 @@ MACHINE_OPTIONS = {"--no-report": False, "--json": False} | dict.fromkeys(
 )
 
 
-def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str = "auto") -> str:
+def model_card(
+    folder: Path | str,
+    weights: Path,
+    dataset: Dataset,
+    device: str = "auto",
+    check: Mapping[str, str] | None = None,
+) -> str:
     """The card of `weights`, a file exported from the finished run in `folder`.
 
     Its figures are those of the file itself, measured on the images that the run was measured on.
+    `check` is what the check of the export measured, as text by name.
     UserError if the run has no result or `dataset` lacks those images.
     """
     record = read_record(folder)
@@ -51,6 +59,7 @@ def model_card(folder: Path | str, weights: Path, dataset: Dataset, device: str 
         "result": result | chosen,
         "device": predictor.device,
         "command": record.command and portable_command(record.command),
+        "check": check or {},
         "pairs": confused_pairs(logits.softmax(1), split.labels, 3),
     }
     return render("card.md.j2", facts) + "\n"

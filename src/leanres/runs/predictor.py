@@ -83,7 +83,8 @@ class Predictor:
             tta=tta,
             autocast=self.device.autocast(),
         )
-        return plain.cpu(), augmented.cpu()
+        calibrated = self.classifier.calibrated
+        return calibrated(plain.cpu()), calibrated(augmented.cpu())
 
     def evaluate(self, split: Split, tta: str = "auto") -> dict[str, Any]:
         """Accuracy, NLL, ECE, per-class accuracy and confusion without augmentation.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,10 +22,12 @@ from torch import nn
 from leanres.data.split import Split
 from leanres.errors import UserError, first_line
 from leanres.io import MIB, CheckpointError, open_data, parse_json, write_bytes
+from leanres.metrics.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from leanres.models.config import FactoryConfig
 from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
 from leanres.plugins import NotLoadedError
+from leanres.registry import Range, checked
 from leanres.runs.run_json import not_a_run
 from leanres.training.device import PRECISIONS, Device
 from leanres.training.finetune import Pretrained
@@ -33,6 +35,7 @@ from leanres.version import __version__
 
 WEIGHTS = "model.safetensors"  # of a run folder
 KEY = "leanres"
+TEMPERATURE = Annotated[float, Range(MIN_TEMPERATURE, MAX_TEMPERATURE)]
 MAX_BYTES, MAX_HEADER = 4096 * MIB, 16 * MIB  # of a file, and of its names, shapes and metadata
 
 
@@ -43,9 +46,10 @@ def save_weights(
     preprocess: Preprocess,
     half: bool = False,
     precision: str = "float32",
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a weights file. CheckpointError where it cannot be written; else as `weights_bytes`."""
-    write_bytes(path, weights_bytes(model, config, preprocess, half, precision))
+    write_bytes(path, weights_bytes(model, config, preprocess, half, precision, facts))
 
 
 def weights_bytes(
@@ -54,9 +58,11 @@ def weights_bytes(
     preprocess: Preprocess,
     half: bool = False,
     precision: str = "float32",
+    facts: Mapping[str, Any] | None = None,
 ) -> bytes:
     """A weights file's content; `half` stores float16, a quarter of a point or less in accuracy.
 
+    `facts` are more entries of its metadata: `temperature`, and what `ship` says of the file.
     UserError for weights that are not finite, or whose float16 are not.
     """
     tensors = {
@@ -68,6 +74,7 @@ def weights_bytes(
         "model": config_to_dict(config),
         "preprocess": asdict(preprocess),
         "precision": precision,
+        **(facts or {}),
     }
     _check_finite(tensors)
     about["sha256"] = _checksum(tensors, about)
@@ -124,6 +131,34 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
 
     Raises CheckpointError for a file that is missing, damaged, or not one of ours.
     """
+    with _named(path):
+        about, tensors = _read(path)
+        _check_finite(tensors)
+        return _rebuild(about, tensors)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The metadata of a weights file. Raises as `load_classifier`."""
+    with _named(path):
+        return _read(path)[0]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the file in front of what does not fit in it, as a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except NotLoadedError as error:
+        raise NotLoadedError(f"{path}: {error}") from None
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = first_line(error)
+        raise CheckpointError(f"{path} does not fit the model it names: {reason}") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The metadata and the tensors of a weights file whose checksum is right."""
     try:
         with open_data(path, MAX_BYTES) as raw:
             if int.from_bytes(raw.read(8), "little") > MAX_HEADER:
@@ -138,16 +173,9 @@ def load_classifier(path: Path) -> tuple[ImageClassifier, Any]:
             f"{path} carries no leanres metadata, so its model and preprocessing are unknown: "
             "give a file that leanres wrote"
         )
-    try:
-        if about.pop("sha256", None) != _checksum(tensors, about):
-            raise CheckpointError(f"{path} is damaged: its content is not what its sha256 says")
-        _check_finite(tensors)
-        return _rebuild(about, tensors)
-    except NotLoadedError as error:
-        raise NotLoadedError(f"{path}: {error}") from None
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = first_line(error)
-        raise CheckpointError(f"{path} does not fit the model it names: {reason}") from None
+    if about.pop("sha256", None) != _checksum(tensors, about):
+        raise CheckpointError(f"{path} is damaged: its content is not what its sha256 says")
+    return about, tensors
 
 
 def load_teacher(path: str, train: Split, device: Device) -> ImageClassifier:
@@ -184,6 +212,7 @@ def _rebuild(
     config, preprocess = config_from_dict(about["model"]), Preprocess(**about["preprocess"])
     if (precision := about.get("precision", "float32")) not in PRECISIONS[1:]:
         raise ValueError(f"its precision is {str(precision)[:60]!r}")
+    temperature = checked("temperature", about.get("temperature", 1.0), TEMPERATURE)
     if len(preprocess.classes) != config.num_classes:
         raise ValueError("it names another number of classes than the network has")
     if preprocess.channels != config.in_channels:
@@ -200,4 +229,4 @@ def _rebuild(
         raise ValueError(f"{count} of its tensors differ, such as {differing[0]}{changed}")
     copies = {n: t.to(wanted[n].dtype, copy=True) for n, t in tensors.items()}
     model.load_state_dict(copies, assign=True)
-    return ImageClassifier(model, preprocess, precision).eval(), config
+    return ImageClassifier(model, preprocess, precision, temperature).eval(), config

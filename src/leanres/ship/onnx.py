@@ -2,79 +2,120 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leanres.data.image_files import input_rule
-from leanres.io import write_bytes
+from leanres.io import MIB, CheckpointError, open_data, write_bytes
 from leanres.models.preprocess import ImageClassifier
-from leanres.models.zoo import config_to_dict
-from leanres.version import __version__
+from leanres.ship.check import Answer
+from leanres.ship.facts import Content
+
+MAX_BYTES = 2048 * MIB  # of one protobuf message
 
 
-def write(path: Path, classifier: ImageClassifier, config: Any, full: bool) -> None:
-    """Write the graph from uint8 images to probabilities; its metadata has the class names, and
-    `input` says how an image file becomes its input.
+def write(path: Path, content: Content) -> None:
+    """Write the graph from uint8 images to probabilities, with the facts as its metadata.
 
-    The weights are always float32, so `full` changes nothing.
+    The weights are float32, so `full` changes nothing; with `calibration` the graph computes in
+    int8. The last entry of the metadata is the sha256 of the bytes before it.
     """
-    del full
-    preprocess = classifier.preprocess
-    shape = (2, preprocess.channels, preprocess.size, preprocess.size)
-    example = torch.zeros(shape, dtype=torch.uint8)
-    with _silent_exporter():
-        program = torch.onnx.export(
-            nn.Sequential(classifier, nn.Softmax(1)).eval(),
-            (example,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    metadata = {
-        "leanres": __version__,
-        "model": json.dumps(config_to_dict(config)),
-        "classes": json.dumps(preprocess.classes),
-        "preprocess": json.dumps(asdict(preprocess)),
-        "input": input_rule(preprocess.channels, preprocess.whites),
-    }
-    for key, value in metadata.items():
+    from leanres.ship.onnx_int8 import quantized
+
+    with _silent():
+        proto = _float_graph(content.classifier)
+        if content.calibration is not None:
+            proto = quantized(proto, content.calibration)
+    for key, value in content.facts.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
-    write_bytes(path, proto.SerializeToString())
+    written = proto.SerializeToString()
+    write_bytes(path, written + _seal(written))
+
+
+def _float_graph(classifier: ImageClassifier) -> Any:
+    """The ModelProto from uint8 images, any number of them, to probabilities."""
+    preprocess = classifier.preprocess
+    shape = (2, preprocess.channels, preprocess.size, preprocess.size)
+    program = torch.onnx.export(
+        nn.Sequential(classifier, nn.Softmax(1)).eval(),
+        (torch.zeros(shape, dtype=torch.uint8),),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _seal(written: bytes) -> bytes:
+    """A metadata entry with the sha256 of a ModelProto's bytes: appended to them it is merged."""
+    import onnx
+
+    seal = onnx.ModelProto()
+    entry = seal.metadata_props.add()
+    entry.key, entry.value = "sha256", hashlib.sha256(written).hexdigest()
+    return bytes(seal.SerializeToString())
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file that `write` wrote. CheckpointError for any other."""
+    try:
+        with open_data(path, MAX_BYTES) as file:
+            content = file.read()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    size = len(_seal(b""))
+    if content[-size:] != _seal(content[:-size]):
+        raise CheckpointError(
+            f"{path} was not written by leanres, or was changed since: its sha256 is missing or"
+            " wrong; export it again"
+        )
+    return content
 
 
 @contextmanager
-def _silent_exporter() -> Iterator[None]:
-    """Silence the exporter's warnings of packages that these networks do not use."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def _silent() -> Iterator[None]:
+    """Silence the exporter's and the quantiser's warnings of what these networks do not use."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)
 
 
-def probabilities(path: Path, images: Tensor) -> Tensor:
-    """What ONNX Runtime answers: uint8 (N, C, size, size) -> float32 (N, K)."""
+def facts(path: Path) -> dict[str, str]:
+    """The metadata of a file that `write` wrote. CheckpointError for any other."""
+    import onnx
+
+    proto = onnx.load_model_from_string(_read(path))
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def load(path: Path) -> Answer:
+    """A session of ONNX Runtime on one thread: uint8 (N, C, size, size) -> float32 (N, K)."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {"images": images.numpy()})
-    return torch.from_numpy(answer)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # errors: they are raised too
+    # Of the bytes that were checked: the file cannot name others beside it.
+    session = onnxruntime.InferenceSession(_read(path), options, ["CPUExecutionProvider"])
+
+    def answer(images: Tensor) -> Tensor:
+        (probs,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(probs)
+
+    return answer
