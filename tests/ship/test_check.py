@@ -48,9 +48,14 @@ def answers_with(probs):
 
 def checked(path, probs, expected, labels, is_int8):
     path.write_bytes(b"file")
-    numbers = torch.arange(len(labels))
-    pixels = torch.stack((numbers // 256, numbers % 256), 1).to(torch.uint8)[:, None, None]
-    return check(path, answers_with(probs), "", Images(pixels, labels, expected), is_int8)
+    images = Images(numbered(len(labels)), labels, expected)
+    return check(path, answers_with(probs), "", images, is_int8)
+
+
+def numbered(n):
+    """Images of two pixels, which are the image's number."""
+    numbers = torch.arange(n)
+    return torch.stack((numbers // 256, numbers % 256), 1).to(torch.uint8)[:, None, None]
 
 
 def probabilities(classes, top=0.9, k=4):
@@ -72,6 +77,25 @@ def test_int8_is_judged_by_accuracy_and_classes_and_floats_by_drift(tmp_path):
         _, problem = checked(tmp_path / "f", probabilities(answered), expected, labels, True)
         assert problem.startswith(told)
         assert bool(problem) == bool(told)
+
+
+def test_a_float_files_drift_is_judged_before_its_temperature_multiplies_it(tmp_path):
+    """Logits change by at most 0.03, as in float16: by 0.15 once they are divided by 0.2."""
+    torch.manual_seed(0)
+    labels = torch.arange(100) % 4
+    logits = 0.3 * torch.nn.functional.one_hot(labels, 4) + 0.1 * torch.rand(100, 4)
+    rounded = logits + 0.06 * torch.rand(100, 4) - 0.03
+    for temperature in (1.0, 0.2):
+        before, after = ((each / temperature).softmax(1) for each in (logits, rounded))
+        images = Images(numbered(100), labels, Answers.of(before), temperature)
+        (tmp_path / "f").touch()
+        done, problem = check(tmp_path / "f", answers_with(after), "", images, False)
+        assert problem == ""
+    assert done.drift > checks.DRIFT
+    _, problem = check(
+        tmp_path / "f", answers_with(after), "", replace(images, temperature=1.0), False
+    )
+    assert problem.startswith("it would change a probability by")
 
 
 def test_int8_that_is_right_as_often_on_other_images_is_refused(tmp_path):

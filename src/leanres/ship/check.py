@@ -92,6 +92,7 @@ class Images:
     pixels: Tensor
     labels: Tensor | None
     expected: Answers | None  # None where the network is not at hand and answered other images
+    temperature: float = 1.0  # of the file and of the network's answers
 
 
 def check(
@@ -114,7 +115,7 @@ def check(
             network, difference = float(before.double().mean()), mcnemar(before, right)
         lost = -difference.difference if difference else 0.0
         problem = problem or (
-            _int8_problem(agreement, lost) if is_int8 else _float_problem(expected, probs)
+            _int8_problem(agreement, lost) if is_int8 else _float_problem(images, expected, probs)
         )
     done = Check(
         path=path,
@@ -183,9 +184,14 @@ def _drift(expected: Answers, probs: Tensor) -> Tensor:
     return (probs.gather(1, expected.classes[:, None])[:, 0] - expected.top).abs()
 
 
-def _float_problem(expected: Answers, probs: Tensor) -> str:
-    """How a float file's probabilities (N, K) differ from the network's; empty where they may."""
-    drift = _drift(expected, probs)
+def _float_problem(images: Images, expected: Answers, probs: Tensor) -> str:
+    """How a float file's probabilities (N, K) differ from the network's; empty where they may.
+
+    A temperature below 1 multiplies every change of the logits by its inverse, which is not the
+    file's doing: changes are divided by it again.
+    """
+    scale = min(1.0, images.temperature)
+    drift = scale * _drift(expected, probs)
     most, relative = float(drift.max()), float((drift / expected.top).max())
     if not most < DRIFT:
         return f"it would change a probability by {most:.2g}, and at most {DRIFT} is accepted"
@@ -194,7 +200,7 @@ def _float_problem(expected: Answers, probs: Tensor) -> str:
             f"it would change a probability by {100 * relative:.2g} % of the image's largest, and"
             f" at most {100 * RELATIVE_DRIFT:g} % is accepted"
         )
-    kept = (probs.argmax(1) == expected.classes)[expected.margin > _TIE * expected.top]
+    kept = (probs.argmax(1) == expected.classes)[scale * expected.margin > _TIE * expected.top]
     return _kept_problem(float(kept.double().mean()), len(kept)) if len(kept) else ""
 
 

@@ -145,7 +145,8 @@ def export(
     checked_on = check_facts(expected, images, labels, data)
     facts = describe(classifier, config, origin_of(target), checked_on, is_int8)
     content = Content(classifier, config, facts, full, calibration)
-    done = _write_checked(kind, out, content, Images(images, labels, expected))
+    pixels = Images(images, labels, expected, classifier.temperature)
+    done = _write_checked(kind, out, content, pixels)
     told: dict[str, Any] = {"temperature": classifier.temperature}
     if labels is not None:
         told |= {"ece_before": ece(own.softmax(1), labels), "ece": ece(probs, labels)}
@@ -210,7 +211,7 @@ def verify(path: Path | str, split: Split) -> Check:
     n = min(len(split), known.checked["n"])
     pixels, labels = split.images[:n], split.labels[:n]
     same = digest(pixels) == known.checked["images"]
-    images = Images(pixels, labels, known.answers if same else None)
+    images = Images(pixels, labels, known.answers if same else None, known.temperature)
     done, problem = check(path, kind.load, kind.runtime, images, known.is_int8)
     if problem:
         raise UserError(f"{path} does not answer as it did: {problem}")
