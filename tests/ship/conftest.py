@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,18 @@ from leanres.data.sources import load_data
 from leanres.data.split import Dataset
 from leanres.models.speednet import SpeedNetConfig
 from leanres.runs.fit import fit
+from leanres.ship.export import TARGETS
 from leanres.training.device import CPU
 from leanres.training.recipes import RECIPES
+
+
+@pytest.fixture(autouse=True)
+def _only_installed_targets(request: pytest.FixtureRequest) -> None:
+    """A test of a target is skipped where the target's packages are missing."""
+    suffix = getattr(request.node, "callspec", None) and request.node.callspec.params.get("suffix")
+    for package in TARGETS[suffix].packages if suffix else ():
+        if find_spec(package) is None:
+            pytest.skip(f"{suffix} needs {package}: pip install 'leanres[{TARGETS[suffix].extra}]'")
 
 
 @pytest.fixture(scope="session")

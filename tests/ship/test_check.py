@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,14 @@ def shipped(grey_run, tmp_path_factory, grey_digits) -> dict[str, Path]:
     """A file of each target that knows the digits."""
     folder = tmp_path_factory.mktemp("shipped")
     test = grey_digits.test
-    for suffix in TARGETS:
+    known = [suffix for suffix in TARGETS if not missing(suffix)]
+    for suffix in known:
         export(grey_run, folder / f"net{suffix}", test.images, labels=test.labels, data="digits")
-    return {suffix: folder / f"net{suffix}" for suffix in TARGETS}
+    return {suffix: folder / f"net{suffix}" for suffix in known}
+
+
+def missing(suffix):
+    return any(find_spec(package) is None for package in TARGETS[suffix].packages)
 
 
 def answers_with(probs):

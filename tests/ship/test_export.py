@@ -89,7 +89,9 @@ def test_a_place_that_cannot_be_written_is_a_mistake(run, tmp_path, images, suff
 
 
 def test_a_wrong_suffix_or_size_of_images_is_a_mistake(run, tmp_path, images):
-    with pytest.raises(UserError, match=r"x\.onx: give a file that ends in \.s\w+ or \.onnx$"):
+    with pytest.raises(
+        UserError, match=r"x\.onx: give a file that ends in \.s\w+ or \.onnx or \.tflite$"
+    ):
         export(run, tmp_path / "x.onx", images)
     with pytest.raises(UserError, match="images of 3x8x8: the network takes 3x32x32"):
         export(run, tmp_path / "x.safetensors", images[:, :, :8, :8])

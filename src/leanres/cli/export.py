@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def export(
     target: Path = options.TARGET,
     out: Path = typer.Argument(
-        metavar="OUT", help="FILE.safetensors for leanres, FILE.onnx for ONNX runtimes."
+        metavar="OUT",
+        help="FILE.safetensors for leanres, FILE.onnx for ONNX runtimes, .tflite for LiteRT.",
     ),
     data: str | None = options.TARGET_DATA,
     full: bool = options.output_option(
@@ -33,7 +34,7 @@ def export(
     int8: bool = typer.Option(
         False,
         "--int8",
-        help="Compute in int8, of an .onnx file: a scale per output channel, ranges of the"
+        help="Compute in int8, of .onnx and .tflite: a scale per output channel, ranges of the"
         " activations from training images.",
     ),
     uncalibrated: bool = typer.Option(

@@ -19,7 +19,7 @@ from leanres.metrics.classification import ece
 from leanres.models.preprocess import ImageClassifier, check_fit
 from leanres.registry import Table
 from leanres.runs.weights import load_classifier, weights_file
-from leanres.ship import onnx, safetensors
+from leanres.ship import litert, onnx, safetensors
 from leanres.ship.check import Answer, Check, Images, check
 from leanres.ship.facts import (
     Answers,
@@ -70,6 +70,15 @@ TARGETS: Table[Target] = Table(
             int8=True,
             extra="export",
             packages=("onnx", "onnxscript", "onnxruntime"),
+        ),
+        ".tflite": Target(
+            litert.write,
+            litert.load,
+            litert.facts,
+            "LiteRT",
+            int8=True,
+            extra="litert",
+            packages=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
         ),
     },
 )
