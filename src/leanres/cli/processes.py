@@ -23,7 +23,8 @@ PROCESSES = machine_option(
     min=1,
     max=1024,
     help="Processes that train together, with the same result to the last bit; each takes some of"
-    " the `accumulate` parts of a batch. torchrun starts them on several machines.",
+    " the `accumulate` parts of a batch, and its share of the cores. torchrun starts them on"
+    " several machines.",
 )
 REDUCTION = machine_option(
     None,
