@@ -57,18 +57,22 @@ def test_a_budget_is_met_up_to_the_last_parameter(leanres, budget, within):
     assert found["within_budget"] == within
 
 
+INIT = ("train", "--data", "digits", "--set")
+
+
 @pytest.mark.parametrize(
-    ("target", "problem"),
+    ("words", "problem"),
     [
-        (".", ". holds no network: give a run folder"),
-        ("no/such/run", "no/such/run does not exist: give a run folder, a weights file or"),
-        ("gone.safetensors", "gone.safetensors does not exist"),
-        ("resnet21", "no model 'resnet21'; did you mean 'resnet"),
+        (("summary", "."), ". holds no network: give a run folder"),
+        ((*INIT, "init=."), "init = '.': . holds no network: give a run folder or a .safetensors"),
+        (("summary", "no/run"), "no/run does not exist: give a run folder, a weights file or"),
+        ((*INIT, "init=no/run"), "no/run does not exist: give a run folder or a .safetensors file"),
+        (("summary", "gone.safetensors"), "gone.safetensors does not exist"),
+        ((*INIT, "init=gone.safetensors"), "gone.safetensors does not exist"),
+        (("summary", "resnet21"), "no model 'resnet21'; did you mean 'resnet"),
+        ((*INIT, "init=resnet21"), "resnet21 does not exist: give a run folder or a .safetensors"),
     ],
 )
-def test_what_is_no_network_is_named(leanres, tmp_path, monkeypatch, target, problem):
+def test_what_is_no_network_is_named(leanres, mistake, tmp_path, monkeypatch, words, problem):
     monkeypatch.chdir(tmp_path)
-    for words in (("summary", target), ("train", "--data", "digits", "--set", f"init={target}")):
-        done = leanres(*words)
-        assert done.code == 2
-        assert problem in done.err
+    mistake(leanres(*words), problem)

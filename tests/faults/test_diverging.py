@@ -58,7 +58,8 @@ def test_a_diverged_run_names_the_last_good_checkpoint(leanres, tmp_path, monkey
 
 def test_a_comparison_of_runs_that_diverge_ends_in_lines(leanres, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = leanres(*COMMANDS["compare"], *DIVERGES, "--out", "compared")
+    longer = ("compare", "schedules", *DIGITS, "--epochs", 8, "--seeds", "0")
+    done = leanres(*longer, *DIVERGES, "--out", "compared")
     assert done.code == 2
     *told, last = done.err.splitlines()
     assert all(line.startswith(("note:", "started", "diverged compared/")) for line in told)

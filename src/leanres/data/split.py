@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -244,7 +245,7 @@ class Dataset:
 
 def digests_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """One 32-byte BLAKE2b digest per image (N, ...), of its pixels alone. (N, 32)."""
-    rows = images.reshape(len(images), -1)
+    rows = images.reshape(len(images), math.prod(images.shape[1:]))
     joined = b"".join(hashlib.blake2b(row.data, digest_size=32).digest() for row in rows)
     return np.frombuffer(joined, np.uint8).reshape(len(images), 32)
 

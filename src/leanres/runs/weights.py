@@ -28,7 +28,7 @@ from leanres.models.preprocess import ImageClassifier, Preprocess
 from leanres.models.zoo import config_from_dict, config_to_dict
 from leanres.plugins import NotLoadedError
 from leanres.registry import Range, checked
-from leanres.runs.run_json import not_a_run
+from leanres.runs.run_json import INFO, not_a_run
 from leanres.training.device import PRECISIONS, Device
 from leanres.training.finetune import Pretrained
 from leanres.version import __version__
@@ -120,6 +120,8 @@ def weights_file(target: str | Path) -> Path:
     if (path / "fold-1").is_dir():
         raise UserError(not_a_run(path))
     if path.is_dir() and not (path / WEIGHTS).exists():
+        if not (path / INFO).exists():
+            raise UserError(f"{path} holds no network: give a run folder or a .safetensors file")
         raise UserError(
             f"{path} holds no {WEIGHTS}: a run writes it when it ends (`leanres resume {path}`)"
         )
