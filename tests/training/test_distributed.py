@@ -307,7 +307,7 @@ def test_an_error_of_one_process_is_raised_in_all_and_names_it():
 
 def test_other_data_recipes_and_versions_are_refused_by_name(few):
     def train(world: World) -> None:
-        dataset = few if world.rank == 0 else replace(few, train=few.train.subset(range(300)))
+        dataset = few if world.rank == 0 else replace(few, train=few.train.subset(range(200)))
         _check_agreement(prepare(SPEED, dataset, CPU("cpu", "float32", False), world=world))
 
     for outcome in together(train, 2):
