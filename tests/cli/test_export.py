@@ -108,7 +108,7 @@ def test_what_cannot_be_verified_is_one_line(leanres, mistake, tmp_path, monkeyp
     [
         (("RUN", "x.onx"), ".onnx"),
         (("RUN", "x.safetensors", "--int8"), ".safetensors has no int8"),
-        ((".", "x.onnx"), "holds no model.safetensors"),
+        ((".", "x.onnx"), ". holds no network: give a run folder"),
         (("none", "x.onnx"), "none does not exist"),
         (("RUN", "x.onnx", "--card"), "--card describes a run's weights"),
     ],
