@@ -26,7 +26,7 @@ from leanres.models.speednet import SpeedNetConfig
 from leanres.runs import checkpoint
 from leanres.runs.checkpoint import pack
 from leanres.runs.predictor import Predictor
-from leanres.runs.run import Run, _check_agreement, prepare
+from leanres.runs.run import Run, _check_agreement, create, prepare
 from leanres.runs.weights import save_weights
 from leanres.training import distributed
 from leanres.training.device import CPU
@@ -278,6 +278,16 @@ def test_a_network_with_a_state_of_its_own_is_refused():
     with pytest.raises(UserError, match=r"buffer 1\.calls changes .* in one process"):
         check_buffers(network, images)
     check_buffers(network[:1], images)
+
+
+def test_processes_that_do_not_agree_leave_no_run_behind(few, tmp_path):
+    def make(world: World) -> None:
+        recipe = replace(SPEED, lr=0.1 + world.rank)
+        create(tmp_path / "run", recipe, few, CPU("cpu", "float32", False), world=world)
+
+    said = "process 1 has the setting lr 1.1, process 0 has 0.1: give all of them the same"
+    assert {(o.code, o.message) for o in together(make, 2)} == {(TOLD, said)}
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_all_at_its_step(few):

@@ -97,7 +97,13 @@ def create(
     one alone makes the folder.
     """
     run = world.first_leads(lambda: _create(folder, recipe, dataset, device, origin or {}, world))
-    _check_agreement(run)
+    try:
+        _check_agreement(run)
+    except BaseException:  # the same command may be given again
+        run.release()
+        if run.writes:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return run
 
 
@@ -162,7 +168,11 @@ def reopen(
     Of several processes each calls it, and the first one alone locks the folder and writes.
     """
     run = world.first_leads(lambda: _reopen(folder, load, device, epochs, wait_s, world))
-    _check_agreement(run)
+    try:
+        _check_agreement(run)
+    except BaseException:
+        run.release()
+        raise
     return run
 
 

@@ -213,6 +213,7 @@ def steps(
     freeze_statistics_(state.model, recipe.freeze)
     function = _step_function(state, setup, mark)  # its networks keep the modes of these
     before, after = setup.normalizers
+    draws = any(is_random(module) for model in state.networks for module in model.modules())
     for batch in batches(setup.train, counts, state.step, before, setup.world):
         images, targets = (x.to(device.name, non_blocking=True) for x in batch)
         done("data and augmentation")
@@ -228,7 +229,7 @@ def steps(
         alone = setup.world.size == 1
         with nullcontext() if alone else unchanged_if_lost(state.networks):
             if function.select is not None:
-                seeds = _part_seeds(state, setup, 4)
+                seeds = _part_seeds(state, setup, 4) if draws else ()
                 kept = select_hardest_(
                     function.select, Batch(inputs, targets, None, parts, seeds), setup
                 )
@@ -241,8 +242,9 @@ def steps(
             logits = teacher_logits(state.teacher, images, parts.size, setup)
             # Once an epoch is enough: the norm is read beside the losses, and costs a little.
             last = (state.step + 1) % counts.steps_per_epoch == 0
-            with _seeded(state, setup, function):
-                seeds = () if function.captured else _part_seeds(state, setup, 1)
+            by_part = draws and not function.captured  # a graph cannot be seeded within
+            with nullcontext() if by_part or not draws else _seeded(state, setup):
+                seeds = _part_seeds(state, setup, 1) if by_part else ()
                 result = function.update(Batch(inputs, targets, logits, parts, seeds), last)
         if state.ema is not None:
             average_(state.ema, state.model, ema_decay(recipe.ema, state.step))
@@ -257,15 +259,8 @@ def _inputs(images: Tensor, normalize: nn.Module, scale: float) -> Tensor:
     return inputs.contiguous(memory_format=memory_format(images.device))
 
 
-def _draws(state: TrainState) -> bool:
-    """Whether a network draws random numbers itself."""
-    return any(is_random(module) for model in state.networks for module in model.modules())
-
-
 def _part_seeds(state: TrainState, setup: Setup, purpose: int) -> tuple[int, ...]:
-    """A seed for each part of this step that the process computes, where a network draws."""
-    if not _draws(state):
-        return ()
+    """A seed for each part of this step."""
     epoch, position = divmod(state.step, setup.counts.steps_per_epoch)
     counters = (setup.recipe.seed, epoch, position + 1, purpose)
     return tuple(
@@ -273,12 +268,8 @@ def _part_seeds(state: TrainState, setup: Setup, purpose: int) -> tuple[int, ...
     )
 
 
-def _seeded(
-    state: TrainState, setup: Setup, function: StepFunction
-) -> AbstractContextManager[object]:
-    """A captured step is seeded as a whole: a graph cannot be seeded within."""
-    if not (function.captured and _draws(state)):
-        return nullcontext()
+def _seeded(state: TrainState, setup: Setup) -> AbstractContextManager[object]:
+    """The context of a captured step, which is seeded as a whole."""
     epoch, position = divmod(state.step, setup.counts.steps_per_epoch)
     counters = (setup.recipe.seed, epoch, position + 1, 1, setup.world.rank)
     return setup.device.seeded(generator(*counters).initial_seed())
